@@ -1,0 +1,12 @@
+"""Mistral for Modular MAX: a drop-in for the built-in architecture."""
+
+from ._compat import check_max_version, installed_max
+
+check_max_version(installed_max())
+
+from .arch import ARCHITECTURES  # noqa: E402
+from .inputs import MistralInputs  # noqa: E402
+from .model import MistralModel  # noqa: E402
+from .model_config import MistralConfig  # noqa: E402
+
+__all__ = ["ARCHITECTURES", "MistralConfig", "MistralInputs", "MistralModel"]

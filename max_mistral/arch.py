@@ -1,0 +1,37 @@
+"""What MAX registers: one declaration per architecture name in ``config.json``."""
+
+from max.graph.weights import WeightsFormat
+from max.pipelines.context import TextContext
+from max.pipelines.kv_cache.memory_planner import PagedMemoryPlanner
+from max.pipelines.lib import SupportedArchitecture, TextTokenizer
+from max.pipelines.modeling.types import PipelineTask
+
+from .batch_processor import MistralBatchProcessor
+from .model import MistralModel
+from .model_config import MistralConfig
+from .weights.safetensors import convert_safetensor_state_dict
+
+mistral_arch = SupportedArchitecture(
+    name="MistralForCausalLM",
+    task=PipelineTask.TEXT_GENERATION,
+    example_repo_ids=[
+        "mistralai/Mistral-7B-Instruct-v0.3",
+        "mistralai/Mistral-Nemo-Instruct-2407",
+        "mistralai/Mistral-Small-24B-Instruct-2501",
+    ],
+    default_encoding=MistralConfig.DEFAULT_ENCODING,
+    supported_encodings=MistralConfig.SUPPORTED_ENCODINGS,
+    default_weights_format=WeightsFormat.safetensors,
+    weight_adapters={WeightsFormat.safetensors: convert_safetensor_state_dict},
+    pipeline_model=MistralModel,
+    config=MistralConfig,
+    batching=MistralBatchProcessor,
+    context_type=TextContext,
+    tokenizer=TextTokenizer,
+    memory_planner=PagedMemoryPlanner,
+    multi_gpu_supported=True,
+    supports_overlap_scheduler=True,
+    supports_device_graph_capture=True,
+)
+
+ARCHITECTURES = [mistral_arch]

@@ -1,0 +1,12 @@
+"""The one exception for what a user can mend."""
+
+import click
+
+
+class UserError(click.ClickException, ValueError):
+    """A wrong path, checkpoint, config value or flag, said in a sentence.
+
+    A script sees a ``ValueError``. The ``max`` command line is built on click,
+    which prints a ``ClickException`` as ``Error: ...`` without a traceback and
+    exits with status 1.
+    """

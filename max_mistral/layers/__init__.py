@@ -1,0 +1,1 @@
+"""What ``max.nn`` lacks."""

@@ -1,0 +1,95 @@
+"""Embedding, head and sharding with one interface for one device and many.
+
+``max.nn`` has one class for one device and another, which needs collectives
+and so a GPU, for several. Here both take and return a list of tensors, one
+per device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from max.graph import (
+    BufferValue,
+    DeviceRef,
+    ShardingStrategy,
+    TensorValue,
+)
+from max.nn.embedding import Embedding, VocabParallelEmbedding
+from max.nn.linear import ColumnParallelLinear, Linear
+
+from ..model_config import MistralConfig
+
+
+class _OneDeviceEmbedding(Embedding):
+    def __call__(  # type: ignore[override]
+        self, tokens: TensorValue, signal_buffers: Sequence[BufferValue]
+    ) -> list[TensorValue]:
+        return [super().__call__(tokens)]
+
+
+class _OneDeviceHead(Linear):
+    def __call__(  # type: ignore[override]
+        self, xs: Sequence[TensorValue], signal_buffers: Sequence[BufferValue]
+    ) -> list[TensorValue]:
+        return [super().__call__(xs[0])]
+
+
+def make_embedding(
+    config: MistralConfig,
+) -> _OneDeviceEmbedding | VocabParallelEmbedding:
+    """Returns the token embedding: ``(tokens, signal_buffers) -> [hidden] per device``."""
+    if len(config.devices) == 1:
+        return _OneDeviceEmbedding(
+            config.vocab_size,
+            config.hidden_size,
+            config.dtype,
+            config.devices[0],
+        )
+    return VocabParallelEmbedding(
+        config.vocab_size, config.hidden_size, config.dtype, config.devices
+    )
+
+
+def make_head(
+    config: MistralConfig,
+    embedding: _OneDeviceEmbedding | VocabParallelEmbedding,
+) -> _OneDeviceHead | ColumnParallelLinear:
+    """Returns the head: ``([hidden] per device, signal_buffers) -> [logits] per device``.
+
+    With ``tie_word_embeddings`` it shares the embedding's weight.
+    """
+    tied = embedding.weight if config.tie_word_embeddings else None
+    if len(config.devices) > 1:
+        return ColumnParallelLinear(
+            config.hidden_size,
+            config.vocab_size,
+            config.dtype,
+            devices=config.devices,
+            tied_weight=tied,
+        )
+    head = _OneDeviceHead(
+        config.hidden_size, config.vocab_size, config.dtype, config.devices[0]
+    )
+    if tied is not None:
+        head.set_shared_weight("weight", tied)
+    return head
+
+
+def shard(
+    module: Any,
+    strategy: Callable[[int], ShardingStrategy],
+    devices: list[DeviceRef],
+) -> Sequence[Any]:
+    """Returns one shard of ``module`` per device; on one device, itself.
+
+    Args:
+        module: A ``max.nn`` ``Shardable`` module.
+        strategy: A constructor such as ``ShardingStrategy.tensor_parallel``.
+        devices: Where the shards live.
+    """
+    if len(devices) == 1:
+        return [module]
+    module.sharding_strategy = strategy(len(devices))
+    return module.shard(devices)

@@ -1,0 +1,237 @@
+"""Loads, compiles and runs the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from max import tree
+from max.driver import Buffer, Device
+from max.dtype import DType
+from max.engine import InferenceSession, Model
+from max.graph import BufferType, DeviceRef, TensorType
+from max.graph.weights import WeightData, Weights, WeightsAdapter
+from max.nn.kv_cache import KVCacheInputs, KVCacheParams
+from max.nn.transformer import ReturnLogits
+from max.pipelines.context import TextContext
+from max.pipelines.lib import (
+    KVCacheConfig,
+    ModelInputs,
+    ModelOutputs,
+    PipelineConfig,
+    PipelineModelWithKVCache,
+)
+from max.pipelines.lib.graph_specs import GraphRole, GraphSpec
+from max.pipelines.lib.log_probabilities import LogProbabilitiesMixin
+from max.pipelines.lib.memory_estimation import MemoryEstimator, MemoryPlan
+from transformers import PretrainedConfig
+from typing_extensions import override
+
+from .batch_processor import MistralBatchProcessor
+from .errors import UserError
+from .inputs import MistralInputs, input_tree
+from .mistral import Mistral
+from .model_config import MistralConfig
+from .weights.safetensors import convert_safetensor_state_dict
+
+
+class MistralModel(
+    LogProbabilitiesMixin,
+    PipelineModelWithKVCache[TextContext, MistralConfig, Model],
+):
+    """A Mistral as MAX's pipelines run it, and as a script may.
+
+    Args:
+        pipeline_config: What the user asked for.
+        session: The session that compiles and runs the graph.
+        devices: The devices to run on; several run tensor-parallel.
+        kv_cache_config: How the paged KV cache is laid out.
+        weights: The checkpoint's tensors.
+        adapter: Renames and casts them; by default the one for Hugging Face
+            safetensors.
+        return_logits: Which logits :meth:`execute` returns.
+        memory_plan: How long and how large a batch may be; by default planned
+            from ``pipeline_config`` as MAX does.
+        max_batch_size: Most requests in a batch; by default the plan's.
+    """
+
+    model_config_cls: ClassVar[type[Any]] = MistralConfig
+    batch_processor_cls: ClassVar[type[MistralBatchProcessor]] = (
+        MistralBatchProcessor
+    )
+
+    model: Model
+    """The compiled graph with its weights, ready to run."""
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: InferenceSession,
+        devices: list[Device],
+        kv_cache_config: KVCacheConfig,
+        weights: Weights,
+        adapter: WeightsAdapter | None = None,
+        return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN,
+        *,
+        memory_plan: MemoryPlan | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        if memory_plan is None:
+            # arch.py imports this module.
+            from .arch import mistral_arch
+
+            memory_plan = MemoryEstimator.plan(pipeline_config, mistral_arch)
+        super().__init__(
+            pipeline_config,
+            session,
+            devices=devices,
+            kv_cache_config=kv_cache_config,
+            weights=weights,
+            adapter=adapter or convert_safetensor_state_dict,
+            return_logits=return_logits,
+            memory_plan=memory_plan,
+            max_batch_size=max_batch_size or memory_plan.planned_max_batch_size,
+        )
+        self._last_inputs: MistralInputs | None = None
+        self.model = self.load_model(session)
+
+    @classmethod
+    @override
+    def get_kv_params(
+        cls,
+        huggingface_config: PretrainedConfig,
+        pipeline_config: PipelineConfig,
+        devices: list[DeviceRef],
+        kv_cache_config: KVCacheConfig,
+        cache_dtype: DType,
+    ) -> KVCacheParams:
+        """Returns the KV cache parameters, see :meth:`MistralConfig.construct_kv_params`."""
+        return MistralConfig.construct_kv_params(
+            huggingface_config,
+            pipeline_config,
+            devices,
+            kv_cache_config,
+            cache_dtype,
+        )
+
+    @classmethod
+    def calculate_max_seq_len(
+        cls,
+        pipeline_config: PipelineConfig,
+        huggingface_config: PretrainedConfig,
+    ) -> int:
+        """Returns the longest sequence, see :meth:`MistralConfig.calculate_max_seq_len`."""
+        return MistralConfig.calculate_max_seq_len(
+            pipeline_config, huggingface_config
+        )
+
+    def graph_inputs(self) -> tuple[TensorType | BufferType, ...]:
+        """Returns the types of the graph's inputs, in execution order."""
+        return tuple(tree.leaves(input_tree(self.kv_params, self.device_refs)))
+
+    def load_model(self, session: InferenceSession) -> Model:
+        """Loads the weights, strictly, and compiles the graph.
+
+        Raises:
+            UserError: (a ``ValueError``) if the checkpoint does not fit its
+                config.
+        """
+        return self.load_graphs(session)[GraphRole.DECODER]
+
+    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+        """Runs one step: writes the KV cache, returns float32 logits.
+
+        Raises:
+            UserError: (a ``ValueError``) if the inputs come from
+                :meth:`prepare_next_token_inputs` and their
+                ``kv_cache_inputs`` still describe the step before.
+        """
+        assert isinstance(model_inputs, MistralInputs)
+        assert model_inputs.kv_cache_inputs is not None
+        last = self._last_inputs
+        if (
+            last is not None
+            and last is not model_inputs
+            and last.kv_cache_inputs is model_inputs.kv_cache_inputs
+        ):
+            raise UserError(
+                "kv_cache_inputs describe the step that ran last. Before each "
+                "step update the contexts, call kv_manager.alloc(context) for "
+                "each, and set model_inputs.kv_cache_inputs = "
+                "kv_manager.runtime_inputs([contexts])."
+            )
+        self._last_inputs = model_inputs
+        outputs = self.model.execute(*model_inputs.buffers)
+        assert self.batch_processor is not None
+        return self.batch_processor.process_outputs(outputs)
+
+    @override
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[TextContext]],
+        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None,
+        return_n_logits: int = 1,
+    ) -> MistralInputs:
+        """Returns the inputs of a step over each context's active tokens.
+
+        Args:
+            replica_batches: One batch of contexts; a list per data-parallel
+                replica, of which there is one.
+            kv_cache_inputs: From the KV cache manager's ``runtime_inputs``.
+            return_n_logits: How many trailing logits per request
+                ``ReturnLogits.VARIABLE`` returns.
+        """
+        inputs = super().prepare_initial_token_inputs(
+            replica_batches, kv_cache_inputs, return_n_logits
+        )
+        assert isinstance(inputs, MistralInputs)
+        return inputs
+
+    def prepare_next_token_inputs(
+        self, next_tokens: Buffer, prev_model_inputs: ModelInputs
+    ) -> MistralInputs:
+        """Returns the inputs of the next decode step, one token per request.
+
+        MAX 26.7 itself never calls this; a script's own decode loop does. The
+        KV cache inputs are passed on as they are: the caller advances them,
+        before or after, with ``kv_manager.runtime_inputs``.
+
+        Args:
+            next_tokens: int64 ``[batch]``.
+            prev_model_inputs: The inputs of the step before.
+        """
+        assert isinstance(prev_model_inputs, MistralInputs)
+        rows = prev_model_inputs.input_row_offsets.shape[0]
+        device = self.devices[0]
+        return MistralInputs(
+            next_tokens.to(device),
+            Buffer.from_numpy(np.arange(rows, dtype=np.uint32)).to(device),
+            prev_model_inputs.signal_buffers,
+            prev_model_inputs.return_n_logits,
+            kv_cache_inputs=prev_model_inputs.kv_cache_inputs,
+        )
+
+    @override
+    def _create_model_config(
+        self, state_dict: dict[str, WeightData]
+    ) -> MistralConfig:
+        config = self.arch_config_as(MistralConfig)
+        config.return_logits = self.return_logits
+        self._state_dict = state_dict
+        return config
+
+    @override
+    def graph_specs(self, model_config: MistralConfig) -> dict[str, GraphSpec]:
+        graph = Mistral(model_config)
+        graph.load_state_dict(self._state_dict, weight_alignment=1)
+        # The graph holds what it binds; let the rest go.
+        self._state_dict = {}
+        return {
+            GraphRole.DECODER: GraphSpec(
+                graph,
+                "mistral",
+                self._bind_graph_inputs(graph.input_tree()),
+                weights=graph.state_dict(auto_initialize=False),
+            )
+        }

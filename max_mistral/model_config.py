@@ -1,0 +1,263 @@
+"""From a Hugging Face config to a typed :class:`MistralConfig`.
+
+What this package cannot compute exactly is refused here, by name, before
+anything is compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from max.dtype import DType
+from max.graph import DeviceRef
+from max.nn.kv_cache import KVCacheParams
+from max.nn.transformer import ReturnLogits
+from max.pipelines.kv_cache import cache_dtype_for_encoding
+from max.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig
+from max.pipelines.lib.config.model_config import _select_quantization_encoding
+from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
+from max.pipelines.modeling.config_enums import (
+    SupportedEncoding,
+    supported_encoding_dtype,
+)
+from transformers import PretrainedConfig
+from typing_extensions import Self
+
+from . import hf_config as hf
+from .errors import UserError
+
+# MAX's CPU kernel does not compile for a window below 8 SIMD registers of
+# float32: 128 tokens with AVX-512, the widest there is.
+MIN_CPU_SLIDING_WINDOW = 128
+
+
+@dataclass(kw_only=True)
+class MistralConfig(ArchConfigWithKVCache):
+    """Everything the graph depends on."""
+
+    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "float32"
+    """On a GPU, MAX turns a float32 default into bfloat16."""
+    SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {
+        "float32",
+        "bfloat16",
+    }
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_hidden_layers: int
+    head_dim: int
+    """Width of one attention head; need not be hidden_size / num_attention_heads."""
+    vocab_size: int
+    rope_theta: float
+    max_seq_len: int
+    """Longest sequence in tokens, prompt and output together."""
+    rms_norm_eps: float
+    feed_forward_length: int
+    """HF's ``intermediate_size``."""
+    dtype: DType
+    """Of weights and activations."""
+    kv_params: KVCacheParams
+    attention_multiplier: float
+    """Scale of the attention scores, ``1 / sqrt(head_dim)``."""
+    devices: list[DeviceRef]
+    return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
+    """Last token, all, or a variable number of logits."""
+
+    tie_word_embeddings: bool = False
+    """Whether the head shares the embedding's weight."""
+    sliding_window: int | None = None
+    """How many keys a token sees, itself included; ``None`` for all."""
+    use_subgraphs: bool = True
+    """Whether all blocks share one compiled subgraph."""
+    quantization_encoding: SupportedEncoding | None = None
+    """The encoding that MAX resolved, of which ``dtype`` is the type."""
+
+    def __post_init__(self) -> None:
+        window = self.effective_sliding_window
+        if (
+            window is not None
+            and window < MIN_CPU_SLIDING_WINDOW
+            and any(device.is_cpu() for device in self.devices)
+        ):
+            raise UserError(
+                f"sliding_window is {window}, but on a CPU MAX's attention "
+                f"needs a window of at least {MIN_CPU_SLIDING_WINDOW} tokens. "
+                f"Run on a GPU, or set --max-length {window} or less, where "
+                "the window has no effect."
+            )
+
+    @property
+    def effective_sliding_window(self) -> int | None:
+        """The window, or ``None`` where no sequence can outgrow it."""
+        if self.sliding_window is None or self.sliding_window >= self.max_seq_len:
+            return None
+        return self.sliding_window
+
+    @staticmethod
+    def get_head_dim(huggingface_config: PretrainedConfig) -> int:
+        """Returns ``head_dim``; null or missing means hidden_size / heads."""
+        return hf.head_dim(huggingface_config)
+
+    @staticmethod
+    def get_num_layers(huggingface_config: PretrainedConfig) -> int:
+        """Returns the number of decoder blocks."""
+        return huggingface_config.num_hidden_layers
+
+    def get_kv_params(self) -> KVCacheParams:
+        """Returns the KV cache parameters."""
+        return self.kv_params
+
+    def get_max_seq_len(self) -> int:
+        """Returns the longest sequence in tokens, prompt and output together."""
+        return self.max_seq_len
+
+    @staticmethod
+    def calculate_max_seq_len(*args: Any, **kwargs: Any) -> int:
+        """Returns ``max_length`` if it is set, else the model's own limit.
+
+        The seam between two MAX releases. The reference page (26.3) calls
+        ``(pipeline_config, huggingface_config)``; the framework (26.7) calls
+        ``(huggingface_config, model_config)``. Either works, by position or
+        by keyword; the argument that is no HF config tells them apart.
+
+        Raises:
+            UserError: (a ``ValueError``) if ``max_length`` is above the model's
+                ``max_position_embeddings``; names both.
+            TypeError: If the arguments are neither pair.
+        """
+        given = [*args, *kwargs.values()]
+        pipelines = [a for a in given if isinstance(a, PipelineConfig)]
+        models = [a for a in given if isinstance(a, MAXModelConfig)]
+        models += [pipeline.model for pipeline in pipelines]
+        configs = [a for a in given if isinstance(a, PretrainedConfig)]
+        if not (len(given) == 2 and len(models) == len(configs) == 1):
+            raise TypeError(
+                "calculate_max_seq_len takes (pipeline_config, "
+                "huggingface_config) or (huggingface_config, model_config), "
+                f"got {[type(a).__name__ for a in given]}"
+            )
+        limit = configs[0].max_position_embeddings
+        max_length = models[0].max_length
+        if max_length is not None and max_length > limit:
+            raise UserError(
+                f"max_length is {max_length}, but the model's limit "
+                f"(max_position_embeddings) is {limit}. Set --max-length "
+                f"{limit} or less, or leave it out."
+            )
+        return max_length or limit
+
+    @classmethod
+    def construct_kv_params(
+        cls,
+        huggingface_config: PretrainedConfig,
+        pipeline_config: PipelineConfig,
+        devices: list[DeviceRef],
+        kv_cache_config: KVCacheConfig,
+        cache_dtype: DType,
+    ) -> KVCacheParams:
+        """Returns the KV cache parameters: grouped-query attention, all layers alike."""
+        return kv_cache_config.to_params(
+            dtype=cache_dtype,
+            n_kv_heads=huggingface_config.num_key_value_heads,
+            head_dim=cls.get_head_dim(huggingface_config),
+            num_layers=cls.get_num_layers(huggingface_config),
+            devices=devices,
+            data_parallel_degree=pipeline_config.model.data_parallel_degree,
+        )
+
+    @classmethod
+    def initialize(
+        cls,
+        pipeline_config: PipelineConfig,
+        model_config: MAXModelConfig | None = None,
+        *,
+        max_seq_len: int | None = None,
+    ) -> Self:
+        """Builds the config of the model that ``pipeline_config`` names.
+
+        Args:
+            pipeline_config: What the user asked for.
+            model_config: The model's part of it; ``pipeline_config.model`` by
+                default.
+            max_seq_len: Longest sequence in tokens; by default what
+                :meth:`calculate_max_seq_len` returns.
+
+        Raises:
+            UserError: (a ``ValueError``) if the checkpoint's config is
+                incomplete or asks for what this package cannot compute.
+        """
+        model_config = model_config or pipeline_config.model
+        huggingface_config = model_config.huggingface_config
+        if huggingface_config is None:
+            raise UserError(
+                f"{model_config.model_path} has no config.json that "
+                "transformers can read. Point --model at a folder or Hub id "
+                "that has one."
+            )
+        hf.check_required_keys(
+            model_config.model_path, model_config.huggingface_model_revision
+        )
+        return cls.initialize_from_config(
+            pipeline_config, huggingface_config, max_seq_len=max_seq_len
+        )
+
+    @classmethod
+    def initialize_from_config(
+        cls,
+        pipeline_config: PipelineConfig,
+        huggingface_config: PretrainedConfig,
+        *,
+        max_seq_len: int | None = None,
+    ) -> Self:
+        """Like :meth:`initialize`, with the HF config at hand."""
+        hf.check_supported(huggingface_config)
+        model = pipeline_config.model
+        if model.data_parallel_degree > 1:
+            raise UserError(
+                f"data_parallel_degree is {model.data_parallel_degree}, but "
+                "max_mistral runs tensor-parallel only. Leave "
+                "--data-parallel-degree out."
+            )
+        if pipeline_config.speculative is not None:
+            raise UserError(
+                "max_mistral does not support speculative decoding. Leave "
+                "--speculative-method and --draft-model-path out."
+            )
+        encoding = _select_quantization_encoding(model, cls.DEFAULT_ENCODING)
+        devices = [
+            DeviceRef(spec.device_type, spec.id) for spec in model.device_specs
+        ]
+        head_dim = cls.get_head_dim(huggingface_config)
+        if max_seq_len is None:
+            max_seq_len = cls.calculate_max_seq_len(
+                pipeline_config, huggingface_config
+            )
+        return cls(
+            hidden_size=huggingface_config.hidden_size,
+            num_attention_heads=huggingface_config.num_attention_heads,
+            num_key_value_heads=huggingface_config.num_key_value_heads,
+            num_hidden_layers=cls.get_num_layers(huggingface_config),
+            head_dim=head_dim,
+            vocab_size=huggingface_config.vocab_size,
+            rope_theta=hf.rope_theta(huggingface_config),
+            max_seq_len=max_seq_len,
+            rms_norm_eps=huggingface_config.rms_norm_eps,
+            feed_forward_length=huggingface_config.intermediate_size,
+            dtype=supported_encoding_dtype(encoding),
+            kv_params=cls.construct_kv_params(
+                huggingface_config,
+                pipeline_config,
+                devices,
+                model.kv_cache,
+                cache_dtype_for_encoding(encoding, model.kv_cache.kv_cache_format),
+            ),
+            attention_multiplier=math.sqrt(1.0 / head_dim),
+            devices=devices,
+            tie_word_embeddings=huggingface_config.tie_word_embeddings,
+            sliding_window=huggingface_config.sliding_window,
+            use_subgraphs=model.use_subgraphs,
+            quantization_encoding=encoding,
+        )

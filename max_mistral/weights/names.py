@@ -1,0 +1,211 @@
+"""The one table of weight names: full names, no patterns, no substrings.
+
+Each row gives a tensor's name in the graph, in a Hugging Face checkpoint and
+in a GGUF file, and its shape in the letters of :func:`dimensions`. ``{i}``
+stands for the layer. Sources: HF ``modeling_mistral.py``; llama.cpp
+``gguf-py/gguf/constants.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from ..errors import UserError
+from ..hf_config import head_dim
+
+
+@dataclass(frozen=True)
+class TensorName:
+    """One tensor, by its names and its shape."""
+
+    graph: str
+    huggingface: str
+    gguf: str
+    shape: str
+
+
+TENSORS = (
+    TensorName(
+        "embed_tokens.weight",
+        "model.embed_tokens.weight",
+        "token_embd.weight",
+        "VH",
+    ),
+    TensorName(
+        "layers.{i}.input_layernorm.weight",
+        "model.layers.{i}.input_layernorm.weight",
+        "blk.{i}.attn_norm.weight",
+        "H",
+    ),
+    TensorName(
+        "layers.{i}.self_attn.q_proj.weight",
+        "model.layers.{i}.self_attn.q_proj.weight",
+        "blk.{i}.attn_q.weight",
+        "QH",
+    ),
+    TensorName(
+        "layers.{i}.self_attn.k_proj.weight",
+        "model.layers.{i}.self_attn.k_proj.weight",
+        "blk.{i}.attn_k.weight",
+        "KH",
+    ),
+    TensorName(
+        "layers.{i}.self_attn.v_proj.weight",
+        "model.layers.{i}.self_attn.v_proj.weight",
+        "blk.{i}.attn_v.weight",
+        "KH",
+    ),
+    TensorName(
+        "layers.{i}.self_attn.o_proj.weight",
+        "model.layers.{i}.self_attn.o_proj.weight",
+        "blk.{i}.attn_output.weight",
+        "HQ",
+    ),
+    TensorName(
+        "layers.{i}.post_attention_layernorm.weight",
+        "model.layers.{i}.post_attention_layernorm.weight",
+        "blk.{i}.ffn_norm.weight",
+        "H",
+    ),
+    TensorName(
+        "layers.{i}.mlp.gate_proj.weight",
+        "model.layers.{i}.mlp.gate_proj.weight",
+        "blk.{i}.ffn_gate.weight",
+        "FH",
+    ),
+    TensorName(
+        "layers.{i}.mlp.up_proj.weight",
+        "model.layers.{i}.mlp.up_proj.weight",
+        "blk.{i}.ffn_up.weight",
+        "FH",
+    ),
+    TensorName(
+        "layers.{i}.mlp.down_proj.weight",
+        "model.layers.{i}.mlp.down_proj.weight",
+        "blk.{i}.ffn_down.weight",
+        "HF",
+    ),
+    TensorName("norm.weight", "model.norm.weight", "output_norm.weight", "H"),
+    TensorName("lm_head.weight", "lm_head.weight", "output.weight", "VH"),
+)
+
+# What a checkpoint may carry beside the table, and why it is not needed.
+DROPPED = {
+    "model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta",
+    "rope_freqs.weight": "computed from rope_theta",
+}
+
+
+def dimensions(config: PretrainedConfig) -> dict[str, int]:
+    """Returns the sizes that the letters of a shape stand for."""
+    return {
+        "V": config.vocab_size,
+        "H": config.hidden_size,
+        "F": config.intermediate_size,
+        "Q": config.num_attention_heads * head_dim(config),
+        "K": config.num_key_value_heads * head_dim(config),
+    }
+
+
+@dataclass(frozen=True)
+class ExpectedTensor:
+    """A tensor that the checkpoint must have."""
+
+    graph: str
+    shape: tuple[int, ...]
+
+
+def expected_tensors(
+    config: PretrainedConfig, scheme: str
+) -> dict[str, ExpectedTensor]:
+    """Returns what a checkpoint of this config must hold, by its own names.
+
+    Args:
+        config: The HF config, which gives layers, shapes and whether the head
+            is tied (a tied head is no tensor of its own).
+        scheme: ``"huggingface"``, ``"gguf"`` or ``"graph"``: whose names are
+            the keys.
+    """
+    sizes = dimensions(config)
+    return {
+        getattr(row, scheme).format(i=i): ExpectedTensor(
+            row.graph.format(i=i), tuple(sizes[letter] for letter in row.shape)
+        )
+        for row in TENSORS
+        if not (config.tie_word_embeddings and row.graph == "lm_head.weight")
+        for i in _layers(row.graph, config)
+    }
+
+
+def dropped_tensors(config: PretrainedConfig, scheme: str) -> dict[str, str]:
+    """Returns the tensors that a checkpoint may also hold, and why they are dropped."""
+    dropped = {
+        name.format(i=i): reason
+        for name, reason in DROPPED.items()
+        for i in _layers(name, config)
+    }
+    if config.tie_word_embeddings:
+        head = getattr(TENSORS[-1], scheme)
+        dropped[head] = "tied to the embedding (tie_word_embeddings)"
+    return dropped
+
+
+def check_tensors(
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, ExpectedTensor],
+    dropped: Collection[str],
+    source: str,
+) -> None:
+    """Raises unless ``found`` holds just the expected tensors, in their shapes.
+
+    Args:
+        found: The shapes of the checkpoint's tensors by name.
+        expected: What must be there.
+        dropped: What may be there.
+        source: What to call the checkpoint in the message.
+
+    Raises:
+        UserError: (a ``ValueError``) naming every missing, unknown or
+            misshapen tensor (at most ten of each), an unknown one with the
+            name it is likely to mean.
+    """
+    missing = [name for name in expected if name not in found]
+    unknown = [
+        name for name in found if name not in expected and name not in dropped
+    ]
+    problems = list(_unknown_problems(unknown, missing, expected))
+    problems += [f"{name} is missing" for name in missing]
+    problems += [
+        f"{name} has shape {list(found[name])}, but config.json makes it "
+        f"{list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name] != tensor.shape
+    ]
+    if problems:
+        shown, rest = problems[:10], len(problems) - 10
+        more = [f"and {rest} more"] if rest > 0 else []
+        raise UserError(
+            f"The tensors of {source} do not fit its config.json:\n  "
+            + "\n  ".join(shown + more)
+        )
+
+
+def _unknown_problems(
+    unknown: list[str],
+    missing: list[str],
+    expected: Mapping[str, ExpectedTensor],
+) -> Iterator[str]:
+    for name in unknown:
+        # A misspelt name leaves the right one missing, so look there first.
+        likely = difflib.get_close_matches(name, missing, n=1)
+        likely = likely or difflib.get_close_matches(name, expected, n=1)
+        hint = f"; did you mean {likely[0]}?" if likely else ""
+        yield f"{name} is unknown{hint}"
+
+
+def _layers(name: str, config: PretrainedConfig) -> range:
+    return range(config.num_hidden_layers if "{i}" in name else 1)
