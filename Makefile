@@ -1,0 +1,63 @@
+# Needs Python 3.11 or later with venv and pip, and make. Everything else is
+# installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := build/smollm2
+GGUF := build/SmolLM2-135M-Instruct.Q4_1.gguf
+
+export MODULAR_TELEMETRY_ENABLED := 0
+# MAX declares two of its flags twice, and click warns at every start.
+export PYTHONWARNINGS := ignore:The parameter:UserWarning
+
+# The demo and the server compile to the same graph, so the second one started
+# finds it in MAX's compile cache.
+MAX_FLAGS := --custom-architectures max_mistral --model $(MODEL) \
+	--devices cpu --quantization-encoding float32 --max-length 2048
+
+.PHONY: demo serve test lint check-gpu-compile clean
+.DELETE_ON_ERROR:
+
+demo: $(MODEL)
+	@echo "Starting. The first time, MAX compiles for this CPU: about two minutes."
+	$(BIN)/max generate $(MAX_FLAGS) --temperature 0 --max-new-tokens 60 \
+		--prompt "What is the capital of France? Answer in one sentence."
+
+serve: $(MODEL)
+	@echo "Starting on http://127.0.0.1:8000/v1. The first time, MAX compiles for"
+	@echo "this CPU: about two minutes. Stop with Ctrl-C."
+	$(BIN)/max serve $(MAX_FLAGS) --max-batch-size 8 --host 127.0.0.1 --port 8000
+
+test: $(VENV)/dev $(MODEL) lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+check-gpu-compile: $(VENV)/dev
+	$(BIN)/python scripts/check_gpu_compile.py
+
+clean:
+	rm -rf build $(VENV)
+
+$(VENV)/run: pyproject.toml
+	@echo "Installing MAX into $(VENV): about 700 MB to download ..."
+	$(PYTHON) -m venv $(VENV)
+	@# pip before 24 cannot resolve MAX's requirements.
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/run
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(GGUF): | $(VENV)/run
+	$(BIN)/python scripts/fetch_demo_model.py $@
+
+$(MODEL): $(GGUF) | $(VENV)/run
+	@echo "Converting the weights ..."
+	rm -rf $@
+	$(BIN)/python -m max_mistral.prepare $< $@

@@ -1,0 +1,142 @@
+"""Tiny seeded Mistral checkpoints, written without torch.
+
+The tokenizer is byte-level with as many tokens as the model has, because MAX
+stops a request whose token the tokenizer does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import MistralConfig as HFMistralConfig
+
+from max_mistral.weights.names import expected_tensors
+
+DTYPES = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+
+BASE: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "vocab_size": 320,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "dtype": "float32",
+}
+
+# The parity cross product, two graphs: every feature is on in one and off in
+# the other.
+CONFIGS: dict[str, dict[str, Any]] = {
+    # head_dim 32 != hidden / heads = 24
+    "gqa": BASE,
+    "mha_tied": BASE
+    | {
+        "num_key_value_heads": 4,
+        "head_dim": None,
+        "hidden_size": 128,
+        "tie_word_embeddings": True,
+        "rope_theta": 1e6,
+    },
+}
+
+
+def make_tensors(
+    config: dict[str, Any], seed: int = 0
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns random weights by their Hugging Face names.
+
+    Scaled so that attention is far from uniform and no two logits are close:
+    a mistake anywhere moves the output.
+    """
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    expected = expected_tensors(HFMistralConfig(**config), "huggingface")
+    for name, tensor in expected.items():
+        if len(tensor.shape) == 1:
+            values = rng.uniform(0.5, 1.5, tensor.shape)
+        else:
+            gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
+            values = rng.standard_normal(tensor.shape) * gain
+            values /= np.sqrt(tensor.shape[1])
+        tensors[name] = values.astype(np.float32)
+    return tensors
+
+
+def write_checkpoint(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    dtype: str = "float32",
+    shards: int = 1,
+    tensors: dict[str, npt.NDArray[np.float32]] | None = None,
+) -> Path:
+    """Writes config, weights and tokenizer into ``folder`` and returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+    tensors = make_tensors(config) if tensors is None else tensors
+    cast = {name: t.astype(DTYPES[dtype]) for name, t in tensors.items()}
+    if shards == 1:
+        save_file(cast, folder / "model.safetensors", {"format": "pt"})
+    else:
+        _write_shards(folder, cast, shards)
+    write_tokenizer(folder, config["vocab_size"])
+    return folder
+
+
+def _write_shards(folder: Path, tensors: dict[str, Any], shards: int) -> None:
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        part = dict(list(tensors.items())[i::shards])
+        save_file(part, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Writes a byte-level tokenizer of ``vocab_size`` tokens with a chat template."""
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens += [f"<extra_{i}>" for i in range(vocab_size - len(tokens))]
+    tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+        "chat_template": (
+            "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
+            "[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}"
+            "{{ eos_token }}{% endif %}{% endfor %}"
+        ),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -1,0 +1,201 @@
+"""The public MistralConfig, called as MAX 26.3's page and as 26.7's framework do."""
+
+import dataclasses
+import json
+
+import pytest
+from max.dtype import DType
+from max.graph import DeviceRef
+from max.nn.kv_cache import KVCacheParams
+from max.nn.transformer import ReturnLogits
+from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
+
+from max_mistral import MistralConfig, MistralModel
+from max_mistral.errors import UserError
+from tests.checkpoints import BASE, write_checkpoint
+from tests.harness import make_pipeline_config
+
+PAGE_FIELDS = [
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_hidden_layers",
+    "head_dim",
+    "vocab_size",
+    "rope_theta",
+    "max_seq_len",
+    "rms_norm_eps",
+    "feed_forward_length",
+    "dtype",
+    "kv_params",
+    "attention_multiplier",
+    "devices",
+]
+
+
+@pytest.fixture(scope="module")
+def pipeline_config(checkpoint):
+    return make_pipeline_config(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def config(pipeline_config):
+    return MistralConfig.initialize(pipeline_config)
+
+
+def test_every_field_of_the_page(config):
+    assert isinstance(config, ArchConfigWithKVCache)
+    assert config.hidden_size == 96
+    assert config.num_attention_heads == 4
+    assert config.num_key_value_heads == 1
+    assert config.num_hidden_layers == 3
+    assert config.head_dim == 32
+    assert config.vocab_size == 320
+    assert config.rope_theta == 10000.0
+    assert config.max_seq_len == 256
+    assert config.rms_norm_eps == 1e-5
+    assert config.feed_forward_length == 160
+    assert config.dtype == DType.float32
+    assert isinstance(config.kv_params, KVCacheParams)
+    assert config.kv_params.head_dim == 32
+    assert config.attention_multiplier == pytest.approx(32**-0.5)
+    assert config.devices == [DeviceRef.CPU()]
+    assert config.return_logits == ReturnLogits.LAST_TOKEN
+
+
+def test_the_fields_of_the_page_alone_construct_it(config):
+    values = {name: getattr(config, name) for name in PAGE_FIELDS}
+    built = MistralConfig(**values)
+    assert built.return_logits == ReturnLogits.LAST_TOKEN
+    required = [
+        field.name
+        for field in dataclasses.fields(MistralConfig)
+        if field.default is dataclasses.MISSING
+    ]
+    assert required == PAGE_FIELDS
+
+
+def test_it_is_keyword_only(config):
+    with pytest.raises(TypeError):
+        MistralConfig(*(getattr(config, name) for name in PAGE_FIELDS))
+
+
+def test_accessors(config, pipeline_config):
+    hf = pipeline_config.model.huggingface_config
+    assert config.get_kv_params() is config.kv_params
+    assert config.get_max_seq_len() == 256
+    assert MistralConfig.get_head_dim(hf) == 32
+    assert MistralConfig.get_head_dim(huggingface_config=hf) == 32
+    assert MistralConfig.get_num_layers(hf) == 3
+
+
+def test_initialize_takes_the_frameworks_max_seq_len(pipeline_config):
+    model, hf = pipeline_config.model, pipeline_config.model.huggingface_config
+    for config in (
+        MistralConfig.initialize(pipeline_config, max_seq_len=64),
+        MistralConfig.initialize(pipeline_config, model, max_seq_len=64),
+        MistralConfig.initialize(
+            pipeline_config=pipeline_config, model_config=model, max_seq_len=64
+        ),
+        MistralConfig.initialize_from_config(pipeline_config, hf, max_seq_len=64),
+        MistralConfig.initialize_from_config(
+            pipeline_config=pipeline_config, huggingface_config=hf, max_seq_len=64
+        ),
+    ):
+        assert config.max_seq_len == 64
+
+
+def test_without_max_length_the_models_own_limit_counts(checkpoint):
+    pipeline_config = make_pipeline_config(checkpoint, max_length=None)
+    assert MistralConfig.initialize(pipeline_config).max_seq_len == 512
+
+
+def test_calculate_max_seq_len_in_either_order(pipeline_config):
+    hf, model = pipeline_config.model.huggingface_config, pipeline_config.model
+    calls = [
+        MistralConfig.calculate_max_seq_len(pipeline_config, hf),
+        MistralConfig.calculate_max_seq_len(
+            pipeline_config=pipeline_config, huggingface_config=hf
+        ),
+        MistralConfig.calculate_max_seq_len(hf, model),
+        MistralConfig.calculate_max_seq_len(huggingface_config=hf, model_config=model),
+        MistralModel.calculate_max_seq_len(pipeline_config, hf),
+        MistralModel.calculate_max_seq_len(
+            pipeline_config=pipeline_config, huggingface_config=hf
+        ),
+    ]
+    assert calls == [256] * len(calls)
+
+
+def test_calculate_max_seq_len_refuses_other_arguments(pipeline_config):
+    with pytest.raises(TypeError, match="calculate_max_seq_len takes"):
+        MistralConfig.calculate_max_seq_len(pipeline_config)
+
+
+def test_a_max_length_above_the_limit_names_both(checkpoint):
+    with pytest.raises(ValueError, match=r"max_length is 513.* is 512"):
+        make_pipeline_config(checkpoint, max_length=513)
+
+
+def test_construct_kv_params_by_position_and_keyword(pipeline_config):
+    hf, cpu = pipeline_config.model.huggingface_config, [DeviceRef.CPU()]
+    kv_config = pipeline_config.model.kv_cache
+    arguments = (hf, pipeline_config, cpu, kv_config, DType.float32)
+    names = (
+        "huggingface_config",
+        "pipeline_config",
+        "devices",
+        "kv_cache_config",
+        "cache_dtype",
+    )
+    for function in (MistralConfig.construct_kv_params, MistralModel.get_kv_params):
+        for params in (
+            function(*arguments),
+            function(**dict(zip(names, arguments, strict=True))),
+        ):
+            assert params.n_kv_heads == 1
+            assert params.head_dim == 32
+            assert params.num_layers == 3
+            assert params.dtype == DType.float32
+
+
+def test_a_null_head_dim(tmp_path):
+    folder = write_checkpoint(tmp_path, BASE | {"head_dim": None})
+    assert MistralConfig.initialize(make_pipeline_config(folder)).head_dim == 24
+
+
+@pytest.mark.parametrize(
+    ("window", "max_length", "effective"),
+    [(None, 256, None), (256, 256, None), (255, 256, 255), (128, 200, 128)],
+)
+def test_a_window_counts_only_where_a_sequence_outgrows_it(
+    tmp_path, window, max_length, effective
+):
+    folder = write_checkpoint(tmp_path, BASE | {"sliding_window": window})
+    pipeline_config = make_pipeline_config(folder, max_length=max_length)
+    config = MistralConfig.initialize(pipeline_config)
+    assert config.sliding_window == window
+    assert config.effective_sliding_window == effective
+
+
+def test_a_window_too_small_for_the_cpu_kernel_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path, BASE | {"sliding_window": 127})
+    pipeline_config = make_pipeline_config(folder)
+    with pytest.raises(UserError, match="sliding_window is 127.*at least 128"):
+        MistralConfig.initialize(pipeline_config)
+
+
+def test_a_config_without_a_required_key_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path, BASE)
+    values = json.loads((folder / "config.json").read_text())
+    del values["intermediate_size"]
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="lacks intermediate_size"):
+        MistralConfig.initialize(make_pipeline_config(folder))
+
+
+def test_cpu_with_bfloat16_leads_to_the_flag_that_works(tmp_path):
+    folder = write_checkpoint(tmp_path, BASE, dtype="bfloat16")
+    with pytest.raises(ValueError, match="float32"):
+        make_pipeline_config(folder, quantization_encoding="bfloat16")
+

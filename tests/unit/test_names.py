@@ -1,0 +1,116 @@
+"""The table of names: complete, anchored, and clear about what does not fit."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from max_mistral.errors import UserError
+from max_mistral.weights.names import (
+    TENSORS,
+    check_tensors,
+    dropped_tensors,
+    expected_tensors,
+)
+
+CONFIG = SimpleNamespace(
+    vocab_size=320,
+    hidden_size=96,
+    intermediate_size=160,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=32,
+    tie_word_embeddings=False,
+)
+TIED = SimpleNamespace(**vars(CONFIG) | {"tie_word_embeddings": True})
+Q1 = "model.layers.1.self_attn.q_proj.weight"
+
+
+def shapes(config=CONFIG):
+    return {
+        name: tensor.shape
+        for name, tensor in expected_tensors(config, "huggingface").items()
+    }
+
+
+def check(found, config=CONFIG):
+    check_tensors(
+        found,
+        expected_tensors(config, "huggingface"),
+        dropped_tensors(config, "huggingface"),
+        "model.safetensors",
+    )
+
+
+def test_shapes_follow_head_dim_not_hidden_over_heads():
+    assert shapes()[Q1] == (4 * 32, 96)
+    assert shapes()["model.layers.1.self_attn.k_proj.weight"] == (32, 96)
+    assert shapes()["model.layers.1.self_attn.o_proj.weight"] == (96, 4 * 32)
+    assert shapes()["model.layers.0.mlp.down_proj.weight"] == (96, 160)
+
+
+@pytest.mark.parametrize("scheme", ["graph", "huggingface", "gguf"])
+def test_every_scheme_names_every_tensor_once(scheme):
+    names = expected_tensors(CONFIG, scheme)
+    per_layer = sum("{i}" in row.graph for row in TENSORS)
+    assert len(names) == per_layer * 2 + len(TENSORS) - per_layer
+    assert len({tensor.graph for tensor in names.values()}) == len(names)
+
+
+def test_a_complete_checkpoint_passes():
+    check(shapes())
+
+
+def test_a_tied_checkpoint_has_no_head_but_may_carry_a_copy():
+    assert "lm_head.weight" not in shapes(TIED)
+    check(shapes(TIED) | {"lm_head.weight": (320, 96)}, TIED)
+
+
+def test_rotary_buffers_of_old_checkpoints_are_dropped_by_name():
+    check(shapes() | {"model.layers.1.self_attn.rotary_emb.inv_freq": (16,)})
+
+
+def test_a_missing_tensor_is_named():
+    found = shapes()
+    del found[Q1]
+    with pytest.raises(UserError, match=f"{Q1} is missing"):
+        check(found)
+
+
+def test_a_misspelt_tensor_is_named_with_its_correction():
+    found = shapes()
+    found["model.layers.1.self_attn.q_prj.weight"] = found.pop(Q1)
+    with pytest.raises(UserError) as error:
+        check(found)
+    assert (
+        "model.layers.1.self_attn.q_prj.weight is unknown; "
+        f"did you mean {Q1}?" in str(error.value)
+    )
+
+
+def test_a_surplus_tensor_is_named():
+    # Layer 2 of a model of two layers: a wrong num_hidden_layers.
+    surplus = "model.layers.2.self_attn.q_proj.weight"
+    with pytest.raises(UserError, match=f"{surplus} is unknown"):
+        check(shapes() | {surplus: (128, 96)})
+
+
+def test_a_name_that_only_contains_a_known_one_is_unknown():
+    name = "draft.model.norm.weight"
+    with pytest.raises(UserError, match=f"{name} is unknown"):
+        check(shapes() | {name: (96,)})
+
+
+def test_a_wrong_shape_is_named_with_both_shapes():
+    with pytest.raises(UserError) as error:
+        check(shapes() | {Q1: (96, 96)})
+    assert f"{Q1} has shape [96, 96], but config.json makes it [128, 96]" in str(
+        error.value
+    )
+
+
+def test_a_long_list_of_problems_is_cut():
+    with pytest.raises(UserError) as error:
+        check({})
+    assert len(str(error.value).splitlines()) == 12
+    assert "and 11 more" in str(error.value)
