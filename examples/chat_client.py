@@ -1,7 +1,7 @@
 """Chat with a running server, word by word as it answers.
 
-    make serve                       # in another terminal
-    python examples/chat_client.py "What is the capital of France?"
+make serve                       # in another terminal
+python examples/chat_client.py "What is the capital of France?"
 """
 
 import argparse

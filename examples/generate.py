@@ -1,6 +1,6 @@
 """Generate text in Python, a batch of prompts at a time.
 
-    python examples/generate.py MODEL "What is the capital of France?" "Who wrote Hamlet?"
+    python examples/generate.py MODEL "Who wrote Hamlet?" "What is two plus two?"
 
 MODEL is a folder or a Hub id. Each prompt goes through the model's chat
 template, if it has one.

@@ -25,7 +25,7 @@ REQUIRED_KEYS = (
 
 
 def head_dim(config: PretrainedConfig) -> int:
-    """Returns the width of one attention head; null or missing means hidden_size / heads."""
+    """Returns a head's width; null or missing means hidden_size / heads."""
     explicit = getattr(config, "head_dim", None)
     return explicit or config.hidden_size // config.num_attention_heads
 
@@ -76,8 +76,7 @@ def check_supported(config: PretrainedConfig) -> None:
 
     def refuse(key: str, found: object, expected: str) -> None:
         raise UserError(
-            f"config.json has {key} = {found!r}; max_mistral supports only "
-            f"{expected}."
+            f"config.json has {key} = {found!r}; max_mistral supports only {expected}."
         )
 
     if config.hidden_act != "silu":

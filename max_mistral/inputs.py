@@ -33,13 +33,15 @@ class MistralInputs(ModelInputs):
     """Token ids, int64 ``[total_seq_len]``, on the first device."""
 
     input_row_offsets: Buffer
-    """Where each request's tokens start, uint32 ``[batch + 1]``, on the first device."""
+    """Where each request's tokens start, uint32 ``[batch + 1]``, on the first
+    device."""
 
     signal_buffers: list[Buffer]
     """One buffer per device for collectives; empty on one device."""
 
     return_n_logits: Buffer
-    """How many trailing logits ``ReturnLogits.VARIABLE`` returns, int64 ``[1]``, on the host."""
+    """How many trailing logits ``ReturnLogits.VARIABLE`` returns, int64 ``[1]``, on
+    the host."""
 
     lora_ids: Buffer | None = field(default=None, kw_only=True)
     """Not supported; only ``None``."""

@@ -164,15 +164,10 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
         )
         self.embed_tokens = make_embedding(config)
         self.layers = LayerList(
-            [
-                MistralBlock(config, self.rope)
-                for _ in range(config.num_hidden_layers)
-            ]
+            [MistralBlock(config, self.rope) for _ in range(config.num_hidden_layers)]
         )
         self.norm = _make_norm(config)
-        self.norm_shards = shard(
-            self.norm, ShardingStrategy.replicate, config.devices
-        )
+        self.norm_shards = shard(self.norm, ShardingStrategy.replicate, config.devices)
         self.lm_head = make_head(config, self.embed_tokens)
 
     def __call__(
@@ -201,9 +196,7 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
         freqs_cis = [self.rope.freqs_cis.to(device) for device in self.devices]
         row_offsets = [input_row_offsets]
         if len(self.devices) > 1:
-            row_offsets = ops.distributed_broadcast(
-                input_row_offsets, signal_buffers
-            )
+            row_offsets = ops.distributed_broadcast(input_row_offsets, signal_buffers)
 
         def layer_inputs(idx: int, hs: list[TensorValue]) -> list[Any]:
             return [
@@ -221,9 +214,7 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
             initial_hidden_states=hs,
             # All blocks are alike, so one compiled subgraph serves them all.
             subgraph_layer_groups=(
-                [list(range(len(self.layers)))]
-                if self.config.use_subgraphs
-                else None
+                [list(range(len(self.layers)))] if self.config.use_subgraphs else None
             ),
             weight_prefix_for_layer=lambda idx: f"layers.{idx}.",
         )
@@ -260,9 +251,7 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
             return_n_logits: Value[Any],
             *rest: Value[Any],
         ) -> tuple[TensorValue, ...]:
-            kv_inputs = self.config.kv_params.unflatten_kv_inputs(
-                iter(rest[signals:])
-            )
+            kv_inputs = self.config.kv_params.unflatten_kv_inputs(iter(rest[signals:]))
             return self(
                 tokens.tensor,
                 input_row_offsets.tensor,

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 from max import tree
 from max.driver import Buffer, Device
-from max.dtype import DType
 from max.engine import InferenceSession, Model
-from max.graph import BufferType, DeviceRef, TensorType
+from max.graph import BufferType, TensorType
 from max.graph.weights import WeightData, Weights, WeightsAdapter
-from max.nn.kv_cache import KVCacheInputs, KVCacheParams
+from max.nn.kv_cache import KVCacheInputs
 from max.nn.transformer import ReturnLogits
 from max.pipelines.context import TextContext
 from max.pipelines.lib import (
@@ -57,9 +56,7 @@ class MistralModel(
     """
 
     model_config_cls: ClassVar[type[Any]] = MistralConfig
-    batch_processor_cls: ClassVar[type[MistralBatchProcessor]] = (
-        MistralBatchProcessor
-    )
+    batch_processor_cls: ClassVar[type[MistralBatchProcessor]] = MistralBatchProcessor
 
     model: Model
     """The compiled graph with its weights, ready to run."""
@@ -97,34 +94,13 @@ class MistralModel(
         self.model = self.load_model(session)
 
     @classmethod
-    @override
-    def get_kv_params(
-        cls,
-        huggingface_config: PretrainedConfig,
-        pipeline_config: PipelineConfig,
-        devices: list[DeviceRef],
-        kv_cache_config: KVCacheConfig,
-        cache_dtype: DType,
-    ) -> KVCacheParams:
-        """Returns the KV cache parameters, see :meth:`MistralConfig.construct_kv_params`."""
-        return MistralConfig.construct_kv_params(
-            huggingface_config,
-            pipeline_config,
-            devices,
-            kv_cache_config,
-            cache_dtype,
-        )
-
-    @classmethod
     def calculate_max_seq_len(
         cls,
         pipeline_config: PipelineConfig,
         huggingface_config: PretrainedConfig,
     ) -> int:
-        """Returns the longest sequence, see :meth:`MistralConfig.calculate_max_seq_len`."""
-        return MistralConfig.calculate_max_seq_len(
-            pipeline_config, huggingface_config
-        )
+        """See :meth:`MistralConfig.calculate_max_seq_len`."""
+        return MistralConfig.calculate_max_seq_len(pipeline_config, huggingface_config)
 
     def graph_inputs(self) -> tuple[TensorType | BufferType, ...]:
         """Returns the types of the graph's inputs, in execution order."""
@@ -213,9 +189,7 @@ class MistralModel(
         )
 
     @override
-    def _create_model_config(
-        self, state_dict: dict[str, WeightData]
-    ) -> MistralConfig:
+    def _create_model_config(self, state_dict: dict[str, WeightData]) -> MistralConfig:
         config = self.arch_config_as(MistralConfig)
         config.return_logits = self.return_logits
         self._state_dict = state_dict

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from max.dtype import DType
 from max.graph import DeviceRef
@@ -23,7 +23,6 @@ from max.pipelines.modeling.config_enums import (
     supported_encoding_dtype,
 )
 from transformers import PretrainedConfig
-from typing_extensions import Self
 
 from . import hf_config as hf
 from .errors import UserError
@@ -37,8 +36,10 @@ MIN_CPU_SLIDING_WINDOW = 128
 class MistralConfig(ArchConfigWithKVCache):
     """Everything the graph depends on."""
 
-    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "float32"
-    """On a GPU, MAX turns a float32 default into bfloat16."""
+    # Where a bfloat16 checkpoint meets a CPU, MAX's message about this default
+    # leads to --quantization-encoding float32; a float32 default would say that
+    # no weights were found.
+    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "bfloat16"
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {
         "float32",
         "bfloat16",
@@ -158,7 +159,7 @@ class MistralConfig(ArchConfigWithKVCache):
         kv_cache_config: KVCacheConfig,
         cache_dtype: DType,
     ) -> KVCacheParams:
-        """Returns the KV cache parameters: grouped-query attention, all layers alike."""
+        """Returns the KV cache parameters: grouped-query, all layers alike."""
         return kv_cache_config.to_params(
             dtype=cache_dtype,
             n_kv_heads=huggingface_config.num_key_value_heads,
@@ -227,14 +228,10 @@ class MistralConfig(ArchConfigWithKVCache):
                 "--speculative-method and --draft-model-path out."
             )
         encoding = _select_quantization_encoding(model, cls.DEFAULT_ENCODING)
-        devices = [
-            DeviceRef(spec.device_type, spec.id) for spec in model.device_specs
-        ]
+        devices = [DeviceRef(spec.device_type, spec.id) for spec in model.device_specs]
         head_dim = cls.get_head_dim(huggingface_config)
         if max_seq_len is None:
-            max_seq_len = cls.calculate_max_seq_len(
-                pipeline_config, huggingface_config
-            )
+            max_seq_len = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
         return cls(
             hidden_size=huggingface_config.hidden_size,
             num_attention_heads=huggingface_config.num_attention_heads,

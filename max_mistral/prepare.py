@@ -60,7 +60,10 @@ def _write_weights(checkpoint: GGUFCheckpoint, folder: Path) -> None:
         shard.clear()
 
     for name, values in tqdm(
-        checkpoint.tensors(), desc="Converting weights", unit=" tensors"
+        checkpoint.tensors(),
+        desc="Converting weights",
+        unit=" tensors",
+        disable=None,  # no bar where no one sees it move
     ):
         shard[name] = np.ascontiguousarray(values)
         if sum(tensor.nbytes for tensor in shard.values()) >= _SHARD_BYTES:
@@ -74,7 +77,7 @@ def _name_shards(folder: Path, names: list[list[str]]) -> None:
     if len(names) == 1:
         (folder / "part-00000").rename(folder / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, tensors in enumerate(names):
         file = f"model-{i + 1:05d}-of-{len(names):05d}.safetensors"
         (folder / f"part-{i:05d}").rename(folder / file)

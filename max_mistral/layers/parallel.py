@@ -39,7 +39,7 @@ class _OneDeviceHead(Linear):
 def make_embedding(
     config: MistralConfig,
 ) -> _OneDeviceEmbedding | VocabParallelEmbedding:
-    """Returns the token embedding: ``(tokens, signal_buffers) -> [hidden] per device``."""
+    """Returns the embedding: ``(tokens, signal_buffers) -> [hidden] per device``."""
     if len(config.devices) == 1:
         return _OneDeviceEmbedding(
             config.vocab_size,
@@ -56,7 +56,7 @@ def make_head(
     config: MistralConfig,
     embedding: _OneDeviceEmbedding | VocabParallelEmbedding,
 ) -> _OneDeviceHead | ColumnParallelLinear:
-    """Returns the head: ``([hidden] per device, signal_buffers) -> [logits] per device``.
+    """Returns the head: ``(hidden per device, signal_buffers) -> logits per device``.
 
     With ``tie_word_embeddings`` it shares the embedding's weight.
     """

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gguf import GGUFReader
 from gguf.quants import dequantize
+from transformers import MistralConfig
 
 from ..errors import UserError
 from .names import check_tensors, dropped_tensors, expected_tensors
@@ -101,7 +101,7 @@ class GGUFCheckpoint:
             UserError: (a ``ValueError``) if the file's tensors are not those
                 of its metadata.
         """
-        config = SimpleNamespace(**self.config())
+        config = MistralConfig(**self.config())
         expected = expected_tensors(config, "gguf")
         check_tensors(
             # GGUF gives the innermost dimension first.

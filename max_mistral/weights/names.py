@@ -174,9 +174,7 @@ def check_tensors(
             name it is likely to mean.
     """
     missing = [name for name in expected if name not in found]
-    unknown = [
-        name for name in found if name not in expected and name not in dropped
-    ]
+    unknown = [name for name in found if name not in expected and name not in dropped]
     problems = list(_unknown_problems(unknown, missing, expected))
     problems += [f"{name} is missing" for name in missing]
     problems += [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from max.dtype import DType
@@ -34,8 +36,10 @@ def convert_safetensor_state_dict(
 
     Raises:
         UserError: (a ``ValueError``) naming what is missing, unknown,
-            misshapen, or of a dtype other than float32, bfloat16, float16.
+            misshapen, of a dtype other than float32, bfloat16, float16, or
+            the file that is truncated.
     """
+    check_complete(pipeline_config.model.resolved_weight_paths())
     source = pipeline_config.model.model_path
     tensors = {name: weight.data() for name, weight in state_dict.items()}
     expected = expected_tensors(huggingface_config, "huggingface")
@@ -60,3 +64,34 @@ def convert_safetensor_state_dict(
             )
         weights[tensor.graph] = found.astype(dtype)
     return weights
+
+
+def check_complete(paths: Sequence[Path]) -> None:
+    """Raises a ``UserError`` that names the first truncated file.
+
+    MAX maps the files without looking at their length and would read whatever
+    lies beyond the end. A safetensors file is a little-endian uint64 ``n``,
+    ``n`` bytes of JSON, then the data that the JSON's offsets point into.
+    """
+    for path in paths:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            try:
+                header = json.loads(file.read(min(header_size, size)))
+                end = max(
+                    tensor["data_offsets"][1]
+                    for name, tensor in header.items()
+                    if name != "__metadata__"
+                )
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path} is not a complete safetensors file (its header "
+                    "cannot be read). Fetch it again."
+                ) from error
+        if 8 + header_size + end != size:
+            raise UserError(
+                f"{path} is not a complete safetensors file: it has {size} "
+                f"bytes, its header makes it {8 + header_size + end}. Fetch it "
+                "again."
+            )

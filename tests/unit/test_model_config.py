@@ -181,7 +181,7 @@ def test_a_window_counts_only_where_a_sequence_outgrows_it(
 def test_a_window_too_small_for_the_cpu_kernel_is_refused(tmp_path):
     folder = write_checkpoint(tmp_path, BASE | {"sliding_window": 127})
     pipeline_config = make_pipeline_config(folder)
-    with pytest.raises(UserError, match="sliding_window is 127.*at least 128"):
+    with pytest.raises(UserError, match=r"sliding_window is 127.*at least 128"):
         MistralConfig.initialize(pipeline_config)
 
 
@@ -198,4 +198,3 @@ def test_cpu_with_bfloat16_leads_to_the_flag_that_works(tmp_path):
     folder = write_checkpoint(tmp_path, BASE, dtype="bfloat16")
     with pytest.raises(ValueError, match="float32"):
         make_pipeline_config(folder, quantization_encoding="bfloat16")
-

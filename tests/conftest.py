@@ -1,0 +1,23 @@
+import os
+
+# Before MAX is imported: no waiting for a telemetry host.
+os.environ.setdefault("MODULAR_TELEMETRY_ENABLED", "0")
+
+import pytest
+
+from tests.checkpoints import CONFIGS, write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """The folders of the tiny seeded checkpoints, by the names of CONFIGS."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {
+        name: write_checkpoint(root / name, config) for name, config in CONFIGS.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoints):
+    """The grouped-query, untied one."""
+    return checkpoints["gqa"]

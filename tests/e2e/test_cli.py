@@ -1,0 +1,130 @@
+"""``max generate``: a sensible answer, and a sentence for every mistake."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.checkpoints import BASE, write_checkpoint
+from tests.e2e.conftest import DEMO_FLAGS, run_max, run_python
+
+QUESTION = "What is the capital of France? Answer in one sentence."
+
+
+def test_the_demo_names_paris(demo_model):
+    result = run_max(
+        "generate",
+        *DEMO_FLAGS,
+        *("--model", demo_model),
+        *("--temperature", "0", "--max-new-tokens", "60"),
+        *("--prompt", QUESTION),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Paris" in result.stdout
+    assert "architecture         : MistralForCausalLM" in result.stderr + result.stdout
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in config.items() if v != "drop"}))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+# What is wrong with the folder, the flags, and the sentence that says so.
+OURS = {
+    "missing key": (
+        lambda folder: change_config(folder, intermediate_size="drop"),
+        [],
+        "lacks intermediate_size",
+    ),
+    "hidden_act": (
+        lambda folder: change_config(folder, hidden_act="gelu"),
+        [],
+        "hidden_act = 'gelu'",
+    ),
+    "rope_type": (
+        lambda folder: change_config(
+            folder, rope_parameters={"rope_type": "dynamic", "factor": 2.0}
+        ),
+        [],
+        "rope_type = 'dynamic'",
+    ),
+    "truncated": (
+        lambda folder: truncate(folder / "model.safetensors"),
+        [],
+        "is not a complete safetensors file",
+    ),
+    "wrong shape": (
+        lambda folder: change_config(folder, intermediate_size=128),
+        [],
+        "config.json makes it [128, 96]",
+    ),
+    "max length": (lambda folder: None, ["--max-length", "513"], "is 512"),
+    "speculative": (
+        lambda folder: None,
+        ["--data-parallel-degree", "2"],
+        "data_parallel_degree",
+    ),
+}
+
+# Checked by MAX before any of our code runs, so the words are MAX's.
+MAXES = {
+    "no such folder": (shutil.rmtree, [], "Failed to access repository"),
+    "no config.json": (
+        lambda folder: (folder / "config.json").unlink(),
+        [],
+        "No config.json",
+    ),
+    "config.json is not JSON": (
+        lambda folder: (folder / "config.json").write_text("{no"),
+        [],
+        "JSONDecodeError",
+    ),
+    "bfloat16 on a CPU": (
+        lambda folder: write_checkpoint(folder, BASE, dtype="bfloat16"),
+        ["--quantization-encoding", "bfloat16"],
+        "Use a different encoding (encodings available for this model: "
+        "bfloat16, float32)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(OURS))
+def test_our_message_comes_without_a_traceback(tmp_path, case):
+    breakage, flags, message = OURS[case]
+    folder = write_checkpoint(tmp_path / "model", BASE)
+    breakage(folder)
+    result = generate(folder, flags)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("case", list(MAXES))
+def test_max_itself_names_the_rest(tmp_path, case):
+    breakage, flags, message = MAXES[case]
+    folder = write_checkpoint(tmp_path / "model", BASE)
+    breakage(folder)
+    result = generate(folder, flags)
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout
+
+
+def generate(folder, flags):
+    return run_max(
+        *("generate", "--custom-architectures", "max_mistral"),
+        *("--model", folder, "--devices", "cpu", "--prompt", "hi", *flags),
+        timeout=120,
+    )
+
+
+def test_prepare_says_what_is_wrong(tmp_path):
+    result = run_python("-m", "max_mistral.prepare", tmp_path / "no.gguf", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: ")
+    assert "is not a file" in result.stderr

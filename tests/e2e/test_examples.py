@@ -1,0 +1,42 @@
+"""Every example runs as its first lines say."""
+
+import re
+
+from tests.e2e.conftest import ROOT, run_python
+
+
+def test_there_is_a_test_for_each():
+    # chat_client.py needs a server: test_serve.py.
+    assert {p.name for p in (ROOT / "examples").glob("*.py")} == {
+        "chat_client.py",
+        "generate.py",
+        "logits.py",
+    }
+
+
+def test_generate(demo_model):
+    result = run_python(
+        "examples/generate.py",
+        *(demo_model, "What is the capital of France?", "What is two plus two?"),
+        *("--max-length", "2048"),
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.strip().splitlines()[-2:]
+    assert "Paris" in first
+    assert "4" in second or "four" in second
+
+
+def test_logits(demo_model):
+    result = run_python(
+        "examples/logits.py",
+        *(demo_model, "The capital of France is", "--max-length", "2048"),
+    )
+    assert result.returncode == 0, result.stderr
+    steps = re.findall(r"step \d: '([^']*)' (0\.\d+)", result.stdout)
+    assert len(steps) == 4
+    assert steps[0][0] == " Paris"
+    assert (
+        result.stdout.strip()
+        .splitlines()[-1]
+        .startswith("The capital of France is Paris")
+    )

@@ -1,0 +1,115 @@
+"""The model against itself: generated and rescored, whole and in chunks.
+
+A cache that is written or read wrongly shows here without any reference: the
+same tokens must get the same probabilities however they reach the model.
+"""
+
+import numpy as np
+import pytest
+from max.driver import Buffer
+from max.nn.transformer import ReturnLogits
+
+from max_mistral.errors import UserError
+from tests.checkpoints import CONFIGS
+from tests.harness import split_logits, tolerance
+
+PROMPT = [int(t) for t in np.random.default_rng(2).integers(3, 320, 150)]
+
+
+@pytest.fixture(scope="module")
+def model(runner):
+    return runner("gqa", ReturnLogits.ALL)
+
+
+@pytest.fixture(scope="module")
+def generated(model):
+    """Tokens and logits of a prompt longer than a KV page, and 40 tokens more."""
+    tokens, logits = model.generate([PROMPT], 40)
+    return tokens[0], logits[0]
+
+
+def assert_same(got, want):
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(CONFIGS["gqa"], want))
+
+
+def test_rescoring_in_one_pass_agrees(model, generated):
+    tokens, logits = generated
+    contexts = model.claim([tokens])
+    inputs = model.model.prepare_initial_token_inputs(
+        [contexts], model.kv_inputs(contexts)
+    )
+    (rescored,) = split_logits(model.model.execute(inputs))
+    model.release(contexts)
+    assert_same(rescored[:-1], logits)
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 128])
+def test_chunked_prefill_agrees(model, generated, chunk):
+    _, logits = generated
+    contexts = model.claim([PROMPT])
+    (context,) = contexts
+    rows = []
+    while True:
+        chunked = context.tokens.active_length > chunk
+        if chunked:
+            context.tokens.chunk(chunk)
+        inputs = model.model.prepare_initial_token_inputs(
+            [contexts], model.kv_inputs(contexts)
+        )
+        rows += split_logits(model.model.execute(inputs))
+        if not chunked:
+            break
+        context.tokens.advance_chunk()
+    model.release(contexts)
+    assert_same(np.concatenate(rows), logits[: len(PROMPT)])
+
+
+def test_a_prefix_from_the_cache_agrees(model, generated):
+    """MAX reuses the pages of an earlier request with the same prefix."""
+    _, logits = generated
+    first = model.claim([PROMPT])
+    inputs = model.model.prepare_initial_token_inputs([first], model.kv_inputs(first))
+    model.model.execute(inputs)
+    first[0].update(int(logits[len(PROMPT) - 1].argmax()))
+    model.kv_manager.step(first[0])
+    model.release(first)
+
+    second = model.claim([PROMPT])
+    inputs = model.model.prepare_initial_token_inputs([second], model.kv_inputs(second))
+    reused = len(PROMPT) - second[0].tokens.active_length
+    assert reused == 128  # a whole page
+    (rows,) = split_logits(model.model.execute(inputs))
+    model.release(second)
+    assert_same(rows, logits[reused : len(PROMPT)])
+
+
+def test_a_row_does_not_depend_on_its_neighbours(model, generated):
+    _, logits = generated
+    others = [PROMPT[:3], PROMPT, PROMPT[5:90]]
+    _, rows = model.generate(others, 1)
+    assert_same(rows[1], logits[: len(PROMPT)])
+
+
+def test_stale_kv_inputs_are_refused(model):
+    contexts = model.claim([PROMPT])
+    inputs = model.model.prepare_initial_token_inputs(
+        [contexts], model.kv_inputs(contexts)
+    )
+    model.model.execute(inputs)
+    stale = model.model.prepare_next_token_inputs(
+        Buffer.from_numpy(np.array([5], dtype=np.int64)), inputs
+    )
+    with pytest.raises(UserError, match="kv_cache_inputs describe the step"):
+        model.model.execute(stale)
+    model.release(contexts)
+
+
+def test_graph_inputs_are_what_execute_passes(model):
+    contexts = model.claim([PROMPT])
+    inputs = model.model.prepare_initial_token_inputs(
+        [contexts], model.kv_inputs(contexts)
+    )
+    types = model.model.graph_inputs()
+    model.release(contexts)
+    assert [t.dtype for t in types] == [b.dtype for b in inputs.buffers]
+    assert [t.rank for t in types] == [b.rank for b in inputs.buffers]
