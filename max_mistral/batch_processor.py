@@ -7,18 +7,20 @@ from max.driver import Buffer
 from max.graph import BufferType, DeviceRef, TensorType
 from max.nn.kv_cache import KVCacheInputs
 from max.nn.kv_cache.cache_params import KVCacheParamInterface
-from max.pipelines.context import TextContext
-from max.pipelines.lib.interfaces.batch_processor import (
-    SingleReplicaRaggedBatchProcessor,
+from max.pipelines.architectures.llama3.batch_processor import (
+    Llama3BatchProcessorBase,
 )
 
 from .inputs import MistralInputs, input_tree
 
 
-class MistralBatchProcessor(
-    SingleReplicaRaggedBatchProcessor[TextContext, MistralInputs]
-):
-    """Lays the requests of one replica end to end; MAX's base does the rest."""
+class MistralBatchProcessor(Llama3BatchProcessorBase[MistralInputs]):
+    """Lays the requests end to end; MAX's base does the rest.
+
+    The base stages tokens and offsets in device buffers that live as long as
+    the model, which captured device graphs need: they replay on the addresses
+    that they were captured with.
+    """
 
     def get_symbolic_inputs(
         self,
@@ -29,15 +31,36 @@ class MistralBatchProcessor(
         """Returns the types of the graph's inputs, in execution order."""
         return tree.leaves(input_tree(kv_params, device_refs))
 
+    def prepare_next_token_inputs(
+        self, next_tokens: Buffer, previous: MistralInputs
+    ) -> MistralInputs:
+        """Returns the inputs of a step with one new token per request.
+
+        Args:
+            next_tokens: int64 ``[batch]``.
+            previous: The inputs of the step before.
+        """
+        assert self._input_row_offsets_prealloc is not None
+        rows = previous.input_row_offsets.shape[0]
+        return MistralInputs(
+            next_tokens.to(self.runtime.devices[0]),
+            self._input_row_offsets_prealloc[:rows],
+            previous.signal_buffers,
+            previous.return_n_logits,
+            kv_cache_inputs=previous.kv_cache_inputs,
+        )
+
     def _make_inputs(
         self,
         *,
         tokens: Buffer,
         input_row_offsets: Buffer,
         return_n_logits: Buffer,
-        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None,
         signal_buffers: list[Buffer],
+        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None,
+        data_parallel_splits: Buffer | None,
     ) -> MistralInputs:
+        assert data_parallel_splits is None  # MistralConfig refuses it
         return MistralInputs(
             tokens,
             input_row_offsets,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 from max import tree
 from max.driver import Buffer, Device
 from max.engine import InferenceSession, Model
@@ -178,14 +177,9 @@ class MistralModel(
             prev_model_inputs: The inputs of the step before.
         """
         assert isinstance(prev_model_inputs, MistralInputs)
-        rows = prev_model_inputs.input_row_offsets.shape[0]
-        device = self.devices[0]
-        return MistralInputs(
-            next_tokens.to(device),
-            Buffer.from_numpy(np.arange(rows, dtype=np.uint32)).to(device),
-            prev_model_inputs.signal_buffers,
-            prev_model_inputs.return_n_logits,
-            kv_cache_inputs=prev_model_inputs.kv_cache_inputs,
+        assert isinstance(self.batch_processor, MistralBatchProcessor)
+        return self.batch_processor.prepare_next_token_inputs(
+            next_tokens, prev_model_inputs
         )
 
     @override

@@ -73,8 +73,15 @@ class Runner:
             max_num_input_tokens=pipeline_config.runtime.max_num_input_tokens,
         )
 
-    def claim(self, prompts: list[list[int]]) -> list[TextContext]:
-        """Returns contexts for ``prompts`` with a place in the KV cache."""
+    def claim(
+        self, prompts: list[list[int]], *, reuse_prefixes: bool = False
+    ) -> list[TextContext]:
+        """Returns contexts for ``prompts`` with a place in the KV cache.
+
+        Prefixes of earlier requests come from the cache only on request.
+        """
+        if not reuse_prefixes:
+            self.kv_manager.reset_prefix_cache()
         contexts = [
             TextContext(
                 max_length=self.model.max_seq_len,

@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from max_mistral.prepare import prepare
@@ -64,34 +66,41 @@ def serve(*args):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [max_command(), "serve", *map(str, args)]
-        + ["--host", "127.0.0.1", "--port", str(port)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    os.set_blocking(process.stdout.fileno(), False)
-    try:
-        wait_until_healthy(process, f"http://127.0.0.1:{port}/v1/health")
-        yield f"http://127.0.0.1:{port}/v1"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
+    # A file: a pipe that nobody empties would block the server.
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [max_command(), "serve", *map(str, args)]
+            + ["--host", "127.0.0.1", "--port", str(port)],
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            wait_until_healthy(process, f"http://127.0.0.1:{port}/v1/health", log)
+            yield f"http://127.0.0.1:{port}/v1"
+            workers = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+            # 0, or "ended by SIGTERM" as a shell (143) or Python (-15) says it.
+            assert process.wait(timeout=60) in (0, 143, -signal.SIGTERM)
+            _, alive = psutil.wait_procs(workers, timeout=30)
+            assert not alive
+        finally:
+            process.kill()
 
 
-def wait_until_healthy(process, url):
-    log = ""
+def wait_until_healthy(process, url, log):
     deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline:
-        log += process.stdout.read() or ""
-        assert process.poll() is None, f"the server ended:\n{log[-4000:]}"
+        assert process.poll() is None, f"the server ended:\n{tail(log)}"
         with contextlib.suppress(OSError), urllib.request.urlopen(url):
             return
         time.sleep(0.5)
-    raise TimeoutError(f"the server did not start:\n{log[-4000:]}")
+    raise TimeoutError(f"the server did not start:\n{tail(log)}")
+
+
+def tail(log):
+    log.seek(0)
+    return log.read()[-4000:]
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def test_a_prefix_from_the_cache_agrees(model, generated):
     model.kv_manager.step(first[0])
     model.release(first)
 
-    second = model.claim([PROMPT])
+    second = model.claim([PROMPT], reuse_prefixes=True)
     inputs = model.model.prepare_initial_token_inputs([second], model.kv_inputs(second))
     reused = len(PROMPT) - second[0].tokens.active_length
     assert reused == 128  # a whole page
