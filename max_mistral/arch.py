@@ -1,5 +1,7 @@
 """What MAX registers: one declaration per architecture name in ``config.json``."""
 
+from dataclasses import replace
+
 from max.graph.weights import WeightsFormat
 from max.pipelines.context import TextContext
 from max.pipelines.kv_cache.memory_planner import PagedMemoryPlanner
@@ -11,14 +13,21 @@ from .model import MistralModel
 from .model_config import MistralConfig
 from .weights.safetensors import convert_safetensor_state_dict
 
-mistral_arch = SupportedArchitecture(
-    name="MistralForCausalLM",
-    task=PipelineTask.TEXT_GENERATION,
-    example_repo_ids=[
+# One model serves them all; the config says which maths a checkpoint needs.
+EXAMPLES = {
+    "MistralForCausalLM": [
         "mistralai/Mistral-7B-Instruct-v0.3",
         "mistralai/Mistral-Nemo-Instruct-2407",
         "mistralai/Mistral-Small-24B-Instruct-2501",
     ],
+    "MinistralForCausalLM": ["mistralai/Ministral-8B-Instruct-2410"],
+    "Ministral3ForCausalLM": ["mistralai/Ministral-3-8B-Base-2512"],
+}
+
+mistral_arch = SupportedArchitecture(
+    name="MistralForCausalLM",
+    task=PipelineTask.TEXT_GENERATION,
+    example_repo_ids=EXAMPLES["MistralForCausalLM"],
     default_encoding=MistralConfig.DEFAULT_ENCODING,
     supported_encodings=MistralConfig.SUPPORTED_ENCODINGS,
     default_weights_format=WeightsFormat.safetensors,
@@ -34,4 +43,7 @@ mistral_arch = SupportedArchitecture(
     supports_device_graph_capture=True,
 )
 
-ARCHITECTURES = [mistral_arch]
+ARCHITECTURES = [
+    replace(mistral_arch, name=name, example_repo_ids=repo_ids)
+    for name, repo_ids in EXAMPLES.items()
+]

@@ -31,6 +31,7 @@ from .errors import UserError
 from .inputs import MistralInputs, input_tree
 from .mistral import Mistral
 from .model_config import MistralConfig
+from .weights.names import HEAD
 from .weights.safetensors import convert_safetensor_state_dict
 
 
@@ -186,6 +187,8 @@ class MistralModel(
     def _create_model_config(self, state_dict: dict[str, WeightData]) -> MistralConfig:
         config = self.arch_config_as(MistralConfig)
         config.return_logits = self.return_logits
+        # Whether the head is tied shows in the checkpoint, not in its config.
+        config.tie_word_embeddings = HEAD.graph not in state_dict
         self._state_dict = state_dict
         return config
 

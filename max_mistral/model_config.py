@@ -7,7 +7,7 @@ anything is compiled.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from max.dtype import DType
@@ -26,6 +26,7 @@ from transformers import PretrainedConfig
 
 from . import hf_config as hf
 from .errors import UserError
+from .layers.rope import RopeScaling
 
 # MAX's CPU kernel does not compile for a window below 8 SIMD registers of
 # float32: 128 tokens with AVX-512, the widest there is.
@@ -69,19 +70,23 @@ class MistralConfig(ArchConfigWithKVCache):
 
     tie_word_embeddings: bool = False
     """Whether the head shares the embedding's weight."""
-    sliding_window: int | None = None
-    """How many keys a token sees, itself included; ``None`` for all."""
+    sliding_windows: list[int | None] = field(default_factory=list)
+    """How many keys a token sees in each layer, itself included; ``None`` for
+    all. Empty means all in every layer."""
+    rope_scaling: RopeScaling | None = None
+    """How RoPE is stretched beyond the context it was trained on."""
+    query_scaling: tuple[float, int] | None = None
+    """Ministral 3's ``(beta, original_max_position_embeddings)``."""
     use_subgraphs: bool = True
     """Whether all blocks share one compiled subgraph."""
     quantization_encoding: SupportedEncoding | None = None
     """The encoding that MAX resolved, of which ``dtype`` is the type."""
 
     def __post_init__(self) -> None:
-        window = self.effective_sliding_window
-        if (
-            window is not None
-            and window < MIN_CPU_SLIDING_WINDOW
-            and any(device.is_cpu() for device in self.devices)
+        windows = [window for window in self.layer_windows if window is not None]
+        window = min(windows, default=MIN_CPU_SLIDING_WINDOW)
+        if window < MIN_CPU_SLIDING_WINDOW and any(
+            device.is_cpu() for device in self.devices
         ):
             raise UserError(
                 f"sliding_window is {window}, but on a CPU MAX's attention "
@@ -91,21 +96,23 @@ class MistralConfig(ArchConfigWithKVCache):
             )
 
     @property
-    def effective_sliding_window(self) -> int | None:
-        """The window, or ``None`` where no sequence can outgrow it."""
-        if self.sliding_window is None or self.sliding_window >= self.max_seq_len:
-            return None
-        return self.sliding_window
+    def layer_windows(self) -> list[int | None]:
+        """Each layer's window, or ``None`` where no sequence can outgrow it."""
+        windows = self.sliding_windows or [None] * self.num_hidden_layers
+        return [
+            None if window is None or window >= self.max_seq_len else window
+            for window in windows
+        ]
 
     @staticmethod
     def get_head_dim(huggingface_config: PretrainedConfig) -> int:
         """Returns ``head_dim``; null or missing means hidden_size / heads."""
-        return hf.head_dim(huggingface_config)
+        return hf.head_dim(hf.text_config(huggingface_config))
 
     @staticmethod
     def get_num_layers(huggingface_config: PretrainedConfig) -> int:
         """Returns the number of decoder blocks."""
-        return huggingface_config.num_hidden_layers
+        return hf.text_config(huggingface_config).num_hidden_layers
 
     def get_kv_params(self) -> KVCacheParams:
         """Returns the KV cache parameters."""
@@ -140,7 +147,7 @@ class MistralConfig(ArchConfigWithKVCache):
                 "huggingface_config) or (huggingface_config, model_config), "
                 f"got {[type(a).__name__ for a in given]}"
             )
-        limit = configs[0].max_position_embeddings
+        limit = hf.text_config(configs[0]).max_position_embeddings
         max_length = models[0].max_length
         if max_length is not None and max_length > limit:
             raise UserError(
@@ -162,7 +169,7 @@ class MistralConfig(ArchConfigWithKVCache):
         """Returns the KV cache parameters: grouped-query, all layers alike."""
         return kv_cache_config.to_params(
             dtype=cache_dtype,
-            n_kv_heads=huggingface_config.num_key_value_heads,
+            n_kv_heads=hf.text_config(huggingface_config).num_key_value_heads,
             head_dim=cls.get_head_dim(huggingface_config),
             num_layers=cls.get_num_layers(huggingface_config),
             devices=devices,
@@ -214,7 +221,9 @@ class MistralConfig(ArchConfigWithKVCache):
         max_seq_len: int | None = None,
     ) -> Self:
         """Like :meth:`initialize`, with the HF config at hand."""
-        hf.check_supported(huggingface_config)
+        hf.check_not_quantized(huggingface_config)
+        text = hf.text_config(huggingface_config)
+        hf.check_supported(text)
         model = pipeline_config.model
         if model.data_parallel_degree > 1:
             raise UserError(
@@ -233,16 +242,16 @@ class MistralConfig(ArchConfigWithKVCache):
         if max_seq_len is None:
             max_seq_len = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
         return cls(
-            hidden_size=huggingface_config.hidden_size,
-            num_attention_heads=huggingface_config.num_attention_heads,
-            num_key_value_heads=huggingface_config.num_key_value_heads,
+            hidden_size=text.hidden_size,
+            num_attention_heads=text.num_attention_heads,
+            num_key_value_heads=text.num_key_value_heads,
             num_hidden_layers=cls.get_num_layers(huggingface_config),
             head_dim=head_dim,
-            vocab_size=huggingface_config.vocab_size,
-            rope_theta=hf.rope_theta(huggingface_config),
+            vocab_size=text.vocab_size,
+            rope_theta=hf.rope_theta(text),
             max_seq_len=max_seq_len,
-            rms_norm_eps=huggingface_config.rms_norm_eps,
-            feed_forward_length=huggingface_config.intermediate_size,
+            rms_norm_eps=text.rms_norm_eps,
+            feed_forward_length=text.intermediate_size,
             dtype=supported_encoding_dtype(encoding),
             kv_params=cls.construct_kv_params(
                 huggingface_config,
@@ -254,7 +263,9 @@ class MistralConfig(ArchConfigWithKVCache):
             attention_multiplier=math.sqrt(1.0 / head_dim),
             devices=devices,
             tie_word_embeddings=huggingface_config.tie_word_embeddings,
-            sliding_window=huggingface_config.sliding_window,
+            sliding_windows=hf.sliding_windows(text),
+            rope_scaling=hf.rope_scaling(text),
+            query_scaling=hf.query_scaling(text),
             use_subgraphs=model.use_subgraphs,
             quantization_encoding=encoding,
         )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import MistralConfig as HFMistralConfig
+from transformers import AutoConfig
 
 from max_mistral.weights.names import expected_tensors
 
@@ -46,8 +46,8 @@ BASE: dict[str, Any] = {
     "dtype": "float32",
 }
 
-# The parity cross product, two graphs: every feature is on in one and off in
-# the other.
+# The parity cross product, in few graphs: every feature is on in some and off
+# in others. Windows are no smaller than MAX's CPU kernel takes.
 CONFIGS: dict[str, dict[str, Any]] = {
     # head_dim 32 != hidden / heads = 24
     "gqa": BASE,
@@ -58,6 +58,38 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "hidden_size": 128,
         "tie_word_embeddings": True,
         "rope_theta": 1e6,
+    },
+    # A window on every layer, an odd one.
+    "window": BASE | {"sliding_window": 131, "max_position_embeddings": 1024},
+    # A window on three of four layers, as Ministral 8B has them.
+    "ministral": BASE
+    | {
+        "architectures": ["MinistralForCausalLM"],
+        "model_type": "ministral",
+        "num_hidden_layers": 4,
+        "sliding_window": 128,
+        "layer_types": ["full_attention"] + ["sliding_attention"] * 3,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    },
+    # YaRN and scaled queries; the scale is 1 below the original context, so
+    # that is shrunk until the prompts outgrow it.
+    "ministral3": BASE
+    | {
+        "architectures": ["Ministral3ForCausalLM"],
+        "model_type": "ministral3",
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
     },
 }
 
@@ -72,7 +104,11 @@ def make_tensors(
     """
     rng = np.random.default_rng(seed)
     tensors = {}
-    expected = expected_tensors(HFMistralConfig(**config), "huggingface")
+    expected = expected_tensors(
+        AutoConfig.for_model(**config),
+        "huggingface",
+        tied=config["tie_word_embeddings"],
+    )
     for name, tensor in expected.items():
         if len(tensor.shape) == 1:
             values = rng.uniform(0.5, 1.5, tensor.shape)

@@ -21,31 +21,47 @@ import numpy.typing as npt
 from tests.checkpoints import CONFIGS, write_checkpoint
 
 GOLDENS = Path(__file__).parent / "fixtures" / "goldens"
-PROMPT_LENGTHS = (1, 7, 33)
-DECODE_STEPS = 20
 
 
-def prompts(vocab_size: int) -> list[list[int]]:
-    """Returns one random prompt for each of :data:`PROMPT_LENGTHS`."""
+@dataclass(frozen=True)
+class Case:
+    """How a config is tried."""
+
+    prompt_lengths: tuple[int, ...] = (1, 7, 33)
+    steps: int = 20
+    stride: int = 1
+    """The golden keeps every so many rows of logits, to stay small."""
+
+
+# Prompts beyond the window, then two windows of decode.
+WINDOWED = Case(prompt_lengths=(5, 300), steps=264, stride=11)
+CASES = {name: Case() for name in CONFIGS} | {
+    "window": WINDOWED,
+    "ministral": WINDOWED,
+}
+
+
+def prompts(case: Case, vocab_size: int) -> list[list[int]]:
+    """Returns one random prompt of each length."""
     rng = np.random.default_rng(1)
     return [
         [int(t) for t in rng.integers(3, vocab_size, length)]
-        for length in PROMPT_LENGTHS
+        for length in case.prompt_lengths
     ]
 
 
 @dataclass
 class Reference:
-    """Prompts, their greedy continuations, and every logit on the way."""
+    """Prompts, their greedy continuations, and logits on the way."""
 
     prompts: list[list[int]]
     tokens: list[list[int]]
     """Prompt and continuation of each row."""
     logits: list[npt.NDArray[np.float32]]
-    """Of each row, ``[prompt + DECODE_STEPS, vocab_size]``."""
+    """Of each row's tokens ``[0::stride]``, ``[rows, vocab_size]``."""
 
     def save(self, path: Path) -> None:
-        """Writes the rows end to end; the prompt lengths cut them again."""
+        """Writes the rows end to end; the case's lengths cut them again."""
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(
             path,
@@ -54,20 +70,23 @@ class Reference:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Reference:
-        """Reads what :meth:`save` wrote."""
-        with np.load(path) as file:
-            ends = np.cumsum([n + DECODE_STEPS for n in PROMPT_LENGTHS])[:-1]
-            tokens = [row.tolist() for row in np.split(file["tokens"], ends)]
-            logits = np.split(file["logits"], ends)
+    def load(cls, name: str) -> Reference:
+        """Reads the golden that :meth:`save` wrote for a config."""
+        case = CASES[name]
+        lengths = [n + case.steps for n in case.prompt_lengths]
+        kept = [len(range(0, length, case.stride)) for length in lengths]
+        with np.load(GOLDENS / f"{name}.npz") as file:
+            split = np.split(file["tokens"], np.cumsum(lengths)[:-1])
+            logits = np.split(file["logits"], np.cumsum(kept)[:-1])
+        tokens = [row.tolist() for row in split]
         return cls(
-            [row[:n] for row, n in zip(tokens, PROMPT_LENGTHS, strict=True)],
+            [row[:n] for row, n in zip(tokens, case.prompt_lengths, strict=True)],
             tokens,
             logits,
         )
 
 
-def compute(folder: Path) -> Reference:
+def compute(folder: Path, case: Case) -> Reference:
     """Runs the checkpoint in ``folder`` through transformers in float32."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -75,18 +94,30 @@ def compute(folder: Path) -> Reference:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    rows = prompts(model.config.vocab_size)
+    rows = prompts(case, model.config.vocab_size)
     tokens, logits = [], []
     with torch.inference_mode():
         for row in rows:
             sequence = list(row)
-            for _ in range(DECODE_STEPS):
+            for _ in range(case.steps):
                 out = model(torch.tensor([sequence]), use_cache=False).logits[0]
                 sequence.append(int(out[-1].argmax()))
             out = model(torch.tensor([sequence]), use_cache=False).logits[0]
             tokens.append(sequence)
-            logits.append(out.numpy())
+            logits.append(out.numpy()[:: case.stride])
     return Reference(rows, tokens, logits)
+
+
+def score(folder: Path, tokens: list[int]) -> npt.NDArray[np.float32]:
+    """Returns the logits of given tokens, ``[tokens, vocab_size]``."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.inference_mode():
+        return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
 
 
 def main() -> None:
@@ -94,7 +125,7 @@ def main() -> None:
     for name, config in CONFIGS.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), config)
-            compute(Path(folder)).save(GOLDENS / f"{name}.npz")
+            compute(Path(folder), CASES[name]).save(GOLDENS / f"{name}.npz")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,8 @@ class GGUFCheckpoint:
                 of its metadata.
         """
         config = MistralConfig(**self.config())
-        expected = expected_tensors(config, "gguf")
+        tied = config.tie_word_embeddings
+        expected = expected_tensors(config, "gguf", tied=tied)
         check_tensors(
             # GGUF gives the innermost dimension first.
             {
@@ -110,12 +111,14 @@ class GGUFCheckpoint:
                 for tensor in self._reader.tensors
             },
             expected,
-            dropped_tensors(config, "gguf"),
+            dropped_tensors(config, "gguf", tied=tied),
             str(self.path),
         )
         huggingface = {
             tensor.graph: name
-            for name, tensor in expected_tensors(config, "huggingface").items()
+            for name, tensor in expected_tensors(
+                config, "huggingface", tied=tied
+            ).items()
         }
         heads = {
             "attn_q": config.num_attention_heads,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from ..errors import UserError
-from ..hf_config import head_dim
+from ..hf_config import head_dim, text_config
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,28 @@ TENSORS = (
     TensorName("lm_head.weight", "lm_head.weight", "output.weight", "VH"),
 )
 
+EMBEDDING, HEAD = TENSORS[0], TENSORS[-1]
+
 # What a checkpoint may carry beside the table, and why it is not needed.
 DROPPED = {
     "model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta",
     "rope_freqs.weight": "computed from rope_theta",
 }
 
+# A vision-language checkpoint keeps its text tower under one of two prefixes,
+# and beside it what only images need.
+TEXT_TOWERS = ("language_model.", "model.language_model.")
+IMAGE_TOWERS = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
+
 
 def dimensions(config: PretrainedConfig) -> dict[str, int]:
     """Returns the sizes that the letters of a shape stand for."""
+    config = text_config(config)
     return {
         "V": config.vocab_size,
         "H": config.hidden_size,
@@ -109,6 +122,28 @@ def dimensions(config: PretrainedConfig) -> dict[str, int]:
         "Q": config.num_attention_heads * head_dim(config),
         "K": config.num_key_value_heads * head_dim(config),
     }
+
+
+def in_text_tower(name: str, tower: str) -> str:
+    """Returns a text model's name as the checkpoint of ``tower`` spells it.
+
+    Args:
+        name: A Hugging Face name such as ``model.norm.weight``.
+        tower: One of :data:`TEXT_TOWERS`, or ``""`` for a text-only checkpoint.
+    """
+    if tower != "model.language_model.":
+        return tower + name
+    # transformers 5 moved the tower inside the model and left the head out.
+    inside = name.startswith("model.")
+    return tower + name.removeprefix("model.") if inside else name
+
+
+def find_text_tower(names: Collection[str]) -> str:
+    """Returns the prefix of :data:`TEXT_TOWERS` that ``names`` use, or ``""``."""
+    for tower in TEXT_TOWERS:
+        if any(name.startswith(tower) for name in names):
+            return tower
+    return ""
 
 
 @dataclass(frozen=True)
@@ -120,38 +155,40 @@ class ExpectedTensor:
 
 
 def expected_tensors(
-    config: PretrainedConfig, scheme: str
+    config: PretrainedConfig, scheme: str, *, tied: bool, tower: str = ""
 ) -> dict[str, ExpectedTensor]:
     """Returns what a checkpoint of this config must hold, by its own names.
 
     Args:
-        config: The HF config, which gives layers, shapes and whether the head
-            is tied (a tied head is no tensor of its own).
+        config: The HF config, which gives layers and shapes.
         scheme: ``"huggingface"``, ``"gguf"`` or ``"graph"``: whose names are
             the keys.
+        tied: Whether the head is the embedding, and so no tensor of its own.
+        tower: The prefix that :func:`find_text_tower` found.
     """
     sizes = dimensions(config)
     return {
-        getattr(row, scheme).format(i=i): ExpectedTensor(
+        in_text_tower(getattr(row, scheme).format(i=i), tower): ExpectedTensor(
             row.graph.format(i=i), tuple(sizes[letter] for letter in row.shape)
         )
         for row in TENSORS
-        if not (config.tie_word_embeddings and row.graph == "lm_head.weight")
+        if not (tied and row is HEAD)
         for i in _layers(row.graph, config)
     }
 
 
-def dropped_tensors(config: PretrainedConfig, scheme: str) -> dict[str, str]:
+def dropped_tensors(
+    config: PretrainedConfig, scheme: str, *, tied: bool, tower: str = ""
+) -> dict[str, str]:
     """Returns the tensors that a checkpoint may also hold, and why they are dropped."""
     dropped = {
         name.format(i=i): reason
         for name, reason in DROPPED.items()
         for i in _layers(name, config)
     }
-    if config.tie_word_embeddings:
-        head = getattr(TENSORS[-1], scheme)
-        dropped[head] = "tied to the embedding (tie_word_embeddings)"
-    return dropped
+    if tied:
+        dropped[getattr(HEAD, scheme)] = "tied to the embedding"
+    return {in_text_tower(name, tower): reason for name, reason in dropped.items()}
 
 
 def check_tensors(
@@ -206,4 +243,4 @@ def _unknown_problems(
 
 
 def _layers(name: str, config: PretrainedConfig) -> range:
-    return range(config.num_hidden_layers if "{i}" in name else 1)
+    return range(text_config(config).num_hidden_layers if "{i}" in name else 1)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from max.dtype import DType
 from max.graph.weights import WeightData, Weights
 from max.pipelines.lib import PipelineConfig
@@ -16,7 +18,16 @@ from transformers import PretrainedConfig
 
 from ..errors import UserError
 from ..model_config import MistralConfig
-from .names import check_tensors, dropped_tensors, expected_tensors
+from .names import (
+    EMBEDDING,
+    HEAD,
+    IMAGE_TOWERS,
+    check_tensors,
+    dropped_tensors,
+    expected_tensors,
+    find_text_tower,
+    in_text_tower,
+)
 
 _FLOATS = (DType.float32, DType.bfloat16, DType.float16)
 
@@ -41,12 +52,20 @@ def convert_safetensor_state_dict(
     """
     check_complete(pipeline_config.model.resolved_weight_paths())
     source = pipeline_config.model.model_path
-    tensors = {name: weight.data() for name, weight in state_dict.items()}
-    expected = expected_tensors(huggingface_config, "huggingface")
+    tower = find_text_tower(state_dict)
+    tensors = {
+        name: weight.data()
+        for name, weight in state_dict.items()
+        if not (tower and name.startswith(IMAGE_TOWERS))
+    }
+    tied = huggingface_config.tie_word_embeddings and not _has_own_head(tensors, tower)
+    expected = expected_tensors(
+        huggingface_config, "huggingface", tied=tied, tower=tower
+    )
     check_tensors(
         {n: tuple(int(d) for d in t.shape) for n, t in tensors.items()},
         expected,
-        dropped_tensors(huggingface_config, "huggingface"),
+        dropped_tensors(huggingface_config, "huggingface", tied=tied, tower=tower),
         source,
     )
     dtype = supported_encoding_dtype(
@@ -64,6 +83,27 @@ def convert_safetensor_state_dict(
             )
         weights[tensor.graph] = found.astype(dtype)
     return weights
+
+
+def _has_own_head(tensors: Mapping[str, WeightData], tower: str) -> bool:
+    """Whether a head is there that is no copy of the embedding.
+
+    Then ``tie_word_embeddings`` is wrong and the head counts, as in
+    transformers (``modeling_utils.py``, ``tie_weights``).
+    """
+    head = tensors.get(in_text_tower(HEAD.huggingface, tower))
+    embedding = tensors.get(in_text_tower(EMBEDDING.huggingface, tower))
+    if head is None or embedding is None:
+        return False
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return True
+    return not np.array_equal(_raw_bytes(head), _raw_bytes(embedding))
+
+
+def _raw_bytes(tensor: WeightData) -> npt.NDArray[np.uint8]:
+    buffer = tensor.to_buffer()
+    size = buffer.num_elements * buffer.dtype.size_in_bytes
+    return buffer.view(DType.uint8, (size,)).to_numpy()
 
 
 def check_complete(paths: Sequence[Path]) -> None:

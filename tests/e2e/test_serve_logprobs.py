@@ -11,7 +11,7 @@ from openai import BadRequestError, OpenAI
 from tests.checkpoints import CONFIGS
 from tests.e2e.conftest import serve
 from tests.harness import tolerance
-from tests.reference import DECODE_STEPS, GOLDENS, Reference
+from tests.reference import CASES, Reference
 
 # Prompts longer than this many tokens are prefilled in chunks.
 CHUNK = 64
@@ -56,7 +56,7 @@ def assert_close(got, want, logits):
 
 @pytest.fixture(scope="module")
 def reference():
-    return Reference.load(GOLDENS / "gqa.npz")
+    return Reference.load("gqa")
 
 
 @pytest.mark.parametrize("row", range(3))
@@ -71,7 +71,7 @@ def test_generation_agrees_with_the_reference(complete, reference, row):
 @pytest.mark.parametrize("row", [1, 2])
 def test_echo_rescores_what_was_generated(complete, reference, row):
     """The prompt's and the output's tokens, scored in one pass."""
-    tokens = reference.tokens[row][: -(DECODE_STEPS - STEPS)]
+    tokens = reference.tokens[row][: -(CASES["gqa"].steps - STEPS)]
     echoed = complete(tokens, echo=True, max_tokens=1).choices[0].logprobs
     want = log_probabilities(reference.logits[row], tokens)
     # MAX gives the first token a probability too, of which there is none.

@@ -4,25 +4,25 @@ The reference comes from the committed goldens, and live from transformers
 wherever torch is installed.
 """
 
+import copy
+import functools
+
 import numpy as np
 import pytest
 from max.nn.transformer import ReturnLogits
 
-from tests.checkpoints import CONFIGS
+from tests.checkpoints import CONFIGS, make_tensors, write_checkpoint
 from tests.harness import split_logits, tolerance
-from tests.reference import (
-    DECODE_STEPS,
-    GOLDENS,
-    PROMPT_LENGTHS,
-    Reference,
-    compute,
-)
+from tests.reference import CASES, Reference, compute, score
 
-# Three graphs: every config, every mode.
-CASES = [
+# One graph each: every config, every mode.
+GRAPHS = [
     ("gqa", ReturnLogits.ALL),
     ("mha_tied", ReturnLogits.LAST_TOKEN),
     ("gqa", ReturnLogits.VARIABLE),
+    ("window", ReturnLogits.ALL),
+    ("ministral", ReturnLogits.ALL),
+    ("ministral3", ReturnLogits.ALL),
 ]
 
 
@@ -32,26 +32,32 @@ def reference(request, checkpoints):
 
     def get(name):
         if request.param == "golden":
-            return Reference.load(GOLDENS / f"{name}.npz")
+            return Reference.load(name)
         pytest.importorskip("torch", reason="the live reference needs torch")
-        return compute(checkpoints[name])
+        return compute(checkpoints[name], CASES[name])
 
     return get
 
 
-@pytest.mark.parametrize(("name", "mode"), CASES)
+@pytest.mark.parametrize(("name", "mode"), GRAPHS)
 def test_prefill_and_decode(runner, reference, name, mode):
-    expected = reference(name)
-    tokens, logits = runner(name, mode).generate(expected.prompts, DECODE_STEPS)
+    expected, case = reference(name), CASES[name]
+    tokens, logits = runner(name, mode).generate(expected.prompts, case.steps)
     assert tokens == expected.tokens
     for prompt, got, want in zip(
         expected.prompts, logits, expected.logits, strict=True
     ):
+        # The token of each row, for those that the model and the reference have.
         first = 0 if mode == ReturnLogits.ALL else len(prompt) - 1
-        want = want[first:-1]
-        assert got.shape == want.shape
+        last = len(prompt) + case.steps - 1
+        rows = [r for r in range(0, last, case.stride) if r >= first]
+        assert got.shape[0] == last - first
+        want = want[[r // case.stride for r in rows]]
         np.testing.assert_allclose(
-            got, want, rtol=0, atol=tolerance(CONFIGS[name], want)
+            got[[r - first for r in rows]],
+            want,
+            rtol=0,
+            atol=tolerance(CONFIGS[name], want),
         )
 
 
@@ -73,11 +79,30 @@ def test_variable_logits_are_the_trailing_ones(runner, reference):
         )
 
 
-def test_the_tolerance_would_notice_a_mistake(reference):
-    """Swapping two prompt tokens, or a rotary base off by 1 %, moves logits more."""
-    pytest.importorskip("torch", reason="the perturbed reference needs torch")
-    expected = reference("gqa").logits[PROMPT_LENGTHS.index(33)]
-    # A shift of one position is what an off-by-one in RoPE or the mask does.
-    assert np.abs(expected[1:] - expected[:-1]).max() > 1000 * tolerance(
-        CONFIGS["gqa"], expected
-    )
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        ("gqa", {"rope_theta": 10100.0}),
+        ("window", {"sliding_window": 130}),
+        ("window", {"sliding_window": 132}),
+        ("window", {"sliding_window": None}),
+        ("ministral", {"layer_types": ["sliding_attention"] * 4}),
+        ("ministral3", {"rope_parameters.llama_4_scaling_beta": 0.0}),
+        ("ministral3", {"rope_parameters.factor": 15.5}),
+        ("ministral3", {"rope_parameters.mscale": None}),
+        ("ministral3", {"rope_parameters.beta_slow": 1.5}),
+    ],
+    ids=str,
+)
+def test_the_tolerance_would_notice_a_mistake(tmp_path, name, mistake):
+    """The reference itself, computed with a wrong config, is out of tolerance."""
+    pytest.importorskip("torch", reason="the wrong reference needs torch")
+    right, case = Reference.load(name), CASES[name]
+    config = copy.deepcopy(CONFIGS[name])
+    for key, value in mistake.items():
+        *path, last = key.split(".")
+        functools.reduce(dict.__getitem__, path, config)[last] = value
+    folder = write_checkpoint(tmp_path, config, tensors=make_tensors(CONFIGS[name]))
+    wrong = score(folder, right.tokens[-1])[:: case.stride]
+    difference = np.abs(wrong - right.logits[-1]).max()
+    assert difference > 3 * tolerance(CONFIGS[name], right.logits[-1])

@@ -53,16 +53,19 @@ def test_a_plain_mistral_is_supported():
         ),
         ({"attention_bias": True}, "attention_bias = True"),
         ({"mlp_bias": True}, "mlp_bias = True"),
-        (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "quant_method = 'gptq'",
-        ),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3"),
     ],
 )
 def test_what_the_graph_cannot_honour_is_refused_by_name(changes, message):
     with pytest.raises(UserError, match=message):
         hf_config.check_supported(config(**changes))
+
+
+def test_a_quantized_checkpoint_is_refused_by_its_method():
+    quantized = config(quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UserError, match="quant_method = 'gptq'"):
+        hf_config.check_not_quantized(quantized)
+    hf_config.check_not_quantized(config())
 
 
 def write(folder, values):

@@ -71,6 +71,7 @@ def test_the_fields_of_the_page_alone_construct_it(config):
         field.name
         for field in dataclasses.fields(MistralConfig)
         if field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
     ]
     assert required == PAGE_FIELDS
 
@@ -174,8 +175,8 @@ def test_a_window_counts_only_where_a_sequence_outgrows_it(
     folder = write_checkpoint(tmp_path, BASE | {"sliding_window": window})
     pipeline_config = make_pipeline_config(folder, max_length=max_length)
     config = MistralConfig.initialize(pipeline_config)
-    assert config.sliding_window == window
-    assert config.effective_sliding_window == effective
+    assert config.sliding_windows == [window] * 3
+    assert config.layer_windows == [effective] * 3
 
 
 def test_a_window_too_small_for_the_cpu_kernel_is_refused(tmp_path):

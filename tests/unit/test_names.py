@@ -7,9 +7,12 @@ import pytest
 from max_mistral.errors import UserError
 from max_mistral.weights.names import (
     TENSORS,
+    TEXT_TOWERS,
     check_tensors,
     dropped_tensors,
     expected_tensors,
+    find_text_tower,
+    in_text_tower,
 )
 
 CONFIG = SimpleNamespace(
@@ -27,17 +30,20 @@ Q1 = "model.layers.1.self_attn.q_proj.weight"
 
 
 def shapes(config=CONFIG):
-    return {
-        name: tensor.shape
-        for name, tensor in expected_tensors(config, "huggingface").items()
-    }
+    return {name: tensor.shape for name, tensor in expected(config).items()}
 
 
-def check(found, config=CONFIG):
+def expected(config=CONFIG, scheme="huggingface", **kwargs):
+    tied = config.tie_word_embeddings
+    return expected_tensors(config, scheme, tied=tied, **kwargs)
+
+
+def check(found, config=CONFIG, tower=""):
+    tied = config.tie_word_embeddings
     check_tensors(
         found,
-        expected_tensors(config, "huggingface"),
-        dropped_tensors(config, "huggingface"),
+        expected(config, tower=tower),
+        dropped_tensors(config, "huggingface", tied=tied, tower=tower),
         "model.safetensors",
     )
 
@@ -51,7 +57,7 @@ def test_shapes_follow_head_dim_not_hidden_over_heads():
 
 @pytest.mark.parametrize("scheme", ["graph", "huggingface", "gguf"])
 def test_every_scheme_names_every_tensor_once(scheme):
-    names = expected_tensors(CONFIG, scheme)
+    names = expected(scheme=scheme)
     per_layer = sum("{i}" in row.graph for row in TENSORS)
     assert len(names) == per_layer * 2 + len(TENSORS) - per_layer
     assert len({tensor.graph for tensor in names.values()}) == len(names)
@@ -114,3 +120,32 @@ def test_a_long_list_of_problems_is_cut():
         check({})
     assert len(str(error.value).splitlines()) == 12
     assert "and 11 more" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tower", "layer", "head"),
+    [
+        (
+            "language_model.",
+            "language_model.model.layers.1.self_attn.q_proj.weight",
+            "language_model.lm_head.weight",
+        ),
+        (
+            "model.language_model.",
+            "model.language_model.layers.1.self_attn.q_proj.weight",
+            "lm_head.weight",
+        ),
+    ],
+)
+def test_text_towers(tower, layer, head):
+    names = {in_text_tower(name, tower): shape for name, shape in shapes().items()}
+    assert {layer, head} <= names.keys()
+    assert find_text_tower(names) == tower
+    check(names, tower=tower)
+    with pytest.raises(UserError, match="is unknown"):
+        check(names | {"vision_towel.weight": (1,)}, tower=tower)
+
+
+def test_a_text_only_checkpoint_has_no_tower():
+    assert find_text_tower(shapes()) == ""
+    assert len(TEXT_TOWERS) == 2

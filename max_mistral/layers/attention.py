@@ -1,0 +1,121 @@
+"""Attention with queries scaled by their position (Ministral 3)."""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import TensorValue, ops
+from max.nn.attention import AttentionWithRope
+from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
+from max.nn.kv_cache import PagedCacheValues
+
+
+def attend(
+    attention: AttentionWithRope,
+    layer_idx: TensorValue,
+    x: TensorValue,
+    kv_collection: PagedCacheValues,
+    freqs_cis: TensorValue,
+    input_row_offsets: TensorValue,
+    query_scale: TensorValue | None,
+) -> TensorValue:
+    """Runs ``attention``'s projections around attention with scaled queries.
+
+    ``AttentionWithRope`` has no place between RoPE and the attention itself,
+    where the scale belongs; without a scale it runs as it is.
+
+    Args:
+        attention: Holds the weights and says which mask to use.
+        layer_idx: uint32 scalar, the layer's place in the KV cache.
+        x: ``[total_seq_len, hidden_size]``.
+        kv_collection: The paged KV cache; keys and values are written to it.
+        freqs_cis: Rotary cosines and sines, ``[positions, head_dim]``.
+        input_row_offsets: uint32 ``[batch + 1]``.
+        query_scale: float32 ``[total_seq_len]`` from :func:`query_scale`, or
+            ``None``.
+
+    Returns:
+        ``[total_seq_len, hidden_size]``.
+    """
+    if query_scale is None:
+        return attention(
+            layer_idx,
+            x,
+            kv_collection,
+            freqs_cis=freqs_cis,
+            input_row_offsets=input_row_offsets,
+        )
+    qkv = attention.qkv_proj(x)
+    queries = rope_split_store_ragged(
+        kv_params=attention.kv_params,
+        qkv=qkv,
+        input_row_offsets=input_row_offsets,
+        freqs_cis=ops.cast(freqs_cis, qkv.dtype),
+        kv_collection=kv_collection,
+        layer_idx=layer_idx,
+        n_heads=attention.n_heads,
+        interleaved=attention.rope.interleaved,
+    )
+    # [total_seq_len, heads * head_dim] -> [total_seq_len, heads, head_dim]
+    queries = queries.reshape((-1, attention.n_heads, attention.kv_params.head_dim))
+    scale = ops.cast(query_scale, queries.dtype)
+    # [total_seq_len] -> [total_seq_len, 1, 1]
+    scale = ops.unsqueeze(ops.unsqueeze(scale, -1), -1)
+    window = attention.sliding_window
+    attended = flash_attention_ragged(
+        attention.kv_params,
+        input=queries * scale,
+        kv_collection=kv_collection,
+        layer_idx=layer_idx,
+        input_row_offsets=input_row_offsets,
+        mask_variant=attention.mask_variant,
+        scale=attention.scale,
+        local_window_size=-1 if window is None else window,
+    )
+    # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
+    attended = attended.reshape((x.shape[0], attention.q_weight_dim))
+    return attention.o_proj(attended)
+
+
+def query_scale(
+    tokens: TensorValue,
+    input_row_offsets: TensorValue,
+    cache_lengths: TensorValue,
+    beta: float,
+    original_max_position: int,
+) -> TensorValue:
+    """Returns ``1 + beta * ln(1 + floor(position / original_max_position))``.
+
+    HF ``modeling_ministral3.py``, ``get_llama_4_attn_scale``. Exactly 1 for
+    positions below ``original_max_position``.
+
+    Args:
+        tokens: ``[total_seq_len]``; only its length counts.
+        input_row_offsets: uint32 ``[batch + 1]``.
+        cache_lengths: uint32 ``[batch]``, the tokens already in the cache.
+        beta: ``llama_4_scaling_beta``.
+        original_max_position: ``original_max_position_embeddings``.
+
+    Returns:
+        float32 ``[total_seq_len]``.
+    """
+    offsets = input_row_offsets.cast(DType.int64)
+    starts, ends = offsets[:-1], offsets[1:]
+    total = tokens.shape[0]
+    index = ops.range(
+        0,
+        ops.shape_to_tensor([total])[0],
+        1,
+        out_dim=total,
+        dtype=DType.int64,
+        device=tokens.device,
+    )
+    # The request of each token: how many requests end at or before it.
+    # (A repeat_interleave would say it shorter, but not on a GPU.)
+    ended = ops.greater_equal(ops.unsqueeze(index, -1), ops.unsqueeze(ends, 0))
+    # [total_seq_len, batch] -> [total_seq_len]
+    request = ops.squeeze(ops.sum(ended.cast(DType.int64), axis=-1), -1)
+    shift = cache_lengths.cast(DType.int64).rebind(starts.shape) - starts
+    position = (index + ops.gather(shift, request, axis=0)).cast(DType.float32)
+    return (
+        ops.log(ops.floor(position / float(original_max_position)) + 1.0) * beta + 1.0
+    )

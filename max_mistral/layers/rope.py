@@ -1,0 +1,160 @@
+"""Rotary embeddings as Hugging Face computes them, every type a Mistral uses.
+
+Source: ``transformers/modeling_rope_utils.py`` (5.12), the functions named
+below. The frequencies are few and fixed, so NumPy makes them on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from max.dtype import DType
+from max.graph import DeviceRef, TensorValue, ops
+from max.nn.rotary_embedding import RotaryEmbedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How RoPE is stretched beyond the context it was trained on."""
+
+    rope_type: str
+    """``"linear"``, ``"llama3"`` or ``"yarn"``."""
+    factor: float
+    original_max_position_embeddings: int | None = None
+    """Of ``"llama3"`` and ``"yarn"``: the context before stretching, in tokens."""
+    attention_factor: float = 1.0
+    """Of ``"yarn"``: what cosines and sines are multiplied by."""
+    beta_fast: float = 32.0
+    """Of ``"yarn"``: more rotations than this over the original context are kept."""
+    beta_slow: float = 1.0
+    """Of ``"yarn"``: fewer rotations than this are stretched by ``factor``."""
+    truncate: bool = True
+    """Of ``"yarn"``: whether the bounds between the two are whole dimensions."""
+    low_freq_factor: float = 1.0
+    """Of ``"llama3"``."""
+    high_freq_factor: float = 4.0
+    """Of ``"llama3"``."""
+
+
+def inverse_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None
+) -> npt.NDArray[np.float32]:
+    """Returns the rotary frequencies, radians per position, ``[head_dim / 2]``."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    frequencies = 1.0 / theta**exponents
+    if scaling is None:
+        return frequencies.astype(np.float32)
+    stretched = frequencies / scaling.factor
+    if scaling.rope_type == "linear":  # _compute_linear_scaling_rope_parameters
+        return stretched.astype(np.float32)
+    assert scaling.original_max_position_embeddings is not None
+    keep = {"llama3": _llama3_keep, "yarn": _yarn_keep}[scaling.rope_type](
+        frequencies, head_dim, theta, scaling
+    )
+    return (stretched * (1 - keep) + frequencies * keep).astype(np.float32)
+
+
+def _llama3_keep(
+    frequencies: npt.NDArray[np.float64],
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling,
+) -> npt.NDArray[np.float64]:
+    """The share of each frequency kept; ``_compute_llama3_parameters``."""
+    assert scaling.original_max_position_embeddings is not None
+    rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    return np.clip((rotations - low) / (high - low), 0, 1)
+
+
+def _yarn_keep(
+    frequencies: npt.NDArray[np.float64],
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling,
+) -> npt.NDArray[np.float64]:
+    """The share of each frequency kept; ``_compute_yarn_parameters``.
+
+    YaRN, https://arxiv.org/abs/2309.00071, section 3.2.
+    """
+    original = scaling.original_max_position_embeddings
+    assert original is not None
+
+    def dimension(rotations: float) -> float:
+        """Where a frequency makes this many rotations over the context."""
+        turns = math.log(original / (rotations * 2 * math.pi))
+        return head_dim * turns / (2 * math.log(theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # as the reference does, against a division by zero
+    ramp = (np.arange(head_dim // 2, dtype=np.float64) - low) / (high - low)
+    return 1 - np.clip(ramp, 0, 1)
+
+
+def yarn_attention_factor(
+    factor: float, mscale: float | None, mscale_all_dim: float | None
+) -> float:
+    """Returns YaRN's factor where the config gives none.
+
+    The ratio of the two mscales if both are set, else ``0.1 ln(factor) + 1``;
+    ``_compute_yarn_parameters``, ``get_mscale``.
+    """
+
+    def get_mscale(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    if mscale and mscale_all_dim:
+        return get_mscale(mscale) / get_mscale(mscale_all_dim)
+    return get_mscale(1.0)
+
+
+class ScaledRotaryEmbedding(RotaryEmbedding):
+    """MAX's table of cosines and sines, made from :func:`inverse_frequencies`.
+
+    Args:
+        scaling: The stretch, or ``None``.
+        theta: The base of the frequencies.
+        head_dim: Width of one attention head.
+        max_seq_len: Longest sequence in tokens.
+    """
+
+    def __init__(
+        self,
+        scaling: RopeScaling | None,
+        *,
+        theta: float,
+        head_dim: int,
+        max_seq_len: int,
+    ) -> None:
+        super().__init__(
+            dim=head_dim,
+            n_heads=1,
+            theta=theta,
+            max_seq_len=max_seq_len,
+            head_dim=head_dim,
+            # HF checkpoints pair dimension i with i + head_dim / 2.
+            interleaved=False,
+        )
+        self.scaling = scaling
+
+    def _compute_inv_freqs(self) -> TensorValue:
+        return ops.constant(
+            inverse_frequencies(self.head_dim, self.theta, self.scaling),
+            DType.float32,
+            DeviceRef.CPU(),
+        )
+
+    def freqs_cis_base(self) -> TensorValue:
+        """Returns cosines and sines, ``[2 * max_seq_len, head_dim / 2, 2]``."""
+        if self._freqs_cis is None:
+            factor = 1.0 if self.scaling is None else self.scaling.attention_factor
+            table = super().freqs_cis_base()
+            self._freqs_cis = table if factor == 1.0 else table * factor
+        return TensorValue(self._freqs_cis)

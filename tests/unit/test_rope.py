@@ -1,0 +1,151 @@
+"""Rotary frequencies and their parameters, against Hugging Face's."""
+
+import math
+
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from max_mistral import hf_config
+from max_mistral.errors import UserError
+from max_mistral.layers.rope import inverse_frequencies, yarn_attention_factor
+from tests.checkpoints import BASE
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+PARAMETERS = {
+    "default": {"rope_type": "default", "rope_theta": 1e6},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    "llama3": LLAMA3,
+    "yarn": YARN,
+    "yarn without mscale": YARN | {"mscale": None, "mscale_all_dim": None},
+    "yarn not truncated": YARN | {"truncate": False},
+    "yarn with a factor": YARN | {"attention_factor": 0.7},
+}
+
+
+def config(rope_parameters, **changes):
+    plain = {k: v for k, v in BASE.items() if k != "rope_theta"}
+    plain |= {"head_dim": 128, "rope_parameters": rope_parameters}
+    return AutoConfig.for_model(**plain | changes)
+
+
+@pytest.mark.parametrize("name", list(PARAMETERS))
+def test_frequencies_and_factor_equal_hugging_faces(name):
+    pytest.importorskip("torch", reason="transformers computes them with torch")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    hf = config(PARAMETERS[name])
+    rope_type = PARAMETERS[name]["rope_type"]
+    if rope_type == "default":
+        want, factor = 1.0 / 1e6 ** (np.arange(0, 128, 2) / 128), 1.0
+    else:
+        want, factor = ROPE_INIT_FUNCTIONS[rope_type](hf, "cpu")
+        want = want.numpy()
+    scaling = hf_config.rope_scaling(hf)
+    got = inverse_frequencies(128, hf_config.rope_theta(hf), scaling)
+    # Both round to float32; transformers also computes in it.
+    np.testing.assert_allclose(got, want, rtol=8 * np.finfo(np.float32).eps)
+    assert (scaling.attention_factor if scaling else 1.0) == pytest.approx(factor)
+
+
+def test_yarn_keeps_and_stretches_at_the_published_bounds():
+    """Dimensions 20 and 37 at head_dim 128, for Ministral 3's parameters."""
+    scaling = hf_config.rope_scaling(config(YARN))
+    ratio = inverse_frequencies(128, 1e6, None) / inverse_frequencies(128, 1e6, scaling)
+    assert np.allclose(ratio[:21], 1)
+    assert np.all(np.diff(ratio[20:38]) > 0)
+    assert np.allclose(ratio[37:], 16)
+
+
+def test_yarns_attention_factor():
+    assert yarn_attention_factor(16.0, 1.0, 1.0) == 1.0
+    assert yarn_attention_factor(16.0, None, None) == 0.1 * math.log(16) + 1
+    assert yarn_attention_factor(1.0, None, None) == 1.0
+    assert yarn_attention_factor(16.0, 2.0, 1.0) == pytest.approx(
+        (0.2 * math.log(16) + 1) / (0.1 * math.log(16) + 1)
+    )
+
+
+def test_a_type_that_is_not_implemented_raises_by_name():
+    with pytest.raises(UserError, match="rope_type = 'dynamic'"):
+        hf_config.rope_scaling(config({"rope_type": "dynamic", "factor": 2.0}))
+
+
+def test_a_missing_parameter_raises_by_name():
+    incomplete = {k: v for k, v in LLAMA3.items() if k != "low_freq_factor"}
+    hf = config(PARAMETERS["default"])
+    hf.rope_parameters = incomplete
+    with pytest.raises(UserError, match="lacks low_freq_factor"):
+        hf_config.rope_scaling(hf)
+
+
+def test_parameters_by_layer_type():
+    hf = config(PARAMETERS["default"])
+    hf.rope_parameters = {"sliding_attention": YARN, "full_attention": dict(YARN)}
+    assert hf_config.rope_scaling(hf).factor == 16.0
+    hf.rope_parameters["full_attention"]["factor"] = 8.0
+    with pytest.raises(UserError, match="same parameters for every layer type"):
+        hf_config.rope_scaling(hf)
+
+
+def test_queries_are_scaled_in_ministral3_only():
+    scaled = YARN | {"llama_4_scaling_beta": 0.1}
+    assert hf_config.query_scaling(config(scaled, model_type="ministral3")) == (
+        0.1,
+        16384,
+    )
+    assert hf_config.query_scaling(config(scaled)) is None
+    assert hf_config.query_scaling(config(YARN, model_type="ministral3")) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({}, [None] * 3),
+        ({"sliding_window": 4096}, [4096] * 3),
+        ({"sliding_window": "missing"}, [4096] * 3),
+        # A Mistral has no layer_types; transformers ignores them.
+        (
+            {"sliding_window": 128, "layer_types": ["full_attention"] * 3},
+            [128] * 3,
+        ),
+        (
+            {
+                "model_type": "ministral",
+                "sliding_window": 128,
+                "layer_types": ["full_attention", "sliding_attention"]
+                + ["full_attention"],
+            },
+            [None, 128, None],
+        ),
+        ({"model_type": "ministral", "sliding_window": 128}, [128] * 3),
+        ({"model_type": "ministral", "sliding_window": None}, [None] * 3),
+    ],
+)
+def test_windows_by_layer(changes, windows):
+    values = {k: v for k, v in (BASE | changes).items() if v != "missing"}
+    assert hf_config.sliding_windows(AutoConfig.for_model(**values)) == windows
+
+
+def test_an_unknown_layer_type_is_refused():
+    hf = AutoConfig.for_model(**BASE | {"model_type": "ministral"})
+    hf.layer_types = ["sliding_attention", "full_attention", "linear_attention"]
+    with pytest.raises(UserError, match="linear_attention"):
+        hf_config.sliding_windows(hf)
