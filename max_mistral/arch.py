@@ -22,6 +22,10 @@ EXAMPLES = {
     ],
     "MinistralForCausalLM": ["mistralai/Ministral-8B-Instruct-2410"],
     "Ministral3ForCausalLM": ["mistralai/Ministral-3-8B-Base-2512"],
+    # The text tower; images are refused.
+    "Mistral3ForConditionalGeneration": [
+        "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
+    ],
 }
 
 mistral_arch = SupportedArchitecture(

@@ -16,9 +16,25 @@ from tests.harness import split_logits, tolerance
 PROMPT = [int(t) for t in np.random.default_rng(2).integers(3, 320, 150)]
 
 
+# Full attention, windows on some layers, and queries scaled by position.
+@pytest.fixture(scope="module", params=["gqa", "ministral", "ministral3"])
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model(runner):
-    return runner("gqa", ReturnLogits.ALL)
+def model(runner, name):
+    return runner(name, ReturnLogits.ALL)
+
+
+@pytest.fixture(scope="module")
+def assert_same(name):
+    def assert_same(got, want):
+        np.testing.assert_allclose(
+            got, want, rtol=0, atol=tolerance(CONFIGS[name], want)
+        )
+
+    return assert_same
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +44,7 @@ def generated(model):
     return tokens[0], logits[0]
 
 
-def assert_same(got, want):
-    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(CONFIGS["gqa"], want))
-
-
-def test_rescoring_in_one_pass_agrees(model, generated):
+def test_rescoring_in_one_pass_agrees(model, generated, assert_same):
     tokens, logits = generated
     contexts = model.claim([tokens])
     inputs = model.model.prepare_initial_token_inputs(
@@ -44,7 +56,7 @@ def test_rescoring_in_one_pass_agrees(model, generated):
 
 
 @pytest.mark.parametrize("chunk", [1, 50, 128])
-def test_chunked_prefill_agrees(model, generated, chunk):
+def test_chunked_prefill_agrees(model, generated, assert_same, chunk):
     _, logits = generated
     contexts = model.claim([PROMPT])
     (context,) = contexts
@@ -64,7 +76,7 @@ def test_chunked_prefill_agrees(model, generated, chunk):
     assert_same(np.concatenate(rows), logits[: len(PROMPT)])
 
 
-def test_a_prefix_from_the_cache_agrees(model, generated):
+def test_a_prefix_from_the_cache_agrees(model, generated, assert_same):
     """MAX reuses the pages of an earlier request with the same prefix."""
     _, logits = generated
     first = model.claim([PROMPT])
@@ -83,7 +95,7 @@ def test_a_prefix_from_the_cache_agrees(model, generated):
     assert_same(rows, logits[reused : len(PROMPT)])
 
 
-def test_a_row_does_not_depend_on_its_neighbours(model, generated):
+def test_a_row_does_not_depend_on_its_neighbours(model, generated, assert_same):
     _, logits = generated
     others = [PROMPT[:3], PROMPT, PROMPT[5:90]]
     _, rows = model.generate(others, 1)

@@ -1,0 +1,59 @@
+"""The same weights in every layout give the same logits.
+
+They share the config of ``gqa``, and so its compiled graph and its golden.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from max.nn.transformer import ReturnLogits
+
+from max_mistral.weights.names import TEXT_TOWERS, in_text_tower
+from tests.checkpoints import BASE, make_tensors, write_checkpoint
+from tests.harness import Runner, tolerance
+from tests.reference import CASES, Reference
+
+
+def write_vision_language(folder, tower):
+    """A checkpoint with the text tower of ``gqa`` under the prefix ``tower``."""
+    tensors = {
+        in_text_tower(name, tower): tensor
+        for name, tensor in make_tensors(BASE).items()
+    }
+    outer = "model." if tower.startswith("model.") else ""
+    image = np.ones((2, 2), dtype=np.float32)
+    tensors[f"{outer}vision_tower.patch_conv.weight"] = image
+    tensors[f"{outer}multi_modal_projector.linear_1.weight"] = image
+    write_checkpoint(folder, BASE, tensors=tensors)
+    config = {
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "model_type": "mistral3",
+        "text_config": {k: v for k, v in BASE.items() if k != "architectures"},
+        "vision_config": {"model_type": "pixtral", "hidden_size": 8},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(params=[*TEXT_TOWERS, "sharded", "wrongly tied"])
+def folder(request, tmp_path):
+    if request.param in TEXT_TOWERS:
+        write_vision_language(tmp_path, request.param)
+    elif request.param == "sharded":
+        write_checkpoint(tmp_path, BASE, shards=3)
+    else:
+        # The config says tied, but the checkpoint has a head of its own:
+        # transformers keeps it, and so must we.
+        wrong = BASE | {"tie_word_embeddings": True}
+        write_checkpoint(tmp_path, wrong, tensors=make_tensors(BASE))
+    return tmp_path
+
+
+def test_every_layout_computes_the_same(folder):
+    expected, case = Reference.load("gqa"), CASES["gqa"]
+    tokens, logits = Runner(folder, ReturnLogits.ALL).generate(
+        expected.prompts, case.steps
+    )
+    assert tokens == expected.tokens
+    for got, want in zip(logits, expected.logits, strict=True):
+        np.testing.assert_allclose(got, want[:-1], rtol=0, atol=tolerance(BASE, want))
