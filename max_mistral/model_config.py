@@ -132,8 +132,8 @@ class MistralConfig(ArchConfigWithKVCache):
         by keyword; the argument that is no HF config tells them apart.
 
         Raises:
-            UserError: (a ``ValueError``) if ``max_length`` is above the model's
-                ``max_position_embeddings``; names both.
+            UserError: (a ``ValueError``) if ``max_length`` is not positive or above the
+                model's ``max_position_embeddings``; names both.
             TypeError: If the arguments are neither pair.
         """
         given = [*args, *kwargs.values()]
@@ -149,13 +149,15 @@ class MistralConfig(ArchConfigWithKVCache):
             )
         limit = hf.text_config(configs[0]).max_position_embeddings
         max_length = models[0].max_length
-        if max_length is not None and max_length > limit:
+        if max_length is None:
+            return limit
+        if not 1 <= max_length <= limit:
             raise UserError(
                 f"max_length is {max_length}, but the model's limit "
                 f"(max_position_embeddings) is {limit}. Set --max-length "
-                f"{limit} or less, or leave it out."
+                f"from 1 to {limit}, or leave it out."
             )
-        return max_length or limit
+        return max_length
 
     @classmethod
     def construct_kv_params(

@@ -64,7 +64,8 @@ OURS = {
         "config.json makes it [128, 96]",
     ),
     "max length": (lambda folder: None, ["--max-length", "513"], "is 512"),
-    "speculative": (
+    "no length": (lambda folder: None, ["--max-length", "0"], "max_length is 0"),
+    "data parallel": (
         lambda folder: None,
         ["--data-parallel-degree", "2"],
         "data_parallel_degree",
