@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 MODEL := build/smollm2
 GGUF := build/SmolLM2-135M-Instruct.Q4_1.gguf
 
+# The demo and the tests tell no one that they run, and wait for no one.
 export MODULAR_TELEMETRY_ENABLED := 0
+export MAX_SERVE_DISABLE_TELEMETRY := 1
 # MAX declares two of its flags twice, and click warns at every start.
 export PYTHONWARNINGS := ignore:The parameter:UserWarning
 

@@ -2,6 +2,7 @@ import os
 
 # Before MAX is imported: no waiting for a telemetry host.
 os.environ.setdefault("MODULAR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("MAX_SERVE_DISABLE_TELEMETRY", "1")
 
 import pytest
 
