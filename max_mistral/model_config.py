@@ -78,7 +78,7 @@ class MistralConfig(ArchConfigWithKVCache):
     query_scaling: tuple[float, int] | None = None
     """Ministral 3's ``(beta, original_max_position_embeddings)``."""
     use_subgraphs: bool = True
-    """Whether all blocks share one compiled subgraph."""
+    """Whether blocks that are alike share one compiled subgraph."""
     quantization_encoding: SupportedEncoding | None = None
     """The encoding that MAX resolved, of which ``dtype`` is the type."""
 

@@ -50,18 +50,16 @@ def inverse_frequencies(
     stretched = frequencies / scaling.factor
     if scaling.rope_type == "linear":  # _compute_linear_scaling_rope_parameters
         return stretched.astype(np.float32)
-    assert scaling.original_max_position_embeddings is not None
-    keep = {"llama3": _llama3_keep, "yarn": _yarn_keep}[scaling.rope_type](
-        frequencies, head_dim, theta, scaling
-    )
+    if scaling.rope_type == "llama3":
+        keep = _llama3_keep(frequencies, scaling)
+    else:
+        assert scaling.rope_type == "yarn"
+        keep = _yarn_keep(head_dim, theta, scaling)
     return (stretched * (1 - keep) + frequencies * keep).astype(np.float32)
 
 
 def _llama3_keep(
-    frequencies: npt.NDArray[np.float64],
-    head_dim: int,
-    theta: float,
-    scaling: RopeScaling,
+    frequencies: npt.NDArray[np.float64], scaling: RopeScaling
 ) -> npt.NDArray[np.float64]:
     """The share of each frequency kept; ``_compute_llama3_parameters``."""
     assert scaling.original_max_position_embeddings is not None
@@ -71,10 +69,7 @@ def _llama3_keep(
 
 
 def _yarn_keep(
-    frequencies: npt.NDArray[np.float64],
-    head_dim: int,
-    theta: float,
-    scaling: RopeScaling,
+    head_dim: int, theta: float, scaling: RopeScaling
 ) -> npt.NDArray[np.float64]:
     """The share of each frequency kept; ``_compute_yarn_parameters``.
 

@@ -96,10 +96,7 @@ MAXES = {
 
 @pytest.mark.parametrize("case", list(OURS))
 def test_our_message_comes_without_a_traceback(tmp_path, case):
-    breakage, flags, message = OURS[case]
-    folder = write_checkpoint(tmp_path / "model", BASE)
-    breakage(folder)
-    result = generate(folder, flags)
+    result, message = generate_broken(tmp_path / "model", OURS[case])
     assert result.returncode == 1
     assert message in result.stderr
     assert "Error: " in result.stderr
@@ -108,20 +105,21 @@ def test_our_message_comes_without_a_traceback(tmp_path, case):
 
 @pytest.mark.parametrize("case", list(MAXES))
 def test_max_itself_names_the_rest(tmp_path, case):
-    breakage, flags, message = MAXES[case]
-    folder = write_checkpoint(tmp_path / "model", BASE)
-    breakage(folder)
-    result = generate(folder, flags)
+    result, message = generate_broken(tmp_path / "model", MAXES[case])
     assert result.returncode != 0
     assert message in result.stderr + result.stdout
 
 
-def generate(folder, flags):
-    return run_max(
+def generate_broken(folder, case):
+    """Runs a checkpoint that the case broke; returns the result and its message."""
+    breakage, flags, message = case
+    breakage(write_checkpoint(folder, BASE))
+    result = run_max(
         *("generate", "--custom-architectures", "max_mistral"),
         *("--model", folder, "--devices", "cpu", "--prompt", "hi", *flags),
         timeout=120,
     )
+    return result, message
 
 
 def test_prepare_says_what_is_wrong(tmp_path):
