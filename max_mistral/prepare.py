@@ -1,9 +1,12 @@
 """Makes a folder that MAX loads out of a checkpoint it does not.
 
-    python -m max_mistral.prepare SRC.gguf DST
+    python -m max_mistral.prepare SRC DST
 
-writes config.json, the tokenizer with its chat template, and float32
-safetensors into the new folder DST.
+SRC is a GGUF file, or a folder in Mistral's own format (``params.json``,
+``consolidated*.safetensors``, ``tekken.json`` or ``tokenizer.model*``), or a
+Hugging Face folder whose only weights are ``consolidated*.safetensors``. The
+new folder DST gets config.json and the tokenizer with its chat template. It
+links to the shards of SRC; a GGUF is written out as float32 safetensors.
 """
 
 from __future__ import annotations
@@ -18,36 +21,109 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from .errors import UserError
+from .weights.consolidated import PARAMS, find_shards, link_shards, read_config
 from .weights.gguf import GGUFCheckpoint
-from .weights.gguf_tokenizer import write_tokenizer
+from .weights.gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
+from .weights.mistral_tokenizer import find_tokenizer, write_tokenizer
 
 _SHARD_BYTES = 2 * 1024**3
 
+# What a Hugging Face folder has beside its weights.
+_HUGGINGFACE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 
-def prepare(source: Path, destination: Path) -> None:
-    """Writes the folder ``destination`` from the GGUF file ``source``.
+
+def prepare(
+    source: Path, destination: Path, max_position_embeddings: int | None = None
+) -> None:
+    """Makes the folder ``destination`` from the file or folder ``source``.
 
     The folder appears whole or not at all.
+
+    Args:
+        source: A GGUF file, or a folder with ``consolidated*.safetensors``.
+        destination: A folder that does not exist yet.
+        max_position_embeddings: The longest sequence in tokens, for a
+            ``params.json`` that does not give it.
 
     Raises:
         UserError: (a ``ValueError``) if ``source`` is missing or of a kind
             that is not supported, or ``destination`` exists.
     """
-    if not source.is_file():
-        raise UserError(f"{source} is not a file. Give the path of a GGUF file.")
     if destination.exists():
         raise UserError(
             f"{destination} exists already. Remove it or name another folder."
         )
-    checkpoint = GGUFCheckpoint(source)
-    config = checkpoint.config()
+    if not source.exists():
+        raise UserError(f"{source} does not exist. Give a GGUF file or a folder.")
+    if max_position_embeddings is not None and max_position_embeddings < 1:
+        raise UserError(
+            f"max_position_embeddings is {max_position_embeddings}; give the "
+            "longest sequence in tokens, or leave it out."
+        )
     partial = destination.with_name(destination.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / "config.json").write_text(json.dumps(config, indent=2))
-    write_tokenizer(checkpoint, partial)
-    _write_weights(checkpoint, partial)
-    partial.rename(destination)
+    try:
+        partial.mkdir(parents=True)
+        if source.is_file():
+            _prepare_gguf(source, partial, max_position_embeddings)
+        else:
+            _prepare_folder(source, partial, max_position_embeddings)
+        partial.rename(destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _prepare_gguf(source: Path, folder: Path, context: int | None) -> None:
+    checkpoint = GGUFCheckpoint(source)
+    config = checkpoint.config()
+    if context is not None:
+        config["max_position_embeddings"] = context
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    write_gguf_tokenizer(checkpoint, folder)
+    _write_weights(checkpoint, folder)
+
+
+def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
+    shards = find_shards(source)
+    if not shards:
+        raise UserError(
+            f"{source} has no consolidated*.safetensors. MAX loads a Hugging "
+            "Face folder with model*.safetensors as it is; of a GGUF give the "
+            "file; .pth files are not supported."
+        )
+    if (source / "config.json").exists():
+        config = json.loads((source / "config.json").read_text())
+        if context is not None:
+            config.get("text_config", config)["max_position_embeddings"] = context
+    elif (source / PARAMS).exists():
+        config = read_config(source / PARAMS, context)
+    else:
+        raise UserError(f"{source} has neither {PARAMS} nor config.json.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _prepare_tokenizer(source, folder, config)
+    link_shards(shards, folder)
+
+
+def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) -> None:
+    if not (source / "tokenizer.json").exists():
+        file = find_tokenizer(source)
+        size = write_tokenizer(file, folder)
+        if "vocab_size" in config and size != config["vocab_size"]:
+            raise UserError(
+                f"{file} has {size} tokens, but the model has "
+                f"{config['vocab_size']}. Copy the tokenizer that belongs to "
+                "the checkpoint."
+            )
+    for name in _HUGGINGFACE_FILES:
+        if (source / name).exists() and not (folder / name).exists():
+            shutil.copy(source / name, folder / name)
 
 
 def _write_weights(checkpoint: GGUFCheckpoint, folder: Path) -> None:
@@ -90,13 +166,25 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m max_mistral.prepare",
-        description="Make a folder that MAX loads out of a GGUF file.",
+        description="Make a folder that MAX loads out of a GGUF file or a "
+        "folder in Mistral's own format.",
     )
-    parser.add_argument("source", type=Path, help="a GGUF file")
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="a GGUF file, or a folder with consolidated*.safetensors",
+    )
     parser.add_argument("destination", type=Path, help="the folder to make")
+    parser.add_argument(
+        "--max-position-embeddings",
+        type=int,
+        help="the longest sequence in tokens, where the checkpoint does not say",
+    )
     arguments = parser.parse_args()
     try:
-        prepare(arguments.source, arguments.destination)
+        prepare(
+            arguments.source, arguments.destination, arguments.max_position_embeddings
+        )
     except UserError as error:
         parser.exit(1, f"Error: {error}\n")
     print(f"{arguments.destination} is ready.")

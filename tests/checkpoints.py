@@ -6,6 +6,7 @@ stops a request whose token the tokenizer does not know.
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,88 @@ def _write_shards(folder: Path, tensors: dict[str, Any], shards: int) -> None:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map})
     )
+
+
+def interleave(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+    """Rotary halves alternate, as in Mistral's format and llama.cpp's: the
+    inverse of split_rotary."""
+    rows, hidden = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, hidden)
+    return halves.swapaxes(1, 2).reshape(rows, hidden)
+
+
+def to_native(
+    config: dict[str, Any], tensors: dict[str, npt.NDArray[np.float32]]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns Hugging Face's tensors as Mistral's own format has them."""
+    names = [
+        expected_tensors(
+            AutoConfig.for_model(**config), scheme, tied=config["tie_word_embeddings"]
+        )
+        for scheme in ("huggingface", "native")
+    ]
+    native = {}
+    for name, (new, tensor) in zip(names[0], names[1].items(), strict=True):
+        values = tensors[name]
+        if new.endswith((".wq.weight", ".wk.weight")):
+            values = interleave(values, tensor.shape[0] // config["head_dim"])
+        native[new] = np.ascontiguousarray(values)
+    return native
+
+
+def write_native(
+    folder: Path, config: dict[str, Any], *, dtype: str = "float32", shards: int = 1
+) -> Path:
+    """Writes params.json, consolidated shards and tekken.json into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    params = {
+        "dim": config["hidden_size"],
+        "n_layers": config["num_hidden_layers"],
+        "head_dim": config["head_dim"],
+        "hidden_dim": config["intermediate_size"],
+        "n_heads": config["num_attention_heads"],
+        "n_kv_heads": config["num_key_value_heads"],
+        "norm_eps": config["rms_norm_eps"],
+        "vocab_size": config["vocab_size"],
+        "rope_theta": config["rope_theta"],
+        "max_seq_len": config["max_position_embeddings"],
+        "tied_embeddings": config["tie_word_embeddings"],
+    }
+    (folder / "params.json").write_text(json.dumps(params))
+    tensors = {
+        name: tensor.astype(DTYPES[dtype])
+        for name, tensor in to_native(config, make_tensors(config)).items()
+    }
+    for i in range(shards):
+        name = (
+            f"consolidated-{i + 1:05d}-of-{shards:05d}"
+            if shards > 1
+            else ("consolidated")
+        )
+        part = dict(list(tensors.items())[i::shards])
+        save_file(part, folder / f"{name}.safetensors", {"format": "pt"})
+    write_tekken(folder, config["vocab_size"])
+    return folder
+
+
+def write_tekken(folder: Path, vocab_size: int) -> None:
+    """Writes a tekken.json of the 256 bytes behind special tokens."""
+    vocab = [
+        {
+            "rank": i,
+            "token_bytes": base64.b64encode(bytes([i])).decode(),
+            "token_str": chr(i),
+        }
+        for i in range(256)
+    ]
+    config = {
+        "pattern": r"\s+|\S+",
+        "num_vocab_tokens": 256,
+        "default_vocab_size": vocab_size,
+        "default_num_special_tokens": vocab_size - 256,
+        "version": "v3",
+    }
+    (folder / "tekken.json").write_text(json.dumps({"config": config, "vocab": vocab}))
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:

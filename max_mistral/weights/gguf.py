@@ -18,6 +18,7 @@ from transformers import MistralConfig
 
 from ..errors import UserError
 from .names import check_tensors, dropped_tensors, expected_tensors
+from .rotary import rotary_heads, split_rotary
 
 # GGUF architectures that compute what Mistral computes.
 ARCHITECTURES = ("llama",)
@@ -120,18 +121,15 @@ class GGUFCheckpoint:
                 config, "huggingface", tied=tied
             ).items()
         }
-        heads = {
-            "attn_q": config.num_attention_heads,
-            "attn_k": config.num_key_value_heads,
-        }
         for tensor in self._reader.tensors:
             if tensor.name not in expected:
                 continue
+            graph = expected[tensor.name].graph
             values = dequantize(tensor.data, tensor.tensor_type)
-            for part, count in heads.items():
-                if f".{part}." in tensor.name:
-                    values = split_rotary(values, count)
-            yield huggingface[expected[tensor.name].graph], values
+            heads = rotary_heads(graph, config)
+            if heads is not None:
+                values = split_rotary(values, heads)
+            yield huggingface[graph], values
 
     def _refuse_rope_scaling(self) -> None:
         scaling = self.get("llama.rope.scaling.type", "none")
@@ -140,22 +138,3 @@ class GGUFCheckpoint:
                 f"{self.path} scales RoPE ({scaling!r}), which max_mistral "
                 "does not support."
             )
-
-
-def split_rotary(
-    weight: npt.NDArray[np.float32], heads: int
-) -> npt.NDArray[np.float32]:
-    """Reorders a Q or K projection from llama.cpp's rotary order to HF's.
-
-    llama.cpp pairs dimension 2j of a head with 2j + 1, Hugging Face pairs j
-    with j + head_dim / 2. Inverse of ``LlamaModel.permute`` in llama.cpp's
-    ``convert_hf_to_gguf.py``.
-
-    Args:
-        weight: ``[heads * head_dim, hidden_size]``.
-        heads: How many heads the rows hold.
-    """
-    rows, hidden = weight.shape
-    pairs = weight.reshape(heads, rows // heads // 2, 2, hidden)
-    # [heads, head_dim / 2, 2, hidden] -> [heads, 2, head_dim / 2, hidden]
-    return pairs.swapaxes(1, 2).reshape(rows, hidden)

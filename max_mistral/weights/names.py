@@ -1,8 +1,9 @@
 """The one table of weight names: full names, no patterns, no substrings.
 
-Each row gives a tensor's name in the graph, in a Hugging Face checkpoint and
-in a GGUF file, and its shape in the letters of :func:`dimensions`. ``{i}``
-stands for the layer. Sources: HF ``modeling_mistral.py``; llama.cpp
+Each row gives a tensor's name in the graph, in a Hugging Face checkpoint, in
+Mistral's own format and in a GGUF file, and its shape in the letters of
+:func:`dimensions`. ``{i}`` stands for the layer. Sources: HF
+``modeling_mistral.py``; mistral-inference ``transformer_layers.py``; llama.cpp
 ``gguf-py/gguf/constants.py``.
 """
 
@@ -24,6 +25,7 @@ class TensorName:
 
     graph: str
     huggingface: str
+    native: str
     gguf: str
     shape: str
 
@@ -32,65 +34,79 @@ TENSORS = (
     TensorName(
         "embed_tokens.weight",
         "model.embed_tokens.weight",
+        "tok_embeddings.weight",
         "token_embd.weight",
         "VH",
     ),
     TensorName(
         "layers.{i}.input_layernorm.weight",
         "model.layers.{i}.input_layernorm.weight",
+        "layers.{i}.attention_norm.weight",
         "blk.{i}.attn_norm.weight",
         "H",
     ),
     TensorName(
         "layers.{i}.self_attn.q_proj.weight",
         "model.layers.{i}.self_attn.q_proj.weight",
+        "layers.{i}.attention.wq.weight",
         "blk.{i}.attn_q.weight",
         "QH",
     ),
     TensorName(
         "layers.{i}.self_attn.k_proj.weight",
         "model.layers.{i}.self_attn.k_proj.weight",
+        "layers.{i}.attention.wk.weight",
         "blk.{i}.attn_k.weight",
         "KH",
     ),
     TensorName(
         "layers.{i}.self_attn.v_proj.weight",
         "model.layers.{i}.self_attn.v_proj.weight",
+        "layers.{i}.attention.wv.weight",
         "blk.{i}.attn_v.weight",
         "KH",
     ),
     TensorName(
         "layers.{i}.self_attn.o_proj.weight",
         "model.layers.{i}.self_attn.o_proj.weight",
+        "layers.{i}.attention.wo.weight",
         "blk.{i}.attn_output.weight",
         "HQ",
     ),
     TensorName(
         "layers.{i}.post_attention_layernorm.weight",
         "model.layers.{i}.post_attention_layernorm.weight",
+        "layers.{i}.ffn_norm.weight",
         "blk.{i}.ffn_norm.weight",
         "H",
     ),
     TensorName(
         "layers.{i}.mlp.gate_proj.weight",
         "model.layers.{i}.mlp.gate_proj.weight",
+        "layers.{i}.feed_forward.w1.weight",
         "blk.{i}.ffn_gate.weight",
         "FH",
     ),
     TensorName(
         "layers.{i}.mlp.up_proj.weight",
         "model.layers.{i}.mlp.up_proj.weight",
+        "layers.{i}.feed_forward.w3.weight",
         "blk.{i}.ffn_up.weight",
         "FH",
     ),
     TensorName(
         "layers.{i}.mlp.down_proj.weight",
         "model.layers.{i}.mlp.down_proj.weight",
+        "layers.{i}.feed_forward.w2.weight",
         "blk.{i}.ffn_down.weight",
         "HF",
     ),
-    TensorName("norm.weight", "model.norm.weight", "output_norm.weight", "H"),
-    TensorName("lm_head.weight", "lm_head.weight", "output.weight", "VH"),
+    TensorName(
+        "norm.weight", "model.norm.weight", "norm.weight", "output_norm.weight", "H"
+    ),
+    TensorName(
+        "lm_head.weight", "lm_head.weight", "output.weight", "output.weight", "VH"
+    ),
 )
 
 EMBEDDING, HEAD = TENSORS[0], TENSORS[-1]
@@ -101,15 +117,23 @@ DROPPED = {
     "rope_freqs.weight": "computed from rope_theta",
 }
 
-# A vision-language checkpoint keeps its text tower under one of two prefixes,
-# and beside it what only images need.
+# A vision-language checkpoint keeps its text tower under one of two prefixes
+# (Hugging Face) or none (native), and beside it what only images need.
 TEXT_TOWERS = ("language_model.", "model.language_model.")
-IMAGE_TOWERS = (
-    "vision_tower.",
-    "multi_modal_projector.",
-    "model.vision_tower.",
-    "model.multi_modal_projector.",
-)
+IMAGE_TOWERS = {
+    "huggingface": (
+        "vision_tower.",
+        "multi_modal_projector.",
+        "model.vision_tower.",
+        "model.multi_modal_projector.",
+    ),
+    "native": (
+        "vision_encoder.",
+        "vision_language_adapter.",
+        "patch_merger.",
+        "pre_mm_projector_norm.",
+    ),
+}
 
 
 def dimensions(config: PretrainedConfig) -> dict[str, int]:
@@ -146,6 +170,12 @@ def find_text_tower(names: Collection[str]) -> str:
     return ""
 
 
+def find_scheme(names: Collection[str], config: PretrainedConfig) -> str:
+    """Returns the scheme of most names, ``"native"`` or ``"huggingface"``."""
+    native = expected_tensors(config, "native", tied=False).keys()
+    return "native" if 2 * len(native & set(names)) > len(native) else "huggingface"
+
+
 @dataclass(frozen=True)
 class ExpectedTensor:
     """A tensor that the checkpoint must have."""
@@ -161,8 +191,8 @@ def expected_tensors(
 
     Args:
         config: The HF config, which gives layers and shapes.
-        scheme: ``"huggingface"``, ``"gguf"`` or ``"graph"``: whose names are
-            the keys.
+        scheme: ``"huggingface"``, ``"native"``, ``"gguf"`` or ``"graph"``:
+            whose names are the keys.
         tied: Whether the head is the embedding, and so no tensor of its own.
         tower: The prefix that :func:`find_text_tower` found.
     """

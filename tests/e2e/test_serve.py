@@ -107,6 +107,17 @@ def test_no_messages_are_refused(client, ask):
         )
 
 
+def test_an_image_is_refused(client, ask):
+    picture = {"url": "data:image/png;base64,iVBORw0KGgo="}
+    content = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": picture},
+    ]
+    with pytest.raises(BadRequestError, match="image_url content type not supported"):
+        ask(content)
+    assert "Paris" in ask().choices[0].message.content
+
+
 def test_the_chat_client_example(url):
     result = run_python("examples/chat_client.py", QUESTION, "--url", url)
     assert result.returncode == 0, result.stderr

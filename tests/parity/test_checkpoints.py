@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from max.nn.transformer import ReturnLogits
 
+from max_mistral.prepare import prepare
 from max_mistral.weights.names import TEXT_TOWERS, in_text_tower
-from tests.checkpoints import BASE, make_tensors, write_checkpoint
+from tests.checkpoints import BASE, make_tensors, write_checkpoint, write_native
 from tests.harness import Runner, tolerance
 from tests.reference import CASES, Reference
 
@@ -35,8 +36,14 @@ def write_vision_language(folder, tower):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.fixture(params=[*TEXT_TOWERS, "sharded", "wrongly tied"])
+@pytest.fixture(
+    params=[*TEXT_TOWERS, "sharded", "wrongly tied", "native", "native sharded"]
+)
 def folder(request, tmp_path):
+    if request.param.startswith("native"):
+        shards = 3 if request.param.endswith("sharded") else 1
+        prepare(write_native(tmp_path / "src", BASE, shards=shards), tmp_path / "dst")
+        return tmp_path / "dst"
     if request.param in TEXT_TOWERS:
         write_vision_language(tmp_path, request.param)
     elif request.param == "sharded":

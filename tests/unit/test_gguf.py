@@ -8,14 +8,9 @@ import pytest
 
 from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
-from max_mistral.weights.gguf import GGUFCheckpoint, split_rotary
-
-
-def interleave(weight, heads):
-    """What llama.cpp's converter does to Q and K: the inverse of split_rotary."""
-    rows, hidden = weight.shape
-    halves = weight.reshape(heads, 2, rows // heads // 2, hidden)
-    return halves.swapaxes(1, 2).reshape(rows, hidden)
+from max_mistral.weights.gguf import GGUFCheckpoint
+from max_mistral.weights.rotary import split_rotary
+from tests.checkpoints import interleave
 
 
 def write_gguf(path: Path, *, architecture="llama", drop=(), scaling=None) -> Path:
@@ -121,7 +116,7 @@ def test_prepare_shards_large_checkpoints(tmp_path, monkeypatch):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="does not exist"):
         prepare(tmp_path / "none.gguf", tmp_path / "out")
 
 

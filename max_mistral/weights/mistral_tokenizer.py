@@ -1,0 +1,272 @@
+"""``tekken.json`` and ``tokenizer.model*`` as Hugging Face files.
+
+Both are byte-pair encodings that Hugging Face's ``tokenizers`` can run. What
+they give is held against sentencepiece, tiktoken and mistral-common in
+``tests/unit/test_mistral_tokenizer.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sentencepiece import SentencePieceProcessor
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from tqdm import tqdm
+
+from ..errors import UserError
+
+Piece = TypeVar("Piece", str, bytes)
+
+_UNK, _BOS, _EOS = "<unk>", "<s>", "</s>"
+
+# Tekken files up to version 7 leave out their first special tokens
+# (mistral-common, ``tekken.py``).
+_TEKKEN_SPECIAL = [
+    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]"),
+    *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    *("[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]"),
+    *("[PREFIX]", "[MIDDLE]", "[SUFFIX]"),
+    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
+]
+
+# What mistral-common's ``instruct.py`` writes, by tokenizer version. ``system``
+# is where version 1 (first) and 2, 3 (last) put the system prompt; from 7 on
+# it is a message of its own.
+_TEMPLATE = """\
+{%- if tools %}{{ raise_exception('This chat template has no tools. Give one \
+that has with --chat-template.') }}{% endif -%}
+{%- set ns = namespace(system='', at=-1) -%}
+{%- for m in messages if m.role == 'user' -%}
+  {%- set ns.at = loop.index0 if '@SYSTEM@' == 'last' else 0 -%}
+{%- endfor -%}
+{%- set users = namespace(seen=0) -%}
+{{- bos_token -}}
+{%- for m in messages -%}
+  {%- if m.role == 'system' -%}
+    {%- if '@SYSTEM@' == 'own' -%}
+      {{- '[SYSTEM_PROMPT]' + m.content + '[/SYSTEM_PROMPT]' -}}
+    {%- else -%}
+      {%- set ns.system = ns.system + m.content + '\\n\\n' -%}
+    {%- endif -%}
+  {%- elif m.role == 'user' -%}
+    {{- '@OPEN@' -}}
+    {%- if users.seen == ns.at %}{{ ns.system }}{% endif -%}
+    {{- m.content + '@CLOSE@' -}}
+    {%- set users.seen = users.seen + 1 -%}
+  {%- elif m.role == 'assistant' -%}
+    {{- '@ANSWER@' + m.content@STRIP@ + eos_token -}}
+  {%- else -%}
+    {{- raise_exception('This chat template has no role ' + m.role + '.') -}}
+  {%- endif -%}
+{%- endfor -%}
+"""
+
+
+def find_tokenizer(folder: Path) -> Path:
+    """Returns the ``tekken.json`` or the newest ``tokenizer.model*`` of ``folder``.
+
+    Raises:
+        UserError: (a ``ValueError``) if there is neither.
+    """
+    tekken = folder / "tekken.json"
+    if tekken.exists():
+        return tekken
+    found = sorted(folder.glob("tokenizer.model*"), key=lambda path: _version(path))
+    if not found:
+        raise UserError(
+            f"{folder} has no tokenizer.json, tekken.json or tokenizer.model. "
+            "Copy the one that belongs to the checkpoint."
+        )
+    return found[-1]
+
+
+def write_tokenizer(path: Path, folder: Path) -> int:
+    """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into ``folder``.
+
+    Args:
+        path: A ``tekken.json`` or a sentencepiece ``tokenizer.model*``.
+        folder: Where to.
+
+    Returns:
+        How many tokens there are.
+
+    Raises:
+        UserError: (a ``ValueError``) if the file is not what its name says.
+    """
+    read = _read_tekken if path.suffix == ".json" else _read_sentencepiece
+    try:
+        tokenizer, version = read(path)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a complete tokenizer ({error}). Fetch it again."
+        ) from error
+    for token, expected in ((_UNK, 0), (_BOS, 1), (_EOS, 2)):
+        if tokenizer.token_to_id(token) != expected:
+            raise UserError(
+                f"{path} has {token} at {tokenizer.token_to_id(token)}; the "
+                f"tokenizers of Mistral have it at {expected}."
+            )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_BOS} $A", special_tokens=[(_BOS, 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": _UNK,
+        "bos_token": _BOS,
+        "eos_token": _EOS,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": chat_template(version),
+    }
+    if tokenizer.token_to_id("<pad>") is not None:
+        config["pad_token"] = "<pad>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    return tokenizer.get_vocab_size()
+
+
+def chat_template(version: int) -> str:
+    """Returns the Jinja template of a tokenizer version: text, no tools."""
+    # Version 1 has no control tokens: spaces keep the markers apart.
+    space = " " if version == 1 else ""
+    system = "first" if version == 1 else "last" if version < 7 else "own"
+    parts = {
+        "@SYSTEM@": system,
+        "@OPEN@": "[INST]" + space,
+        "@CLOSE@": space + "[/INST]",
+        "@ANSWER@": space,
+        "@STRIP@": "" if version == 1 else ".rstrip(' ')",
+    }
+    return re.sub("@[A-Z]+@", lambda match: parts[match[0]], _TEMPLATE)
+
+
+def _read_tekken(path: Path) -> tuple[Tokenizer, int]:
+    """The byte-level BPE of tiktoken behind a block of special tokens."""
+    file = json.loads(path.read_text())
+    config = file["config"]
+    listed = file.get("special_tokens")
+    special = [token["token_str"] for token in listed] if listed else _TEKKEN_SPECIAL
+    count = config["default_num_special_tokens"]
+    special = special + [f"<SPECIAL_{i}>" for i in range(len(special), count)]
+    size = config["default_vocab_size"] - count
+    ranks = {
+        base64.b64decode(token["token_bytes"]): token["rank"]
+        for token in file["vocab"][:size]
+    }
+    if len(ranks) != size:
+        raise ValueError(f"{len(ranks)} tokens, not {size}")
+    spell = _byte_spelling()
+
+    def spelled(token: bytes) -> str:
+        return "".join(spell[byte] for byte in token)
+
+    vocab = {token: i for i, token in enumerate(special)}
+    vocab |= {spelled(token): count + rank for token, rank in ranks.items()}
+    merges = [(spelled(left), spelled(right)) for left, right in _merges(ranks)]
+    # tiktoken looks a whole word up before it merges.
+    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(config["pattern"]), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_special(tokenizer, special)
+    return tokenizer, int(config["version"].removeprefix("v"))
+
+
+def _read_sentencepiece(path: Path) -> tuple[Tokenizer, int]:
+    """A sentencepiece BPE with byte fallback."""
+    model = SentencePieceProcessor(model_file=str(path))
+    vocab = {model.id_to_piece(i): i for i in range(model.vocab_size())}
+    special = [
+        t for t, i in vocab.items() if model.is_control(i) or i == model.unk_id()
+    ]
+    # Merged pieces have a negative score; those with none stand by themselves.
+    ranks = {
+        piece: -model.get_score(i)
+        for piece, i in vocab.items()
+        if model.get_score(i) < 0 and not (model.is_byte(i) or piece in special)
+    }
+    whole = [
+        piece
+        for piece, i in vocab.items()
+        if not (model.is_byte(i) or piece in special or piece in ranks)
+    ]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab, _merges(ranks), unk_token=_UNK, fuse_unk=True, byte_fallback=True
+        )
+    )
+    # A space in front of each text, as between control tokens in mistral-common.
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    _add_special(tokenizer, special)
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in whole])
+    version = _version(path)
+    if not version:
+        version = 1 if "[INST]" not in vocab else 7 if "[SYSTEM_PROMPT]" in vocab else 3
+    return tokenizer, version
+
+
+def _version(path: Path) -> int:
+    """The 7 of ``tokenizer.model.v7`` or ``.v7m1``; 0 where the name says none."""
+    match = re.search(r"\.v(\d+)(m\d+)?$", path.name)
+    return int(match[1]) if match else 0
+
+
+def _merges(ranks: dict[Piece, Any]) -> list[tuple[Piece, Piece]]:
+    """Returns every pair of pieces that makes a piece, the lowest rank first.
+
+    Runs of spaces share one rank in sentencepiece, which then merges from left
+    to right: a longer left piece goes first.
+    """
+    found = []
+    for piece, rank in tqdm(
+        ranks.items(), desc="Converting tokenizer", unit=" tokens", disable=None
+    ):
+        for i in range(1, len(piece)):
+            left, right = piece[:i], piece[i:]
+            if left in ranks and right in ranks:
+                found.append((rank, -i, left, right))
+    found.sort()
+    return [(left, right) for *_, left, right in found]
+
+
+def _byte_spelling() -> dict[int, str]:
+    """GPT-2's printable character for each byte, as ``ByteLevel`` has them."""
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    spelling = {byte: chr(byte) for byte in printable}
+    spelling |= {byte: chr(256 + i) for i, byte in enumerate(others)}
+    assert set(spelling.values()) == set(level.alphabet())
+    return spelling
+
+
+def _add_special(tokenizer: Tokenizer, special: list[str]) -> None:
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in special]
+    )

