@@ -179,6 +179,13 @@ def test_a_window_counts_only_where_a_sequence_outgrows_it(
     assert config.layer_windows == [effective] * 3
 
 
+def test_a_missing_window_is_that_of_the_first_mistral(tmp_path):
+    without = {k: v for k, v in BASE.items() if k != "sliding_window"}
+    folder = write_checkpoint(tmp_path, without | {"max_position_embeddings": 8192})
+    config = MistralConfig.initialize(make_pipeline_config(folder, max_length=8192))
+    assert config.layer_windows == [4096] * 3
+
+
 def test_a_window_too_small_for_the_cpu_kernel_is_refused(tmp_path):
     folder = write_checkpoint(tmp_path, BASE | {"sliding_window": 127})
     pipeline_config = make_pipeline_config(folder)
