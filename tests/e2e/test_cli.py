@@ -123,7 +123,9 @@ def generate_broken(folder, case):
 
 
 def test_prepare_says_what_is_wrong(tmp_path):
-    result = run_python("-m", "max_mistral.prepare", tmp_path / "no.gguf", tmp_path)
+    result = run_python(
+        "-m", "max_mistral.prepare", tmp_path / "no.gguf", tmp_path / "new"
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("Error: ")
-    assert "is not a file" in result.stderr
+    assert "does not exist" in result.stderr

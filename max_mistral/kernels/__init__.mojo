@@ -1,0 +1,3 @@
+"""CPU kernels: linear layers and embeddings on packed weights."""
+
+from .ops import *

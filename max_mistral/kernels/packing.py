@@ -1,0 +1,221 @@
+"""Weights in the layout that the kernels read (``layout.mojo``)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+ROWS = 16
+Bytes = npt.NDArray[np.uint8]
+
+
+class Encoding(enum.IntEnum):
+    """How a packed weight is encoded; the values are those of ``layout.mojo``."""
+
+    F32 = 0
+    BF16 = 1
+    F16 = 2
+    Q8_0 = 3
+    Q4_0 = 4
+    Q4_1 = 5
+    Q4_K = 6
+    Q5_K = 7
+    Q6_K = 8
+
+
+# Columns and bytes of a block of one row in a GGUF file; ``ggml-common.h``.
+BLOCKS = {
+    Encoding.F32: (1, 4),
+    Encoding.BF16: (1, 2),
+    Encoding.F16: (1, 2),
+    Encoding.Q8_0: (32, 34),
+    Encoding.Q4_0: (32, 18),
+    Encoding.Q4_1: (32, 20),
+    Encoding.Q4_K: (256, 144),
+    Encoding.Q5_K: (256, 176),
+    Encoding.Q6_K: (256, 210),
+}
+
+
+def panel_bytes(encoding: Encoding, columns: int) -> int:
+    """Returns the bytes of 16 packed rows of ``columns`` weights each."""
+    if encoding == Encoding.BF16:
+        return (columns + 1) // 2 * 64
+    block_columns, block_bytes = BLOCKS[encoding]
+    if encoding in (Encoding.Q4_K, Encoding.Q5_K):
+        block_bytes += 4  # the six-bit scales and minima, unpacked
+    return columns // block_columns * block_bytes * ROWS
+
+
+def packed_shape(encoding: Encoding, rows: int, columns: int) -> tuple[int, int]:
+    """Returns the shape of the packed bytes: ``[panels, panel_bytes]``."""
+    return -(-rows // ROWS), panel_bytes(encoding, columns)
+
+
+def pack(weight: Bytes, encoding: Encoding, columns: int) -> Bytes:
+    """Packs a weight.
+
+    Args:
+        weight: uint8 ``[rows, bytes of a row]``: each row's weights end to end,
+            quantized ones in GGUF's blocks.
+        encoding: What the bytes are.
+        columns: Weights in a row, a multiple of the block's columns.
+
+    Returns:
+        uint8 ``[panels, panel_bytes]``.
+    """
+    rows = weight.shape[0]
+    panels, size = packed_shape(encoding, rows, columns)
+    packed = np.zeros((panels, size), np.uint8)
+    # A few panels at a time, so that the copies stay in the cache.
+    step = max(1, 2**20 // size)
+    for start in range(0, panels, step):
+        part = weight[start * ROWS : (start + step) * ROWS]
+        if part.shape[0] % ROWS:
+            missing = ROWS - part.shape[0] % ROWS
+            part = np.pad(part, ((0, missing), (0, 0)))
+        _pack_panels(part, encoding, columns, packed[start : start + step])
+    return packed
+
+
+def _pack_panels(part: Bytes, encoding: Encoding, columns: int, out: Bytes) -> None:
+    """Packs whole panels: ``part`` is ``[panels * 16, bytes of a row]``."""
+    if encoding <= Encoding.F16:
+        word = np.uint32 if encoding != Encoding.F16 else np.uint16
+        if encoding == Encoding.BF16 and columns % 2:
+            part = np.pad(part, ((0, 0), (0, 2)))
+        lines = np.ascontiguousarray(part).view(word)
+        # [panels, 16, words] -> [panels, words, 16]
+        lines = lines.reshape(-1, ROWS, lines.shape[1]).swapaxes(1, 2)
+        out.view(word).reshape(lines.shape)[...] = lines
+        return
+    block_columns, block_bytes = BLOCKS[encoding]
+    # [panels, 16, blocks, bytes] -> [panels, blocks, 16, bytes]
+    blocks = part.reshape(-1, ROWS, columns // block_columns, block_bytes)
+    blocks = blocks.swapaxes(1, 2)
+    target = out.reshape(*blocks.shape[:2], -1)
+    at = 0
+    for piece in _PIECES[encoding](blocks):
+        flat = piece.reshape(*piece.shape[:2], -1)
+        target[..., at : at + flat.shape[-1]] = flat
+        at += flat.shape[-1]
+    assert at == target.shape[-1]
+
+
+def _quads(codes: Bytes) -> Bytes:
+    """``[..., 16, 4 n]`` codes of 16 rows to ``[..., n, 16, 4]``."""
+    quads = codes.reshape(*codes.shape[:-1], -1, 4)
+    return quads.swapaxes(-3, -2)
+
+
+def _parts(codes: Bytes, size: int) -> Bytes:
+    """``[..., 16, 8 size]`` bytes of a block to ``[..., 8, 16, size]``."""
+    return codes.reshape(*codes.shape[:-1], -1, size).swapaxes(-3, -2)
+
+
+def _pieces_q8_0(blocks: Bytes) -> list[Bytes]:
+    # A block: float16 d, int8 [32].
+    return [blocks[..., :2], _quads(blocks[..., 2:] ^ 0x80)]
+
+
+def _pieces_q4_0(blocks: Bytes) -> list[Bytes]:
+    # A block: float16 d, 16 bytes with column k low and k + 16 high.
+    return [blocks[..., :2], _quads(blocks[..., 2:])]
+
+
+def _pieces_q4_1(blocks: Bytes) -> list[Bytes]:
+    # A block: float16 d, float16 m, nibbles as in Q4_0.
+    return [blocks[..., :2], blocks[..., 2:4], _quads(blocks[..., 4:])]
+
+
+def _scales_k4(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """Unpacks ``[..., 12]`` bytes into 8 six-bit scales and 8 minima.
+
+    ``get_scale_min_k4`` in llama.cpp's ``ggml-quants.c``.
+    """
+    low, middle, high = packed[..., :4], packed[..., 4:8], packed[..., 8:]
+    scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], -1)
+    minima = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], -1)
+    return scales, minima
+
+
+def _nibbles_k(codes: Bytes) -> Bytes:
+    """Columns ``c`` and ``c + 32`` share a byte of Q4_K and Q5_K; here 16 apart."""
+    pairs = codes.reshape(*codes.shape[:-1], 4, 32)
+    # [..., 4, 2, 32]: 64 columns as two parts of 32
+    parts = np.stack([pairs & 15, pairs >> 4], -2)
+    parts = parts[..., :16] | parts[..., 16:] << 4
+    return parts.reshape(*codes.shape[:-1], 128)
+
+
+def _pieces_q4_k(blocks: Bytes) -> list[Bytes]:
+    # A block: float16 d, float16 dmin, 12 bytes of scales, 128 of nibbles.
+    scales, minima = _scales_k4(blocks[..., 4:16])
+    return [
+        blocks[..., :2],
+        blocks[..., 2:4],
+        scales.swapaxes(-1, -2),
+        minima.swapaxes(-1, -2),
+        _quads_of_parts(_nibbles_k(blocks[..., 16:]), 16),
+    ]
+
+
+def _pieces_q5_k(blocks: Bytes) -> list[Bytes]:
+    # As Q4_K, with 32 bytes of fifth bits before the nibbles: bit p of byte c
+    # belongs to column c of part p.
+    scales, minima = _scales_k4(blocks[..., 4:16])
+    bits = np.unpackbits(blocks[..., 16:48, None], axis=-1, bitorder="little")
+    parts = bits.swapaxes(-1, -2)  # [..., 8, 32]
+    # Bit i of byte j is column 4 i + j: [..., 8, 8 (i), 4 (j)] -> [..., 8, 4]
+    fifth = np.packbits(
+        parts.reshape(*parts.shape[:-1], 8, 4), axis=-2, bitorder="little"
+    )
+    return [
+        blocks[..., :2],
+        blocks[..., 2:4],
+        scales.swapaxes(-1, -2),
+        minima.swapaxes(-1, -2),
+        _quads_of_parts(_nibbles_k(blocks[..., 48:]), 16),
+        _parts(fifth.reshape(*fifth.shape[:-3], 32), 4),
+    ]
+
+
+def _pieces_q6_k(blocks: Bytes) -> list[Bytes]:
+    # A block: 128 bytes of nibbles, 64 of bit pairs, 16 int8 scales, float16 d.
+    # In each half of 128 columns: byte c of 64 has column c low, c + 64 high;
+    # pair p of byte c of 32 belongs to column 32 p + c.
+    low, pairs = blocks[..., :128], blocks[..., 128:192]
+    low = low.reshape(*low.shape[:-1], 2, 64)
+    low = np.stack([low & 15, low >> 4], -2).reshape(*low.shape[:-2], 8, 32)
+    low = low[..., :16] | low[..., 16:] << 4
+    pairs = pairs.reshape(*pairs.shape[:-1], 2, 1, 32)
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    pairs = (pairs >> shifts & 3).reshape(*low.shape[:-2], 8, 2, 4, 4)
+    # Pair i of byte j of line h is column 16 h + 4 i + j.
+    pairs = sum(pairs[..., i, :] << (2 * i) for i in range(4)).astype(np.uint8)
+    # [..., 16, 8, 2, 4] -> [..., 8, 2, 16, 4]
+    pairs = np.moveaxis(pairs, -4, -2)
+    return [
+        blocks[..., 208:],
+        blocks[..., 192:208].swapaxes(-1, -2),
+        _quads_of_parts(low.reshape(*low.shape[:-2], 128), 16),
+        pairs,
+    ]
+
+
+def _quads_of_parts(codes: Bytes, size: int) -> Bytes:
+    """``[..., 16, 8 size]`` bytes to ``[..., 8, size / 4, 16, 4]``."""
+    return _quads(_parts(codes, size))
+
+
+_PIECES: dict[Encoding, Callable[[Bytes], list[Bytes]]] = {
+    Encoding.Q8_0: _pieces_q8_0,
+    Encoding.Q4_0: _pieces_q4_0,
+    Encoding.Q4_1: _pieces_q4_1,
+    Encoding.Q4_K: _pieces_q4_k,
+    Encoding.Q5_K: _pieces_q5_k,
+    Encoding.Q6_K: _pieces_q6_k,
+}

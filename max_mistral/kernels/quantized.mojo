@@ -1,0 +1,336 @@
+"""Products with quantized weights, in 32 columns at a time.
+
+A weight is `scale * code - minimum` (`layout.mojo`), so 32 columns contribute
+
+    scale * sum(code * x) - minimum * sum(x)
+
+With x86's VNNI the activations are rounded to int8, 32 to a scale, and
+`sum(code * x)` is exact in int32; elsewhere it is float32 throughout. Either
+way the order of a row's sum does not depend on how many rows there are.
+"""
+
+from std.math import fma
+from std.memory import bitcast
+from std.sys import llvm_intrinsic
+
+from .layout import (
+    ROWS,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    block_bytes,
+    block_columns,
+)
+
+comptime Floats = SIMD[DType.float32, ROWS]
+comptime Codes = SIMD[DType.uint8, 4 * ROWS]
+
+
+def packed_row_bytes[vnni: Bool](columns: Int) -> Int:
+    """Bytes of a packed row of activations."""
+    return columns // 32 * _block_row_bytes[vnni]()
+
+
+def _block_row_bytes[vnni: Bool]() -> Int:
+    """Of a row's 32 columns: int8 and their scale or float32, and two sums."""
+    return 32 + 4 + 8 if vnni else 128 + 8
+
+
+@inline(.always)
+def pack_rows[
+    vnni: Bool, MR: Int
+](dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], columns: Int):
+    """Interleaves `MR` rows of activations, 32 columns at a time.
+
+    With VNNI `[8][MR][4]` int8, `[MR]` float32 scales, else `[32][MR]`
+    float32; then `[2][MR]` float32 sums of the first and last 16 columns.
+    """
+    for b in range(columns // 32):
+        var base = dst.unsafe_offset(b * _block_row_bytes[vnni]() * MR)
+        comptime for m in range(MR):
+            var v = x.unsafe_load[width=32](m * columns + b * 32)
+            comptime if vnni:
+                var largest = abs(v).reduce_max()
+                var scale = largest / 127.0
+                var inverse = 127.0 / largest if largest > 0 else Float32(0)
+                var q = (v * inverse).__round__().cast[.int32]()
+                var quads = bitcast[.int32, 8](q.cast[.int8]())
+                comptime for i in range(8):
+                    base.unsafe_bitcast[Int32]().unsafe_store(
+                        i * MR + m, quads[i]
+                    )
+                var rest = base.unsafe_offset(32 * MR).unsafe_bitcast[
+                    Float32
+                ]()
+                rest.unsafe_store(m, scale)
+                var low = q.slice[16, offset=0]().reduce_add()
+                var high = q.slice[16, offset=16]().reduce_add()
+                rest.unsafe_store(MR + m, scale * low.cast[.float32]())
+                rest.unsafe_store(2 * MR + m, scale * high.cast[.float32]())
+            else:
+                var floats = base.unsafe_bitcast[Float32]()
+                comptime for i in range(32):
+                    floats.unsafe_store(i * MR + m, v[i])
+                var low = v.slice[16, offset=0]().reduce_add()
+                var high = v.slice[16, offset=16]().reduce_add()
+                floats.unsafe_store(32 * MR + m, low)
+                floats.unsafe_store(33 * MR + m, high)
+
+
+@inline(.always)
+def _dot4(
+    acc: SIMD[.int32, ROWS], codes: Codes, x: SIMD[.int32, ROWS]
+) -> SIMD[.int32, ROWS]:
+    """Adds four products a lane: uint8 codes by int8 activations."""
+    return llvm_intrinsic[
+        "llvm.x86.avx512.vpdpbusd.512", SIMD[DType.int32, ROWS]
+    ](acc, codes, bitcast[.uint8, 4 * ROWS](x))
+
+
+@inline(.always)
+def _codes_at[
+    kind: Int
+](block: ImmPointer[UInt8, _], part: Int) -> ImmPointer[UInt8, block.origin]:
+    """Where the codes of the 32 columns `part` of a block begin."""
+    comptime if kind == Q8_0 or kind == Q4_0:
+        return block.unsafe_offset(32)
+    elif kind == Q4_1:
+        return block.unsafe_offset(64)
+    elif kind == Q6_K:
+        return block.unsafe_offset(32 + 256 + part * 256)
+    else:
+        return block.unsafe_offset(64 + 256 + part * 256)
+
+
+@inline(.always)
+def _quads[
+    kind: Int, i: Int
+](block: ImmPointer[UInt8, _], part: Int) -> Tuple[Codes, Codes]:
+    """Columns `4 i ... 4 i + 3` and `16 + 4 i ...` of the 32 of `part`."""
+    var codes = _codes_at[kind](block, part)
+    comptime if kind == Q8_0:
+        return (
+            codes.unsafe_load[width = 4 * ROWS](i * 64),
+            codes.unsafe_load[width = 4 * ROWS]((4 + i) * 64),
+        )
+    else:
+        var line = codes.unsafe_load[width = 4 * ROWS](i * 64)
+        var low = line & 15
+        var high = line >> 4
+        comptime if kind == Q5_K:
+            var fifth = block.unsafe_offset(
+                64 + 256 + 2048 + part * 64
+            ).unsafe_load[width = 4 * ROWS]()
+            low |= ((fifth >> UInt8(i)) & 1) << 4
+            high |= ((fifth >> UInt8(4 + i)) & 1) << 4
+        elif kind == Q6_K:
+            var pairs = block.unsafe_offset(32 + 256 + 2048 + part * 128)
+            low |= (
+                (pairs.unsafe_load[width = 4 * ROWS]() >> UInt8(2 * i)) & 3
+            ) << 4
+            high |= (
+                (pairs.unsafe_load[width = 4 * ROWS](64) >> UInt8(2 * i)) & 3
+            ) << 4
+        return (low, high)
+
+
+@inline(.always)
+def _scale[
+    kind: Int
+](block: ImmPointer[UInt8, _], part: Int, half: Int) -> Floats:
+    """The scales of 16 rows for the 32 columns `part` (Q6_K: 16, `half`)."""
+    var d = (
+        block.unsafe_bitcast[Float16]()
+        .unsafe_load[width=ROWS]()
+        .cast[.float32]()
+    )
+    comptime if kind == Q4_K or kind == Q5_K:
+        return (
+            d
+            * block.unsafe_load[width=ROWS](64 + part * ROWS).cast[.float32]()
+        )
+    elif kind == Q6_K:
+        return (
+            d
+            * block.unsafe_offset(32)
+            .unsafe_bitcast[Int8]()
+            .unsafe_load[width=ROWS]((2 * part + half) * ROWS)
+            .cast[.float32]()
+        )
+    else:
+        return d
+
+
+@inline(.always)
+def _minimum[
+    kind: Int
+](block: ImmPointer[UInt8, _], part: Int, scale: Floats) -> Floats:
+    """What is subtracted from `scale * code`."""
+    comptime if kind == Q8_0:
+        return scale * 128
+    elif kind == Q4_0:
+        return scale * 8
+    elif kind == Q6_K:
+        return scale * 32
+    elif kind == Q4_1:
+        return -(
+            block.unsafe_bitcast[Float16]()
+            .unsafe_load[width=ROWS](ROWS)
+            .cast[.float32]()
+        )
+    else:
+        return (
+            block.unsafe_bitcast[Float16]()
+            .unsafe_load[width=ROWS](ROWS)
+            .cast[.float32]()
+            * block.unsafe_load[width=ROWS](64 + 128 + part * ROWS).cast[
+                .float32
+            ]()
+        )
+
+
+@inline(.always)
+def quantized_tile[
+    kind: Int, vnni: Bool, MR: Int, NR: Int
+](
+    xp: ImmPointer[UInt8, _],
+    w: ImmPointer[UInt8, _],
+    columns: Int,
+    panel: Int,
+) -> Array[Floats, MR * NR]:
+    """Multiplies `MR` packed rows of activations by `NR` panels.
+
+    Args:
+        xp: The rows, from `pack_rows`.
+        w: The first panel.
+        columns: Columns of the weight, a multiple of the block's.
+        panel: Bytes from one panel to the next.
+
+    Returns:
+        `[MR][NR]` vectors of 16 output rows.
+    """
+    # Q6_K has a scale for 16 columns, the others for 32 or more.
+    comptime halves = 2 if kind == Q6_K else 1
+    comptime parts = block_columns[kind]() // 32
+    comptime dot_type = DType.int32 if vnni else DType.float32
+    comptime Dot = SIMD[dot_type, ROWS]
+    var acc = Array[Floats, MR * NR](fill=0)
+    for b in range(columns // block_columns[kind]()):
+        for part in range(parts):
+            var xb = xp.unsafe_offset(
+                (b * parts + part) * _block_row_bytes[vnni]() * MR
+            )
+            var dots = Array[Dot, halves * MR * NR](fill=0)
+            comptime for i in range(4):
+                var low = Array[Codes, NR](fill=0)
+                var high = Array[Codes, NR](fill=0)
+                comptime for r in range(NR):
+                    var quads = _quads[kind, i](
+                        w.unsafe_offset(r * panel + b * block_bytes[kind]()),
+                        part,
+                    )
+                    low[r] = quads[0]
+                    high[r] = quads[1]
+                comptime if vnni:
+                    var xi = xb.unsafe_bitcast[Int32]()
+                    comptime for m in range(MR):
+                        var x0 = SIMD[.int32, ROWS](
+                            xi.unsafe_load(i * MR + m)
+                        )
+                        var x1 = SIMD[.int32, ROWS](
+                            xi.unsafe_load((4 + i) * MR + m)
+                        )
+                        comptime for r in range(NR):
+                            comptime at = m * NR + r
+                            comptime at1 = (halves - 1) * MR * NR + at
+                            dots[at] = rebind[Dot](
+                                _dot4(
+                                    rebind[SIMD[.int32, ROWS]](dots[at]),
+                                    low[r],
+                                    x0,
+                                )
+                            )
+                            dots[at1] = rebind[Dot](
+                                _dot4(
+                                    rebind[SIMD[.int32, ROWS]](dots[at1]),
+                                    high[r],
+                                    x1,
+                                )
+                            )
+                else:
+                    var xf = xb.unsafe_bitcast[Float32]()
+                    comptime for half in range(2):
+                        comptime for j in range(4):
+                            comptime column = 16 * half + 4 * i + j
+                            comptime for r in range(NR):
+                                var quad = bitcast[.uint32, ROWS](
+                                    high[r] if half == 1 else low[r]
+                                )
+                                var code = (
+                                    (quad >> UInt32(8 * j)) & 255
+                                ).cast[.float32]()
+                                comptime for m in range(MR):
+                                    comptime at = (
+                                        min(half, halves - 1) * MR + m
+                                    ) * NR + r
+                                    dots[at] = rebind[Dot](
+                                        fma(
+                                            code,
+                                            Floats(
+                                                xf.unsafe_load(
+                                                    column * MR + m
+                                                )
+                                            ),
+                                            rebind[Floats](dots[at]),
+                                        )
+                                    )
+            var rest = xb.unsafe_offset(
+                (32 if vnni else 128) * MR
+            ).unsafe_bitcast[Float32]()
+            comptime sums = MR if vnni else 0
+            comptime for r in range(NR):
+                var block = w.unsafe_offset(
+                    r * panel + b * block_bytes[kind]()
+                )
+                comptime for half in range(halves):
+                    var scale = _scale[kind](block, part, half)
+                    var minimum = _minimum[kind](block, part, scale)
+                    comptime for m in range(MR):
+                        comptime at = m * NR + r
+                        var factor = scale
+                        comptime if vnni:
+                            factor = scale * Floats(rest.unsafe_load(m))
+                        var total = rest.unsafe_load(sums + half * MR + m)
+                        comptime if halves == 1:
+                            total += rest.unsafe_load(sums + MR + m)
+                        acc[at] = fma(
+                            dots[half * MR * NR + at].cast[.float32](),
+                            factor,
+                            acc[at],
+                        )
+                        acc[at] = fma(minimum, Floats(-total), acc[at])
+    return acc^
+
+
+def quantized_weight[
+    kind: Int
+](panel: ImmPointer[UInt8, _], row: Int, column: Int) -> Float32:
+    """Returns one weight of a panel."""
+    var block = panel.unsafe_offset(
+        column // block_columns[kind]() * block_bytes[kind]()
+    )
+    var part = column % block_columns[kind]() // 32
+    var within = column % 32
+    var code: UInt8 = 0
+    comptime for i in range(4):
+        if within % 16 // 4 == i:
+            var quads = _quads[kind, i](block, part)
+            code = (quads[1] if within >= 16 else quads[0])[
+                row * 4 + within % 4
+            ]
+    var scale = _scale[kind](block, part, within // 16)
+    var minimum = _minimum[kind](block, part, scale)
+    return scale[row] * code.cast[.float32]() - minimum[row]
