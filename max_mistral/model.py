@@ -32,6 +32,7 @@ from .inputs import MistralInputs, input_tree
 from .mistral import Mistral
 from .model_config import MistralConfig
 from .weights.names import HEAD
+from .weights.packed import PackedWeight
 from .weights.safetensors import convert_safetensor_state_dict
 
 
@@ -189,6 +190,12 @@ class MistralModel(
         config.return_logits = self.return_logits
         # Whether the head is tied shows in the checkpoint, not in its config.
         config.tie_word_embeddings = HEAD.graph not in state_dict
+        # So does how each tensor is encoded.
+        config.encodings = {
+            name: weight.encoding
+            for name, weight in state_dict.items()
+            if isinstance(weight, PackedWeight)
+        }
         self._state_dict = state_dict
         return config
 

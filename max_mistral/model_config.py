@@ -18,14 +18,12 @@ from max.pipelines.kv_cache import cache_dtype_for_encoding
 from max.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig
 from max.pipelines.lib.config.model_config import _select_quantization_encoding
 from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
-from max.pipelines.modeling.config_enums import (
-    SupportedEncoding,
-    supported_encoding_dtype,
-)
+from max.pipelines.modeling.config_enums import SupportedEncoding
 from transformers import PretrainedConfig
 
 from . import hf_config as hf
 from .errors import UserError
+from .kernels.packing import Encoding
 from .layers.rope import RopeScaling
 
 # MAX's CPU kernel does not compile for a window below 8 SIMD registers of
@@ -33,17 +31,26 @@ from .layers.rope import RopeScaling
 MIN_CPU_SLIDING_WINDOW = 128
 
 
+def activation_dtype(encoding: SupportedEncoding) -> DType:
+    """Returns the dtype of activations, and of weights that are not packed."""
+    return DType.bfloat16 if encoding == "bfloat16" else DType.float32
+
+
 @dataclass(kw_only=True)
 class MistralConfig(ArchConfigWithKVCache):
     """Everything the graph depends on."""
 
-    # Where a bfloat16 checkpoint meets a CPU, MAX's message about this default
-    # leads to --quantization-encoding float32; a float32 default would say that
-    # no weights were found.
-    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "bfloat16"
+    # MAX falls back to this where a file's name says nothing it knows or, on a
+    # CPU, bfloat16: so a GGUF needs no --quantization-encoding.
+    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "float32"
+    # The last three are what MAX reads off the names of GGUF files; the tensors
+    # themselves say how they are encoded.
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {
         "float32",
         "bfloat16",
+        "q4_0",
+        "q4_k",
+        "q6_k",
     }
 
     hidden_size: int
@@ -77,6 +84,9 @@ class MistralConfig(ArchConfigWithKVCache):
     """How RoPE is stretched beyond the context it was trained on."""
     query_scaling: tuple[float, int] | None = None
     """Ministral 3's ``(beta, original_max_position_embeddings)``."""
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+    """How each weight is packed, by its name in the graph, where the CPU
+    kernels run; empty where MAX's own operations do, on weights of ``dtype``."""
     use_subgraphs: bool = True
     """Whether blocks that are alike share one compiled subgraph."""
     quantization_encoding: SupportedEncoding | None = None
@@ -254,7 +264,7 @@ class MistralConfig(ArchConfigWithKVCache):
             max_seq_len=max_seq_len,
             rms_norm_eps=text.rms_norm_eps,
             feed_forward_length=text.intermediate_size,
-            dtype=supported_encoding_dtype(encoding),
+            dtype=activation_dtype(encoding),
             kv_params=cls.construct_kv_params(
                 huggingface_config,
                 pipeline_config,

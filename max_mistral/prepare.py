@@ -6,7 +6,7 @@ SRC is a GGUF file, or a folder in Mistral's own format (``params.json``,
 ``consolidated*.safetensors``, ``tekken.json`` or ``tokenizer.model*``), or a
 Hugging Face folder whose only weights are ``consolidated*.safetensors``. The
 new folder DST gets config.json and the tokenizer with its chat template. It
-links to the shards of SRC; a GGUF is written out as float32 safetensors.
+links to the shards of SRC; a GGUF file stays where it is, for --weight-path.
 """
 
 from __future__ import annotations
@@ -16,17 +16,11 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-from tqdm import tqdm
-
 from .errors import UserError
 from .weights.consolidated import PARAMS, find_shards, link_shards, read_config
 from .weights.gguf import GGUFCheckpoint
 from .weights.gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
 from .weights.mistral_tokenizer import find_tokenizer, write_tokenizer
-
-_SHARD_BYTES = 2 * 1024**3
 
 # What a Hugging Face folder has beside its weights.
 _HUGGINGFACE_FILES = (
@@ -87,7 +81,6 @@ def _prepare_gguf(source: Path, folder: Path, context: int | None) -> None:
         config["max_position_embeddings"] = context
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_gguf_tokenizer(checkpoint, folder)
-    _write_weights(checkpoint, folder)
 
 
 def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
@@ -126,42 +119,6 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
             shutil.copy(source / name, folder / name)
 
 
-def _write_weights(checkpoint: GGUFCheckpoint, folder: Path) -> None:
-    names: list[list[str]] = []
-    shard: dict[str, np.ndarray] = {}
-
-    def flush() -> None:
-        save_file(shard, folder / f"part-{len(names):05d}", {"format": "pt"})
-        names.append(list(shard))
-        shard.clear()
-
-    for name, values in tqdm(
-        checkpoint.tensors(),
-        desc="Converting weights",
-        unit=" tensors",
-        disable=None,  # no bar where no one sees it move
-    ):
-        shard[name] = np.ascontiguousarray(values)
-        if sum(tensor.nbytes for tensor in shard.values()) >= _SHARD_BYTES:
-            flush()
-    if shard:
-        flush()
-    _name_shards(folder, names)
-
-
-def _name_shards(folder: Path, names: list[list[str]]) -> None:
-    if len(names) == 1:
-        (folder / "part-00000").rename(folder / "model.safetensors")
-        return
-    weight_map: dict[str, str] = {}
-    for i, tensors in enumerate(names):
-        file = f"model-{i + 1:05d}-of-{len(names):05d}.safetensors"
-        (folder / f"part-{i:05d}").rename(folder / file)
-        weight_map |= dict.fromkeys(tensors, file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -187,7 +144,13 @@ def main() -> None:
         )
     except UserError as error:
         parser.exit(1, f"Error: {error}\n")
-    print(f"{arguments.destination} is ready.")
+    if arguments.source.is_file():
+        print(f"{arguments.destination} is ready. Start max with")
+        # MAX looks for a relative path in the folder.
+        path = arguments.source.resolve()
+        print(f"  --model {arguments.destination} --weight-path {path}")
+    else:
+        print(f"{arguments.destination} is ready.")
 
 
 if __name__ == "__main__":

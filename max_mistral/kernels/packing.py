@@ -118,7 +118,7 @@ def _parts(codes: Bytes, size: int) -> Bytes:
 
 def _pieces_q8_0(blocks: Bytes) -> list[Bytes]:
     # A block: float16 d, int8 [32].
-    return [blocks[..., :2], _quads(blocks[..., 2:] ^ 0x80)]
+    return [blocks[..., :2], _quads(blocks[..., 2:] ^ np.uint8(0x80))]
 
 
 def _pieces_q4_0(blocks: Bytes) -> list[Bytes]:
@@ -191,18 +191,19 @@ def _pieces_q6_k(blocks: Bytes) -> list[Bytes]:
     low = low.reshape(*low.shape[:-1], 2, 64)
     low = np.stack([low & 15, low >> 4], -2).reshape(*low.shape[:-2], 8, 32)
     low = low[..., :16] | low[..., 16:] << 4
-    pairs = pairs.reshape(*pairs.shape[:-1], 2, 1, 32)
     shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    pairs = (pairs >> shifts & 3).reshape(*low.shape[:-2], 8, 2, 4, 4)
+    apart = (
+        pairs.reshape(*pairs.shape[:-1], 2, 1, 32) >> shifts & np.uint8(3)
+    ).reshape(*low.shape[:-2], 8, 2, 4, 4)
     # Pair i of byte j of line h is column 16 h + 4 i + j.
-    pairs = sum(pairs[..., i, :] << (2 * i) for i in range(4)).astype(np.uint8)
+    lines = np.bitwise_or.reduce(apart << shifts, axis=-2)
     # [..., 16, 8, 2, 4] -> [..., 8, 2, 16, 4]
-    pairs = np.moveaxis(pairs, -4, -2)
+    lines = np.moveaxis(lines, -4, -2)
     return [
         blocks[..., 208:],
         blocks[..., 192:208].swapaxes(-1, -2),
         _quads_of_parts(low.reshape(*low.shape[:-2], 128), 16),
-        pairs,
+        lines,
     ]
 
 

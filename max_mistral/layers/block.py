@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from max.graph import BufferValue, ShardingStrategy, TensorValue, ops
 from max.nn.attention import AttentionWithRope, MHAMaskVariant
 from max.nn.kv_cache import PagedCacheValues
@@ -11,8 +14,10 @@ from max.nn.norm import RMSNorm
 from max.nn.rotary_embedding import RotaryEmbedding
 from max.nn.transformer.distributed_transformer import forward_sharded_layers
 
+from ..kernels.packing import Encoding
 from ..model_config import MistralConfig
 from .attention import attend
+from .packed import PackedLinear, PackedMLP, PackedQKV
 from .parallel import shard
 
 
@@ -36,10 +41,16 @@ class MistralBlock(Module):
         config: The model's config.
         rope: The rotary embedding that all blocks share.
         window: How many keys a token sees, itself included; ``None`` for all.
+        encodings: How the projections are packed, by their last names
+            (``q_proj``, ...); empty for weights of the config's dtype.
     """
 
     def __init__(
-        self, config: MistralConfig, rope: RotaryEmbedding, window: int | None
+        self,
+        config: MistralConfig,
+        rope: RotaryEmbedding,
+        window: int | None,
+        encodings: Mapping[str, Encoding],
     ) -> None:
         super().__init__()
         # The mask variant and the window only act together: one without the
@@ -60,13 +71,20 @@ class MistralBlock(Module):
             ),
             sliding_window=window,
         )
-        self.mlp = MLP(
-            config.dtype,
-            None,
-            config.hidden_size,
-            config.feed_forward_length,
-            config.devices,
-        )
+        self.mlp: MLP | PackedMLP
+        hidden, wide = config.hidden_size, config.feed_forward_length
+        if encodings:
+            head_dim = config.head_dim
+            queries = config.num_attention_heads * head_dim
+            keys = config.num_key_value_heads * head_dim
+            projections: Any = self.self_attn
+            projections.qkv_proj = PackedQKV(
+                hidden, {"q_proj": queries, "k_proj": keys, "v_proj": keys}, encodings
+            )
+            projections.o_proj = PackedLinear(queries, hidden, encodings["o_proj"])
+            self.mlp = PackedMLP(hidden, wide, encodings)
+        else:
+            self.mlp = MLP(config.dtype, None, hidden, wide, config.devices)
         self.input_layernorm = make_norm(config)
         self.post_attention_layernorm = make_norm(config)
 

@@ -20,6 +20,9 @@ from max.nn.embedding import Embedding, VocabParallelEmbedding
 from max.nn.linear import ColumnParallelLinear, Linear
 
 from ..model_config import MistralConfig
+from .packed import PackedEmbedding, PackedHead
+
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 class _OneDeviceEmbedding(Embedding):
@@ -36,10 +39,17 @@ class _OneDeviceHead(Linear):
         return [super().__call__(xs[0])]
 
 
+AnyEmbedding = _OneDeviceEmbedding | VocabParallelEmbedding | PackedEmbedding
+
+
 def make_embedding(
     config: MistralConfig,
-) -> _OneDeviceEmbedding | VocabParallelEmbedding:
+) -> AnyEmbedding:
     """Returns the embedding: ``(tokens, signal_buffers) -> [hidden] per device``."""
+    if config.encodings:
+        return PackedEmbedding(
+            config.vocab_size, config.hidden_size, config.encodings[EMBEDDING]
+        )
     if len(config.devices) == 1:
         return _OneDeviceEmbedding(
             config.vocab_size,
@@ -54,13 +64,20 @@ def make_embedding(
 
 def make_head(
     config: MistralConfig,
-    embedding: _OneDeviceEmbedding | VocabParallelEmbedding,
-) -> _OneDeviceHead | ColumnParallelLinear:
+    embedding: AnyEmbedding,
+) -> _OneDeviceHead | ColumnParallelLinear | PackedHead:
     """Returns the head: ``(hidden per device, signal_buffers) -> logits per device``.
 
     With ``tie_word_embeddings`` it shares the embedding's weight.
     """
     tied = embedding.weight if config.tie_word_embeddings else None
+    if config.encodings:
+        return PackedHead(
+            config.hidden_size,
+            config.vocab_size,
+            config.encodings[HEAD if tied is None else EMBEDDING],
+            tied,
+        )
     if len(config.devices) > 1:
         return ColumnParallelLinear(
             config.hidden_size,

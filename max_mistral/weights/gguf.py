@@ -1,4 +1,4 @@
-"""A GGUF file's metadata and tensors, as a Hugging Face checkpoint has them.
+"""A GGUF file: its metadata as a Hugging Face config, its tensors as weights.
 
 Format: ``ggml/docs/gguf.md`` in llama.cpp; the ``gguf`` package reads it and
 dequantizes every type with NumPy.
@@ -6,19 +6,30 @@ dequantizes every type with NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
-from transformers import MistralConfig
+from max.graph.weights import WeightData, Weights
+from max.pipelines.lib import PipelineConfig
+from max.pipelines.lib.config.model_config import _select_quantization_encoding
+from tqdm import tqdm
+from transformers import PretrainedConfig
 
 from ..errors import UserError
-from .names import check_tensors, dropped_tensors, expected_tensors
+from ..kernels.packing import BLOCKS, Encoding
+from ..model_config import MistralConfig, activation_dtype
+from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
+from .packed import PackedWeight, Stored, packed, packs
 from .rotary import rotary_heads, split_rotary
+
+logger = logging.getLogger("max.pipelines")
 
 # GGUF architectures that compute what Mistral computes.
 ARCHITECTURES = ("llama",)
@@ -95,15 +106,23 @@ class GGUFCheckpoint:
             "dtype": "float32",
         }
 
-    def tensors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-        """Yields each tensor in float32 under its Hugging Face name.
+    def weights(
+        self, config: PretrainedConfig, *, packs: bool
+    ) -> Iterator[tuple[str, WeightData]]:
+        """Yields each tensor under its name in the graph.
+
+        Matrices are packed as they are encoded, or else everything is float32.
+
+        Args:
+            config: The HF config that the tensors must fit.
+            packs: Whether to pack the matrices.
 
         Raises:
-            UserError: (a ``ValueError``) if the file's tensors are not those
-                of its metadata.
+            UserError: (a ``ValueError``) if the tensors do not fit the config,
+                or naming one whose type the ``gguf`` package cannot read.
         """
-        config = MistralConfig(**self.config())
-        tied = config.tie_word_embeddings
+        names = {tensor.name for tensor in self._reader.tensors}
+        tied = HEAD.gguf not in names
         expected = expected_tensors(config, "gguf", tied=tied)
         check_tensors(
             # GGUF gives the innermost dimension first.
@@ -115,21 +134,30 @@ class GGUFCheckpoint:
             dropped_tensors(config, "gguf", tied=tied),
             str(self.path),
         )
-        huggingface = {
-            tensor.graph: name
-            for name, tensor in expected_tensors(
-                config, "huggingface", tied=tied
-            ).items()
-        }
-        for tensor in self._reader.tensors:
-            if tensor.name not in expected:
-                continue
-            graph = expected[tensor.name].graph
-            values = dequantize(tensor.data, tensor.tensor_type)
+        repacked: Counter[str] = Counter()
+        for tensor in tqdm(
+            [t for t in self._reader.tensors if t.name in expected],
+            desc="Loading weights",
+            unit=" tensors",
+            disable=None,  # no bar where no one sees it move
+        ):
+            graph, shape = expected[tensor.name].graph, expected[tensor.name].shape
             heads = rotary_heads(graph, config)
+            # Read apart from the reader's map of the file, whose pages would stay.
+            stored = Stored(self.path, int(tensor.data_offset), int(tensor.n_bytes))
+            data, kind = stored.read(), GGMLQuantizationType(tensor.tensor_type)
+            if packs and len(shape) == 2:
+                data, encoding = encode(data, kind, shape)
+                if encoding.name != kind.name:
+                    repacked[f"{kind.name} as {encoding.name}"] += 1
+                yield graph, packed(graph, data, shape, encoding, heads)
+                continue
+            values = dequantize_rows(data, kind, shape)
             if heads is not None:
                 values = split_rotary(values, heads)
-            yield huggingface[graph], values
+            yield graph, WeightData.from_numpy(np.ascontiguousarray(values), graph)
+        for change, count in repacked.items():
+            logger.info("%d tensors of %s are kept as %s", count, self.path, change)
 
     def _refuse_rope_scaling(self) -> None:
         scaling = self.get("llama.rope.scaling.type", "none")
@@ -138,3 +166,80 @@ class GGUFCheckpoint:
                 f"{self.path} scales RoPE ({scaling!r}), which max_mistral "
                 "does not support."
             )
+
+
+def convert_gguf_state_dict(
+    state_dict: Mapping[str, Weights],
+    huggingface_config: PretrainedConfig,
+    pipeline_config: PipelineConfig,
+    **_: Any,
+) -> dict[str, WeightData]:
+    """Reads the file itself: MAX's own reader lacks half of the types.
+
+    Args:
+        state_dict: The tensors as MAX found them; not used.
+        huggingface_config: Gives the names and shapes that must be there.
+        pipeline_config: Gives the file, the devices and the encoding.
+
+    Raises:
+        UserError: (a ``ValueError``) if the file is no complete GGUF file of a
+            Mistral or does not fit the config, or there are several files.
+    """
+    paths = pipeline_config.model.resolved_weight_paths()
+    if len(paths) != 1:
+        raise UserError(
+            f"--weight-path names {len(paths)} GGUF files; max_mistral reads one. "
+            "Merge a split file with llama.cpp's llama-gguf-split --merge."
+        )
+    encoding = _select_quantization_encoding(
+        pipeline_config.model, MistralConfig.DEFAULT_ENCODING
+    )
+    dtype = activation_dtype(encoding)
+    found = GGUFCheckpoint(paths[0]).weights(
+        huggingface_config, packs=packs(pipeline_config)
+    )
+    return {
+        name: weight if isinstance(weight, PackedWeight) else weight.astype(dtype)
+        for name, weight in found
+    }
+
+
+def encode(
+    data: npt.NDArray[np.uint8], kind: GGMLQuantizationType, shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.uint8], Encoding]:
+    """Returns a matrix's bytes in an encoding that has a kernel.
+
+    Types without one become the next that loses nothing: Q5_0 is exact in
+    Q8_0; the others have blocks or tables of their own and become float16,
+    whose rounding (2^-11) is far below their own.
+    """
+    if kind.name in Encoding.__members__:
+        return data, Encoding[kind.name]
+    if kind == GGMLQuantizationType.Q5_0:
+        return _q5_0_as_q8_0(data), Encoding.Q8_0
+    values = dequantize_rows(data, kind, shape)
+    return values.astype(np.float16).view(np.uint8), Encoding.F16
+
+
+def dequantize_rows(
+    data: npt.NDArray[np.uint8], kind: GGMLQuantizationType, shape: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """Returns a tensor's bytes as float32 of ``shape``."""
+    try:
+        return dequantize(data.reshape(*shape[:-1], -1), kind).reshape(shape)
+    except NotImplementedError as error:
+        raise UserError(
+            f"A tensor is of the GGML type {kind.name}, which cannot be read."
+        ) from error
+
+
+def _q5_0_as_q8_0(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    # A block: float16 d, 32 fifth bits, 16 bytes with column k low, k + 16 high.
+    blocks = data.reshape(-1, 22)
+    fifth = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little")
+    low, high = blocks[:, 6:] & 15, blocks[:, 6:] >> 4
+    codes = np.concatenate([low, high], axis=1) | fifth << 4
+    wide = np.empty((len(blocks), BLOCKS[Encoding.Q8_0][1]), np.uint8)
+    wide[:, :2] = blocks[:, :2]
+    wide[:, 2:] = codes - 16  # modulo 256 is the int8 of code - 16
+    return wide.reshape(-1)

@@ -14,11 +14,10 @@ from max.dtype import DType
 from max.graph.weights import WeightData, Weights
 from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib.config.model_config import _select_quantization_encoding
-from max.pipelines.modeling.config_enums import supported_encoding_dtype
 from transformers import PretrainedConfig
 
 from ..errors import UserError
-from ..model_config import MistralConfig
+from ..model_config import MistralConfig, activation_dtype
 from .names import (
     EMBEDDING,
     HEAD,
@@ -30,6 +29,7 @@ from .names import (
     find_text_tower,
     in_text_tower,
 )
+from .packed import ENCODINGS, Stored, packed, packs
 from .rotary import rotary_heads, split_rotary
 
 _FLOATS = (DType.float32, DType.bfloat16, DType.float16)
@@ -53,7 +53,7 @@ def convert_safetensor_state_dict(
             misshapen, of a dtype other than float32, bfloat16, float16, or
             the file that is truncated.
     """
-    check_complete(pipeline_config.model.resolved_weight_paths())
+    stored = check_complete(pipeline_config.model.resolved_weight_paths())
     source = pipeline_config.model.model_path
     scheme = find_scheme(state_dict, huggingface_config)
     tower = find_text_tower(state_dict)
@@ -73,12 +73,12 @@ def convert_safetensor_state_dict(
         dropped_tensors(huggingface_config, scheme, tied=tied, tower=tower),
         source,
     )
-    dtype = supported_encoding_dtype(
+    dtype = activation_dtype(
         _select_quantization_encoding(
             pipeline_config.model, MistralConfig.DEFAULT_ENCODING
         )
     )
-    weights = {}
+    weights: dict[str, WeightData] = {}
     for name, tensor in expected.items():
         found = tensors[name]
         if found.dtype not in _FLOATS:
@@ -87,7 +87,18 @@ def convert_safetensor_state_dict(
                 "float32, bfloat16 and float16 safetensors."
             )
         heads = rotary_heads(tensor.graph, huggingface_config)
-        if scheme == "native" and heads is not None:
+        if scheme != "native":
+            heads = None  # HF's order already
+        if len(tensor.shape) == 2 and packs(pipeline_config):
+            weights[tensor.graph] = packed(
+                tensor.graph,
+                stored[name].read(),
+                tensor.shape,
+                ENCODINGS[found.dtype],
+                heads,
+            )
+            continue
+        if heads is not None:
             found = _split_rotary(found, heads)
         weights[tensor.graph] = found.astype(dtype)
     return weights
@@ -125,24 +136,23 @@ def _raw_bytes(tensor: WeightData) -> npt.NDArray[np.uint8]:
     return buffer.view(DType.uint8, (size,)).to_numpy()
 
 
-def check_complete(paths: Sequence[Path]) -> None:
-    """Raises a ``UserError`` that names the first truncated file.
+def check_complete(paths: Sequence[Path]) -> dict[str, Stored]:
+    """Returns where each tensor is; raises a ``UserError`` at a truncated file.
 
     MAX maps the files without looking at their length and would read whatever
     lies beyond the end. A safetensors file is a little-endian uint64 ``n``,
     ``n`` bytes of JSON, then the data that the JSON's offsets point into.
     """
+    stored: dict[str, Stored] = {}
     for path in paths:
         size = path.stat().st_size
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
             try:
                 header = json.loads(file.read(min(header_size, size)))
-                end = max(
-                    tensor["data_offsets"][1]
-                    for name, tensor in header.items()
-                    if name != "__metadata__"
-                )
+                header.pop("__metadata__", None)
+                spans = {name: t["data_offsets"] for name, t in header.items()}
+                end = max(span[1] for span in spans.values())
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{path} is not a complete safetensors file (its header "
@@ -154,3 +164,8 @@ def check_complete(paths: Sequence[Path]) -> None:
                 f"bytes, its header makes it {8 + header_size + end}. Fetch it "
                 "again."
             )
+        stored |= {
+            name: Stored(path, 8 + header_size + start, stop - start)
+            for name, (start, stop) in spans.items()
+        }
+    return stored

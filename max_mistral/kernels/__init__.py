@@ -1,0 +1,64 @@
+"""Mojo kernels for linear layers on a CPU, and the layout of their weights."""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from mojo.run import subprocess_run_mojo
+
+_SOURCES = Path(__file__).parent
+
+
+def enabled() -> bool:
+    """Whether the kernels are used; ``MAX_MISTRAL_KERNELS=off`` turns them off.
+
+    Without them weights are float32 in memory and MAX's own operations run.
+    """
+    return os.environ.get("MAX_MISTRAL_KERNELS") != "off"
+
+
+def portable() -> bool:
+    """Whether to do without this CPU's own instructions, as on any other.
+
+    ``MAX_MISTRAL_KERNELS=portable`` asks for it.
+    """
+    return os.environ.get("MAX_MISTRAL_KERNELS") == "portable"
+
+
+def library() -> Path:
+    """Returns the compiled kernels, a ``.mojoc`` file; compiles them if needed.
+
+    They are kept in ``$XDG_CACHE_HOME/max_mistral`` (``~/.cache/max_mistral``),
+    by what they are compiled from: MAX keeps compiled graphs by this path.
+
+    Raises:
+        RuntimeError: If MAX's toolchain cannot compile them.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "max_mistral" / _fingerprint() / "max_mistral_kernels.mojoc"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The compiler names the module after the file, so that stays the same.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        command = ["precompile", str(_SOURCES), "-o", str(partial)]
+        try:
+            subprocess_run_mojo(command, check=True, capture_output=True, text=True)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(
+                f"The kernels in {_SOURCES} do not compile:\n{error.stderr}\n"
+                "MAX_MISTRAL_KERNELS=off runs without them."
+            ) from error
+        partial.replace(path)
+    return path
+
+
+def _fingerprint() -> str:
+    digest = hashlib.sha256(version("max").encode())
+    for source in sorted(_SOURCES.glob("*.mojo")):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:16]

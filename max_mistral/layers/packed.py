@@ -1,0 +1,158 @@
+"""Layers on packed weights, for one CPU: the bytes of the checkpoint, any encoding.
+
+Decoding streams every weight once a token, so bytes are time. Each layer's
+weight has the encoding that its tensor has in the checkpoint; activations and
+sums are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from max.dtype import DType
+from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, Weight, ops
+from max.nn.layer import Module
+
+from .. import kernels
+from ..kernels.packing import Encoding, packed_shape
+
+CPU = DeviceRef.CPU()
+
+
+def packed_weight(encoding: Encoding, rows: int, columns: int) -> Weight:
+    """Returns a weight of ``[rows, columns]`` as ``packing.pack`` lays it out."""
+    shape = packed_shape(encoding, rows, columns)
+    return Weight("weight", DType.uint8, list(shape), CPU)
+
+
+class PackedLinear(Module):
+    """A linear layer without bias.
+
+    Args:
+        in_dim: Columns of the weight.
+        out_dim: Rows of the weight.
+        encoding: How the weight is encoded.
+        weight: A weight to share; by default one of its own.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        encoding: Encoding,
+        weight: Weight | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_dim = out_dim
+        self.encoding = encoding
+        if weight is None:
+            self.weight = packed_weight(encoding, out_dim, in_dim)
+        else:
+            self.set_shared_weight("weight", weight)
+
+    def __call__(self, x: TensorValue) -> TensorValue:
+        """Maps float32 ``[tokens, in_dim]`` to float32 ``[tokens, out_dim]``."""
+        return ops.custom(
+            "mistral_linear",
+            CPU,
+            [x, self.weight],
+            [TensorType(DType.float32, [x.shape[0], self.out_dim], CPU)],
+            parameters={
+                "kind": int(self.encoding),
+                "portable": kernels.portable(),
+            },
+        )[0].tensor
+
+
+class PackedQKV(Module):
+    """The three projections of attention, each of its own encoding.
+
+    Args:
+        in_dim: The hidden size.
+        out_dims: Widths of ``q_proj``, ``k_proj`` and ``v_proj``.
+        encodings: By the projections' names.
+    """
+
+    # The weights are named after the projections, as StackedLinear's are.
+    _omit_module_attr_name = True
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dims: Mapping[str, int],
+        encodings: Mapping[str, Encoding],
+    ) -> None:
+        super().__init__()
+        self.names = list(out_dims)
+        for name, out_dim in out_dims.items():
+            setattr(self, name, PackedLinear(in_dim, out_dim, encodings[name]))
+
+    def __call__(self, x: TensorValue) -> TensorValue:
+        """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
+        return ops.concat([getattr(self, name)(x) for name in self.names], axis=-1)
+
+
+class PackedMLP(Module):
+    """SwiGLU, ``down(silu(gate(x)) * up(x))``; HF ``MistralMLP``.
+
+    Args:
+        hidden_size: The width of its input and output.
+        feed_forward_length: The width in between.
+        encodings: By the names ``gate_proj``, ``up_proj`` and ``down_proj``.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        feed_forward_length: int,
+        encodings: Mapping[str, Encoding],
+    ) -> None:
+        super().__init__()
+        wide = (hidden_size, feed_forward_length)
+        self.gate_proj = PackedLinear(*wide, encodings["gate_proj"])
+        self.up_proj = PackedLinear(*wide, encodings["up_proj"])
+        self.down_proj = PackedLinear(*wide[::-1], encodings["down_proj"])
+
+    def __call__(self, x: TensorValue) -> TensorValue:
+        """Maps ``[tokens, hidden_size]`` to the same."""
+        return self.down_proj(ops.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class PackedEmbedding(Module):
+    """An embedding whose table may be the head's weight too.
+
+    Args:
+        vocab_size: Rows of the table.
+        hidden_size: Columns of the table.
+        encoding: How the table is encoded.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, encoding: Encoding) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.encoding = encoding
+        self.weight = packed_weight(encoding, vocab_size, hidden_size)
+
+    def __call__(
+        self, tokens: TensorValue, signal_buffers: Sequence[BufferValue]
+    ) -> list[TensorValue]:
+        """Maps int64 ``[tokens]`` to float32 ``[tokens, hidden_size]``."""
+        return [
+            ops.custom(
+                "mistral_embedding",
+                CPU,
+                [tokens, self.weight],
+                [TensorType(DType.float32, [tokens.shape[0], self.hidden_size], CPU)],
+                parameters={"kind": int(self.encoding)},
+            )[0].tensor
+        ]
+
+
+class PackedHead(PackedLinear):
+    """The head: :class:`PackedLinear` on a list of one device's hidden states."""
+
+    def __call__(  # type: ignore[override]
+        self, xs: Sequence[TensorValue], signal_buffers: Sequence[BufferValue]
+    ) -> list[TensorValue]:
+        """Maps ``[tokens, hidden_size]`` to logits, ``[tokens, vocab_size]``."""
+        return [super().__call__(xs[0])]

@@ -1,0 +1,79 @@
+"""Tensors of a checkpoint, packed for the CPU kernels one by one.
+
+Each is read, packed and let go before the next, so loading takes little more
+memory than the packed weights do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from max.dtype import DType
+from max.graph import Shape
+from max.graph.weights import WeightData
+from max.pipelines.lib import PipelineConfig
+
+from .. import kernels
+from ..kernels.packing import BLOCKS, Encoding, pack
+from .rotary import split_rotary
+
+ENCODINGS = {
+    DType.float32: Encoding.F32,
+    DType.bfloat16: Encoding.BF16,
+    DType.float16: Encoding.F16,
+}
+
+
+@dataclass
+class PackedWeight(WeightData):
+    """A packed weight, uint8 ``[panels, panel_bytes]``."""
+
+    encoding: Encoding = Encoding.F32
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor's bytes are."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> npt.NDArray[np.uint8]:
+        """Returns the bytes, in memory of their own."""
+        return np.fromfile(self.path, np.uint8, self.size, offset=self.offset)
+
+
+def packs(pipeline_config: PipelineConfig) -> bool:
+    """Whether the model runs on packed weights: on a CPU, with the kernels on."""
+    devices = pipeline_config.model.device_specs
+    return kernels.enabled() and all(d.device_type == "cpu" for d in devices)
+
+
+def packed(
+    name: str,
+    data: npt.NDArray[np.uint8],
+    shape: tuple[int, ...],
+    encoding: Encoding,
+    heads: int | None = None,
+) -> PackedWeight:
+    """Packs a matrix.
+
+    Args:
+        name: Its name in the graph.
+        data: Its bytes, row by row.
+        shape: ``(rows, columns)``.
+        encoding: What the bytes are.
+        heads: For a Q or K projection in the rotary order of Mistral or
+            llama.cpp, how many heads it has.
+    """
+    rows, columns = shape
+    lines = data.reshape(rows, -1)
+    assert lines.shape[1] * BLOCKS[encoding][0] == columns * BLOCKS[encoding][1]
+    if heads is not None:
+        lines = split_rotary(lines, heads)
+    array = pack(lines, encoding, columns)
+    return PackedWeight(array, name, DType.uint8, Shape(array.shape), encoding=encoding)
