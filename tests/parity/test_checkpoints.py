@@ -13,7 +13,7 @@ from max_mistral.prepare import prepare
 from max_mistral.weights.names import TEXT_TOWERS, in_text_tower
 from tests.checkpoints import BASE, make_tensors, write_checkpoint, write_native
 from tests.harness import Runner, tolerance
-from tests.reference import CASES, Reference
+from tests.reference import CASES, Reference, prompts
 
 
 def write_vision_language(folder, tower):
@@ -64,3 +64,16 @@ def test_every_layout_computes_the_same(folder):
     assert tokens == expected.tokens
     for got, want in zip(logits, expected.logits, strict=True):
         np.testing.assert_allclose(got, want[:-1], rtol=0, atol=tolerance(BASE, want))
+
+
+def test_bfloat16_stays_two_bytes_and_computes_the_same(tmp_path, monkeypatch):
+    """The kernels on packed bfloat16 against MAX's own operations in float32."""
+    folder = write_checkpoint(tmp_path, BASE, dtype="bfloat16")
+    case = CASES["gqa"]
+    rows = prompts(case, BASE["vocab_size"])
+    tokens, logits = Runner(folder, ReturnLogits.ALL).generate(rows, case.steps)
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
+    stock_tokens, stock = Runner(folder, ReturnLogits.ALL).generate(rows, case.steps)
+    assert tokens == stock_tokens
+    for got, want in zip(logits, stock, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(BASE, want))

@@ -141,7 +141,8 @@ def test_a_missing_key_is_named(tmp_path):
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_the_weights_come_back(tmp_path, dtype, shards):
+def test_the_weights_come_back(tmp_path, monkeypatch, dtype, shards):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
     source = write_native(tmp_path / "src", BASE, dtype=dtype, shards=shards)
     prepare(source, tmp_path / "dst")
     pipeline_config = make_pipeline_config(

@@ -5,10 +5,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from transformers import MistralConfig
 
 from max_mistral.errors import UserError
+from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.prepare import prepare
-from max_mistral.weights.gguf import GGUFCheckpoint
+from max_mistral.weights.gguf import GGUFCheckpoint, dequantize_rows, encode
+from max_mistral.weights.packed import PackedWeight
 from max_mistral.weights.rotary import split_rotary
 from tests.checkpoints import interleave
 
@@ -73,19 +76,82 @@ def test_config_from_metadata(tmp_path):
     assert config["vocab_size"] == 4
 
 
-def test_tensors_come_in_hugging_face_names_and_order(tmp_path):
+def load(path, **kwargs):
+    checkpoint = GGUFCheckpoint(path)
+    config = MistralConfig(**checkpoint.config())
+    return dict(checkpoint.weights(config, **kwargs))
+
+
+def test_tensors_come_in_the_graphs_names_and_order(tmp_path):
     path = write_gguf(tmp_path / "m.gguf")
-    tensors = dict(GGUFCheckpoint(path).tensors())
+    weights = load(path, packs=False)
     stored = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
-    assert len(tensors) == len(stored)
+    assert len(weights) == len(stored)
     assert np.array_equal(
-        tensors["model.layers.0.self_attn.q_proj.weight"],
+        np.from_dlpack(weights["layers.0.self_attn.q_proj.weight"].data),
         split_rotary(stored["blk.0.attn_q.weight"], 2),
     )
     assert np.array_equal(
-        tensors["model.layers.0.self_attn.v_proj.weight"],
+        np.from_dlpack(weights["layers.0.self_attn.v_proj.weight"].data),
         stored["blk.0.attn_v.weight"],
     )
+
+
+def test_matrices_are_packed_and_vectors_are_not(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf")
+    weights = load(path, packs=True)
+    stored = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
+    query = split_rotary(stored["blk.0.attn_q.weight"], 2)
+    found = weights["layers.0.self_attn.q_proj.weight"]
+    assert found.encoding == Encoding.F32
+    assert np.array_equal(found.data, pack(query.view(np.uint8), Encoding.F32, 8))
+    assert not isinstance(weights["norm.weight"], PackedWeight)
+
+
+@pytest.mark.parametrize("kind", [k.name for k in Encoding if k != Encoding.F32])
+def test_what_has_a_kernel_keeps_its_bytes(kind):
+    data = np.arange(12, dtype=np.uint8)
+    kept, encoding = encode(data, gguf.GGMLQuantizationType[kind], (1, 1))
+    assert kept is data
+    assert encoding.name == kind
+
+
+def random_blocks(kind, rows, columns):
+    """Random bytes, with float16 scales that are numbers."""
+    size, bytes_ = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (rows * columns // size, bytes_), dtype=np.uint8)
+    scales = {"Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108]}
+    for at in scales.get(kind.name, [0]):
+        values = rng.uniform(0.01, 0.1, (len(blocks), 1)).astype(np.float16)
+        blocks[:, at : at + 2] = values.view(np.uint8)
+    return blocks.reshape(-1)
+
+
+@pytest.mark.parametrize("kind", ["Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"])
+def test_what_has_none_loses_nothing(kind):
+    kind = gguf.GGMLQuantizationType[kind]
+    shape = (3, 512)
+    data = random_blocks(kind, *shape)
+    want = dequantize_rows(data, kind, shape)
+    repacked, encoding = encode(data, kind, shape)
+    found = dequantize_rows(repacked, gguf.GGMLQuantizationType[encoding.name], shape)
+    if kind.name == "Q5_0":
+        assert encoding == Encoding.Q8_0
+        assert np.array_equal(found, want)
+    else:
+        assert encoding == Encoding.F16
+        np.testing.assert_allclose(found, want, rtol=2**-11, atol=2**-24)
+
+
+def test_a_config_of_another_model_is_refused(tmp_path):
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
+    config = MistralConfig(**checkpoint.config() | {"intermediate_size": 16})
+    with pytest.raises(UserError, match=r"ffn_gate\.weight has shape \[12, 8\]"):
+        dict(checkpoint.weights(config, packs=True))
+    missing = write_gguf(tmp_path / "b.gguf", drop=["blk.0.attn_q.weight"])
+    with pytest.raises(UserError, match=r"blk\.0\.attn_q\.weight is missing"):
+        load(missing, packs=True)
 
 
 def test_prepare_writes_a_whole_folder_or_none(tmp_path):
@@ -93,26 +159,15 @@ def test_prepare_writes_a_whole_folder_or_none(tmp_path):
     prepare(source, tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "config.json",
-        "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
     }
     with pytest.raises(UserError, match="exists already"):
         prepare(source, tmp_path / "out")
-    broken = write_gguf(tmp_path / "b.gguf", drop=["blk.0.attn_q.weight"])
-    with pytest.raises(UserError, match=r"blk\.0\.attn_q\.weight is missing"):
-        prepare(broken, tmp_path / "out2")
+    other = write_gguf(tmp_path / "b.gguf", architecture="gemma")
+    with pytest.raises(UserError, match="'gemma'"):
+        prepare(other, tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
-
-
-def test_prepare_shards_large_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.setattr("max_mistral.prepare._SHARD_BYTES", 200)
-    source = write_gguf(tmp_path / "m.gguf")
-    prepare(source, tmp_path / "out")
-    shards = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
-    assert len(shards) > 1
-    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
 
 
 def test_a_missing_file(tmp_path):

@@ -8,6 +8,7 @@ from max.dtype import DType
 from max.graph.weights import load_weights
 
 from max_mistral.errors import UserError
+from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.weights.safetensors import (
     check_complete,
     convert_safetensor_state_dict,
@@ -30,7 +31,30 @@ def load(folder):
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_every_dtype_and_shard_count_loads(tmp_path, dtype, shards):
+def test_a_cpu_keeps_what_the_checkpoint_has(tmp_path, dtype, shards):
+    folder = write_checkpoint(tmp_path, BASE, dtype=dtype, shards=shards)
+    weights = load(folder)
+    encoding = {
+        "float32": Encoding.F32,
+        "float16": Encoding.F16,
+        "bfloat16": Encoding.BF16,
+    }[dtype]
+    for name, tensor in make_tensors(BASE).items():
+        weight = weights[name.removeprefix("model.")]
+        cast = tensor.astype(DTYPES[dtype])
+        if cast.ndim == 1:
+            assert weight.dtype == DType.float32
+            want = cast.astype(np.float32)
+        else:
+            assert weight.encoding == encoding
+            want = pack(cast.view(np.uint8), encoding, cast.shape[1])
+        assert np.array_equal(np.from_dlpack(weight.data), want), name
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_without_the_kernels_all_is_float32(tmp_path, monkeypatch, dtype, shards):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
     folder = write_checkpoint(tmp_path, BASE, dtype=dtype, shards=shards)
     weights = load(folder)
     tensors = make_tensors(BASE)

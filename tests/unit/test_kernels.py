@@ -1,0 +1,183 @@
+"""The CPU kernels against float64, for every encoding, on this CPU and any.
+
+All of them in one graph, which is compiled once.
+"""
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from gguf.quants import dequantize
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef, Graph, TensorType, ops
+
+from max_mistral import kernels
+from max_mistral.kernels.packing import BLOCKS, Encoding, pack, packed_shape
+
+EPS = float(np.finfo(np.float32).eps)
+# Neither is a multiple of a panel; 77 is odd.
+ROWS, DENSE_COLUMNS, QUANTIZED_COLUMNS = 100, 77, 512
+DENSE = {
+    Encoding.F32: np.float32,
+    Encoding.BF16: ml_dtypes.bfloat16,
+    Encoding.F16: np.float16,
+}
+# Where the float16 numbers of a block are.
+SCALES = {Encoding.Q6_K: [208], Encoding.Q8_0: [0], Encoding.Q4_0: [0]}
+
+
+def columns(encoding):
+    return DENSE_COLUMNS if encoding in DENSE else QUANTIZED_COLUMNS
+
+
+def random_weight(encoding):
+    """Returns a weight's bytes by rows and its values in float64."""
+    rng = np.random.default_rng(int(encoding))
+    if encoding in DENSE:
+        values = rng.standard_normal((ROWS, DENSE_COLUMNS)).astype(DENSE[encoding])
+        return values.view(np.uint8), values.astype(np.float64)
+    size, bytes_ = BLOCKS[encoding]
+    count = ROWS * QUANTIZED_COLUMNS // size
+    blocks = rng.integers(0, 256, (count, bytes_), dtype=np.uint8)
+    for at in SCALES.get(encoding, [0, 2]):
+        scales = rng.uniform(-0.1, 0.1, (count, 1)).astype(np.float16)
+        blocks[:, at : at + 2] = scales.view(np.uint8)
+    data = blocks.reshape(ROWS, -1)
+    kind = gguf.GGMLQuantizationType[encoding.name]
+    return data, dequantize(data, kind).astype(np.float64)
+
+
+def activations(tokens, width):
+    return np.random.default_rng(1).standard_normal((tokens, width)).astype(np.float32)
+
+
+TOKENS = np.array([0, 17, 99, 5, 17], np.int64)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Runs every kernel on ``tokens`` rows: name -> (linear, portable, embedding)."""
+    cpu = DeviceRef.CPU()
+    encodings = list(Encoding)
+    weights = {e: random_weight(e)[0] for e in encodings}
+    inputs = [
+        TensorType(DType.float32, ["tokens", DENSE_COLUMNS], cpu),
+        TensorType(DType.float32, ["tokens", QUANTIZED_COLUMNS], cpu),
+        TensorType(DType.int64, ["ids"], cpu),
+    ] + [
+        TensorType(DType.uint8, list(packed_shape(e, ROWS, columns(e))), cpu)
+        for e in encodings
+    ]
+    with Graph(
+        "kernels", input_types=inputs, custom_extensions=[kernels.library()]
+    ) as graph:
+        dense, quantized, ids, *packed = (value.tensor for value in graph.inputs)
+        outputs = []
+        for encoding, weight in zip(encodings, packed, strict=True):
+            x = dense if encoding in DENSE else quantized
+            for portable in (False, True):
+                outputs += ops.custom(
+                    "mistral_linear",
+                    cpu,
+                    [x, weight],
+                    [TensorType(DType.float32, [x.shape[0], ROWS], cpu)],
+                    parameters={"kind": int(encoding), "portable": portable},
+                )
+            outputs += ops.custom(
+                "mistral_embedding",
+                cpu,
+                [ids, weight],
+                [TensorType(DType.float32, [ids.shape[0], x.shape[1]], cpu)],
+                parameters={"kind": int(encoding)},
+            )
+        graph.output(*outputs)
+    model = InferenceSession(devices=[CPU()]).load(graph)
+    buffers = [Buffer.from_numpy(pack(w, e, columns(e))) for e, w in weights.items()]
+
+    def run(tokens):
+        found = model.execute(
+            Buffer.from_numpy(activations(tokens, DENSE_COLUMNS)),
+            Buffer.from_numpy(activations(tokens, QUANTIZED_COLUMNS)),
+            Buffer.from_numpy(TOKENS),
+            *buffers,
+        )
+        arrays = [output.to_numpy() for output in found]
+        return {e: arrays[3 * i : 3 * i + 3] for i, e in enumerate(encodings)}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def many(run):
+    return run(13)
+
+
+def rounding(encoding, weight, x):
+    """What float32 sums may differ by: K roundings of the largest terms.
+
+    A quantized weight is summed as scale * code minus a minimum, each at most
+    about twice the row's largest weight (256 codes of 128 either way).
+    """
+    terms = np.abs(weight)
+    if encoding not in DENSE:
+        terms = terms + 4 * terms.max(axis=1, keepdims=True)
+    return EPS * x.shape[1] * (np.abs(x) @ terms.T)
+
+
+def quantization(weight, x):
+    """What int8 activations may differ by: half a step in each of 32 columns."""
+    blocks = np.abs(x).reshape(len(x), -1, 32)
+    step = blocks.max(axis=2, keepdims=True) / 127
+    half = np.broadcast_to(step / 2, blocks.shape).reshape(x.shape)
+    return half @ np.abs(weight).T
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize("portable", [False, True], ids=["fast", "portable"])
+def test_a_linear_layer(many, encoding, portable):
+    weight = random_weight(encoding)[1]
+    x = activations(13, columns(encoding)).astype(np.float64)
+    bound = rounding(encoding, weight, x)
+    if encoding not in DENSE and not portable:
+        bound = bound + quantization(weight, x)
+    error = np.abs(many[encoding][portable] - x @ weight.T)
+    assert (error <= bound).all(), (error / bound).max()
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_an_embedding_is_exact(many, encoding):
+    want = random_weight(encoding)[1][TOKENS]
+    found = many[encoding][2]
+    if encoding in DENSE or encoding in SCALES:
+        # One product: the float32 nearest to it (Q6_K: of two, so one rounding).
+        np.testing.assert_allclose(found, want, rtol=4 * EPS, atol=1e-30)
+    else:
+        scale = np.abs(want).max()
+        np.testing.assert_allclose(found, want, rtol=0, atol=4 * EPS * scale)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 8, 9])
+def test_a_row_is_the_same_in_any_batch(run, many, tokens):
+    few = run(tokens)
+    for encoding in Encoding:
+        for kernel in (0, 1):
+            assert np.array_equal(
+                few[encoding][kernel], many[encoding][kernel][:tokens]
+            )
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_packed_bytes_are_about_those_of_the_file(encoding):
+    size, bytes_ = BLOCKS[encoding]
+    panels, panel = packed_shape(encoding, 4096, 4096)
+    assert panels * panel <= 1.03 * 4096 * 4096 // size * bytes_
+
+
+def test_the_library_is_compiled_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = kernels.library()
+    made = path.stat().st_mtime_ns
+    assert kernels.library() == path
+    assert path.stat().st_mtime_ns == made
