@@ -17,7 +17,7 @@ export PYTHONWARNINGS := ignore:The parameter:UserWarning
 MAX_FLAGS := --custom-architectures max_mistral --model $(MODEL) \
 	--weight-path $(abspath $(GGUF)) --devices cpu --max-length 2048
 
-.PHONY: demo serve test lint check-gpu-compile clean
+.PHONY: demo serve test lint check-gpu-compile bench-cpu clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -40,6 +40,11 @@ lint: $(VENV)/dev
 
 check-gpu-compile: $(VENV)/dev
 	$(BIN)/python scripts/check_gpu_compile.py
+
+# Needs torch too: $(BIN)/pip install torch==2.13.0
+bench-cpu: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks.cpu $(BENCH_FLAGS)
 
 clean:
 	rm -rf build $(VENV)

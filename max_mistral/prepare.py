@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 from .errors import UserError
+from .weights import gguf_config
 from .weights.consolidated import PARAMS, find_shards, link_shards, read_config
 from .weights.gguf import GGUFCheckpoint
 from .weights.gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
@@ -76,7 +77,7 @@ def prepare(
 
 def _prepare_gguf(source: Path, folder: Path, context: int | None) -> None:
     checkpoint = GGUFCheckpoint(source)
-    config = checkpoint.config()
+    config = gguf_config.read_config(checkpoint)
     if context is not None:
         config["max_position_embeddings"] = context
     (folder / "config.json").write_text(json.dumps(config, indent=2))

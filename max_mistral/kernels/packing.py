@@ -147,8 +147,12 @@ def _nibbles_k(codes: Bytes) -> Bytes:
     pairs = codes.reshape(*codes.shape[:-1], 4, 32)
     # [..., 4, 2, 32]: 64 columns as two parts of 32
     parts = np.stack([pairs & 15, pairs >> 4], -2)
-    parts = parts[..., :16] | parts[..., 16:] << 4
-    return parts.reshape(*codes.shape[:-1], 128)
+    return _joined(parts).reshape(*codes.shape[:-1], 128)
+
+
+def _joined(codes: Bytes) -> Bytes:
+    """32 nibbles, ``[..., 32]``, as 16 bytes: column k low, k + 16 high."""
+    return np.bitwise_or(codes[..., :16], np.left_shift(codes[..., 16:], 4), dtype="u1")
 
 
 def _pieces_q4_k(blocks: Bytes) -> list[Bytes]:
@@ -190,7 +194,7 @@ def _pieces_q6_k(blocks: Bytes) -> list[Bytes]:
     low, pairs = blocks[..., :128], blocks[..., 128:192]
     low = low.reshape(*low.shape[:-1], 2, 64)
     low = np.stack([low & 15, low >> 4], -2).reshape(*low.shape[:-2], 8, 32)
-    low = low[..., :16] | low[..., 16:] << 4
+    low = _joined(low)
     shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     apart = (
         pairs.reshape(*pairs.shape[:-1], 2, 1, 32) >> shifts & np.uint8(3)

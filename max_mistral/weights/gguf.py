@@ -1,4 +1,4 @@
-"""A GGUF file: its metadata as a Hugging Face config, its tensors as weights.
+"""A GGUF file's metadata, and its tensors as weights.
 
 Format: ``ggml/docs/gguf.md`` in llama.cpp; the ``gguf`` package reads it and
 dequantizes every type with NumPy.
@@ -32,7 +32,7 @@ from .rotary import rotary_heads, split_rotary
 logger = logging.getLogger("max.pipelines")
 
 # GGUF architectures that compute what Mistral computes.
-ARCHITECTURES = ("llama",)
+ARCHITECTURES = ("llama", "mistral3")
 
 
 class GGUFCheckpoint:
@@ -54,10 +54,10 @@ class GGUFCheckpoint:
             raise UserError(
                 f"{path} is not a complete GGUF file ({error}). Fetch it again."
             ) from error
-        architecture = self.get("general.architecture")
-        if architecture not in ARCHITECTURES:
+        self.architecture: str = self.get("general.architecture")
+        if self.architecture not in ARCHITECTURES:
             raise UserError(
-                f"{path} holds the architecture {architecture!r}; max_mistral "
+                f"{path} holds the architecture {self.architecture!r}; max_mistral "
                 f"reads {' and '.join(map(repr, ARCHITECTURES))}."
             )
 
@@ -73,38 +73,10 @@ class GGUFCheckpoint:
             raise UserError(f"{self.path} has no metadata {key!r}.")
         return value
 
-    def config(self) -> dict[str, Any]:
-        """Returns the ``config.json`` of the same model as a Mistral.
-
-        A Llama is a Mistral without a window, so ``sliding_window`` is null.
-        """
-        self._refuse_rope_scaling()
-        hidden = self.require("llama.embedding_length")
-        heads = self.require("llama.attention.head_count")
-        names = {tensor.name for tensor in self._reader.tensors}
-        return {
-            "architectures": ["MistralForCausalLM"],
-            "model_type": "mistral",
-            "vocab_size": len(self.require("tokenizer.ggml.tokens")),
-            "hidden_size": hidden,
-            "intermediate_size": self.require("llama.feed_forward_length"),
-            "num_hidden_layers": self.require("llama.block_count"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": self.get("llama.attention.head_count_kv", heads),
-            "head_dim": self.get("llama.attention.key_length", hidden // heads),
-            "hidden_act": "silu",
-            "max_position_embeddings": self.require("llama.context_length"),
-            # The file has a float32; 1e-05 reads better than 9.99999974e-06.
-            "rms_norm_eps": float(
-                f"{self.require('llama.attention.layer_norm_rms_epsilon'):.6g}"
-            ),
-            "rope_theta": self.get("llama.rope.freq_base", 10000.0),
-            "sliding_window": None,
-            "tie_word_embeddings": "output.weight" not in names,
-            "bos_token_id": self.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self.get("tokenizer.ggml.eos_token_id"),
-            "dtype": "float32",
-        }
+    @property
+    def tensor_names(self) -> set[str]:
+        """The names of the file's tensors."""
+        return {tensor.name for tensor in self._reader.tensors}
 
     def weights(
         self, config: PretrainedConfig, *, packs: bool
@@ -121,8 +93,7 @@ class GGUFCheckpoint:
             UserError: (a ``ValueError``) if the tensors do not fit the config,
                 or naming one whose type the ``gguf`` package cannot read.
         """
-        names = {tensor.name for tensor in self._reader.tensors}
-        tied = HEAD.gguf not in names
+        tied = HEAD.gguf not in self.tensor_names
         expected = expected_tensors(config, "gguf", tied=tied)
         check_tensors(
             # GGUF gives the innermost dimension first.
@@ -158,14 +129,6 @@ class GGUFCheckpoint:
             yield graph, WeightData.from_numpy(np.ascontiguousarray(values), graph)
         for change, count in repacked.items():
             logger.info("%d tensors of %s are kept as %s", count, self.path, change)
-
-    def _refuse_rope_scaling(self) -> None:
-        scaling = self.get("llama.rope.scaling.type", "none")
-        if scaling != "none":
-            raise UserError(
-                f"{self.path} scales RoPE ({scaling!r}), which max_mistral "
-                "does not support."
-            )
 
 
 def convert_gguf_state_dict(

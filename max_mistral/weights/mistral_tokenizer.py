@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,19 @@ from tqdm import tqdm
 from ..errors import UserError
 
 Piece = TypeVar("Piece", str, bytes)
+
+# How text is cut before BPE in every tekken.json so far.
+TEKKEN_PATTERN = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
 
 _UNK, _BOS, _EOS = "<unk>", "<s>", "</s>"
 
@@ -191,30 +205,70 @@ def _read_tekken(path: Path) -> tuple[Tokenizer, int]:
 def _read_sentencepiece(path: Path) -> tuple[Tokenizer, int]:
     """A sentencepiece BPE with byte fallback."""
     model = SentencePieceProcessor(model_file=str(path))
-    vocab = {model.id_to_piece(i): i for i in range(model.vocab_size())}
-    special = [
-        t for t, i in vocab.items() if model.is_control(i) or i == model.unk_id()
-    ]
+    tokenizer = make_sentencepiece(
+        [model.id_to_piece(i) for i in range(model.vocab_size())],
+        [model.get_score(i) for i in range(model.vocab_size())],
+        {
+            i
+            for i in range(model.vocab_size())
+            if model.is_control(i) or model.is_unknown(i)
+        },
+        {i for i in range(model.vocab_size()) if model.is_byte(i)},
+        space_before_all=True,
+    )
+    return tokenizer, _version(path) or _guess_version(tokenizer)
+
+
+def _guess_version(tokenizer: Tokenizer) -> int:
+    if tokenizer.token_to_id("[INST]") is None:
+        return 1
+    return 3 if tokenizer.token_to_id("[SYSTEM_PROMPT]") is None else 7
+
+
+def make_sentencepiece(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    special: Collection[int],
+    byte_pieces: Collection[int],
+    *,
+    space_before_all: bool,
+) -> Tokenizer:
+    """Returns the BPE of sentencepiece, with byte fallback.
+
+    Args:
+        pieces: The vocabulary, in the order of its ids.
+        scores: Of the pieces; the highest merge first.
+        special: The ids of control tokens and of the unknown one.
+        byte_pieces: The ids of ``<0x00>`` to ``<0xFF>``.
+        space_before_all: Whether a space goes in front of each stretch of text
+            between control tokens, as in mistral-common, or of the first only,
+            as in Hugging Face's tokenizers and templates.
+    """
     # Merged pieces have a negative score; those with none stand by themselves.
-    ranks = {
-        piece: -model.get_score(i)
-        for piece, i in vocab.items()
-        if model.get_score(i) < 0 and not (model.is_byte(i) or piece in special)
+    merged = {
+        piece: -scores[i]
+        for i, piece in enumerate(pieces)
+        if scores[i] < 0 and i not in byte_pieces and i not in special
     }
     whole = [
         piece
-        for piece, i in vocab.items()
-        if not (model.is_byte(i) or piece in special or piece in ranks)
+        for i, piece in enumerate(pieces)
+        if i not in byte_pieces and i not in special and piece not in merged
     ]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
         models.BPE(
-            vocab, _merges(ranks), unk_token=_UNK, fuse_unk=True, byte_fallback=True
+            vocab, _merges(merged), unk_token=_UNK, fuse_unk=True, byte_fallback=True
         )
     )
-    # A space in front of each text, as between control tokens in mistral-common.
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    if space_before_all:
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+            prepend_scheme="first", split=False
+        )
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -223,12 +277,9 @@ def _read_sentencepiece(path: Path) -> tuple[Tokenizer, int]:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    _add_special(tokenizer, special)
+    _add_special(tokenizer, [pieces[i] for i in sorted(special)])
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in whole])
-    version = _version(path)
-    if not version:
-        version = 1 if "[INST]" not in vocab else 7 if "[SYSTEM_PROMPT]" in vocab else 3
-    return tokenizer, version
+    return tokenizer
 
 
 def _version(path: Path) -> int:

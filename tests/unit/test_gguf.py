@@ -5,12 +5,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from transformers import MistralConfig
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, MistralConfig
 
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.prepare import prepare
 from max_mistral.weights.gguf import GGUFCheckpoint, dequantize_rows, encode
+from max_mistral.weights.gguf_config import read_config
+from max_mistral.weights.gguf_tokenizer import write_tokenizer
 from max_mistral.weights.packed import PackedWeight
 from max_mistral.weights.rotary import split_rotary
 from tests.checkpoints import interleave
@@ -27,7 +30,12 @@ def write_gguf(path: Path, *, architecture="llama", drop=(), scaling=None) -> Pa
     writer.add_context_length(64)
     writer.add_layer_norm_rms_eps(1e-5)
     if scaling:
+        writer.add_rope_freq_base(1e6)
         writer.add_rope_scaling_type(scaling)
+        writer.add_rope_scaling_factor(16.0)
+        writer.add_rope_scaling_orig_ctx_len(4)
+        writer.add_rope_scaling_yarn_log_mul(1.0)
+        writer.add_attn_temperature_scale(0.1)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(["<s>", "a", "b", "ab"])
@@ -65,7 +73,7 @@ def test_split_rotary_undoes_llama_cpp():
 
 
 def test_config_from_metadata(tmp_path):
-    config = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf")).config()
+    config = read_config(GGUFCheckpoint(write_gguf(tmp_path / "m.gguf")))
     assert config["architectures"] == ["MistralForCausalLM"]
     assert config["head_dim"] == 4
     assert config["num_key_value_heads"] == 1
@@ -78,7 +86,7 @@ def test_config_from_metadata(tmp_path):
 
 def load(path, **kwargs):
     checkpoint = GGUFCheckpoint(path)
-    config = MistralConfig(**checkpoint.config())
+    config = MistralConfig(**read_config(checkpoint))
     return dict(checkpoint.weights(config, **kwargs))
 
 
@@ -146,7 +154,7 @@ def test_what_has_none_loses_nothing(kind):
 
 def test_a_config_of_another_model_is_refused(tmp_path):
     checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
-    config = MistralConfig(**checkpoint.config() | {"intermediate_size": 16})
+    config = MistralConfig(**read_config(checkpoint) | {"intermediate_size": 16})
     with pytest.raises(UserError, match=r"ffn_gate\.weight has shape \[12, 8\]"):
         dict(checkpoint.weights(config, packs=True))
     missing = write_gguf(tmp_path / "b.gguf", drop=["blk.0.attn_q.weight"])
@@ -189,7 +197,89 @@ def test_another_architecture(tmp_path):
         GGUFCheckpoint(path)
 
 
-def test_rope_scaling_is_refused(tmp_path):
-    path = write_gguf(tmp_path / "m.gguf", scaling=gguf.RopeScalingType.YARN)
-    with pytest.raises(UserError, match="scales RoPE"):
-        GGUFCheckpoint(path).config()
+def test_an_unknown_rope_scaling_is_refused(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", scaling=gguf.RopeScalingType.LONGROPE)
+    with pytest.raises(UserError, match="scales RoPE by 'longrope'"):
+        read_config(GGUFCheckpoint(path))
+
+
+def test_ministral_3(tmp_path):
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        architecture="mistral3",
+        scaling=gguf.RopeScalingType.YARN,
+    )
+    config = read_config(GGUFCheckpoint(path))
+    assert config["model_type"] == "ministral3"
+    assert config["rope_parameters"] == {
+        "rope_type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 16.0,
+        "original_max_position_embeddings": 4,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    }
+
+
+def write_vocabulary(path, kind, pre, tokens, types, scores=None, merges=None):
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_tokenizer_model(kind)
+    if pre:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if scores:
+        writer.add_token_scores(scores)
+    if merges:
+        writer.add_token_merges(merges)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return GGUFCheckpoint(path)
+
+
+def test_a_sentencepiece_vocabulary(tmp_path):
+    pieces = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    types = [2, 3, 3, 3, 3] + [6] * 256 + [1] * 6
+    tokens = pieces + [f"<0x{i:02X}>" for i in range(256)]
+    tokens += ["▁a", "ab", "▁ab", "▁", "a", "b"]
+    scores = [0.0] * 261 + [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]
+    checkpoint = write_vocabulary(
+        tmp_path / "m.gguf", "llama", None, tokens, types, scores
+    )
+    write_tokenizer(checkpoint, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer.encode("[INST] ab[/INST]")
+    assert tokenizer.convert_ids_to_tokens(ids) == (["<s>", "[INST]", "▁ab", "[/INST]"])
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab\n")) == (
+        ["<s>", "▁ab", "<0x0A>"]
+    )
+
+
+def test_a_tekken_vocabulary(tmp_path):
+    tokens = ["<unk>", "<s>", "</s>", "[INST]"]
+    tokens += sorted(pre_tokenizers.ByteLevel.alphabet()) + ["Ġa", "12"]
+    types = [3] * 4 + [1] * 258
+    checkpoint = write_vocabulary(
+        tmp_path / "m.gguf", "gpt2", "tekken", tokens, types, merges=["Ġ a", "1 2"]
+    )
+    write_tokenizer(checkpoint, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    # Tekken has every digit by itself.
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("[INST]b a12")) == (
+        ["<s>", "[INST]", "b", "Ġa", "1", "2"]
+    )
+
+
+def test_an_unknown_vocabulary_is_refused(tmp_path):
+    checkpoint = write_vocabulary(
+        tmp_path / "m.gguf", "gpt2", "qwen2", ["a", "b", "c"], [1, 1, 1]
+    )
+    with pytest.raises(UserError, match="kind 'gpt2'/'qwen2'"):
+        write_tokenizer(checkpoint, tmp_path)

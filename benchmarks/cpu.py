@@ -1,0 +1,167 @@
+"""Side by side on this CPU: max_mistral, MAX's own Llama, llama.cpp, torch.
+
+    make bench-cpu                       # or, to choose:
+    python -m benchmarks.cpu --shapes 1.1B --encodings bf16 q8_0 --rounds 3
+
+The same seeded random weights for all. Every round runs every engine once, in
+rotated order, each in a process of its own, beside a probe of the memory's read
+bandwidth; the table has the medians and what they are to llama.cpp's. MAX's own
+Llama runs through ``max generate``, in float32, which is what it has on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import models
+
+MEASURES = ("prefill", "decode", "decode_deep", "decode_batch", "end_to_end")
+Results = dict[str, dict[str, list[float]]]
+
+
+def bandwidth() -> float:
+    """Returns the bytes a second that two threads read from memory."""
+    parts = [np.ones(2**25) for _ in range(2)]
+
+    def read() -> float:
+        threads = [threading.Thread(target=part.sum) for part in parts]
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(part.nbytes for part in parts) / (time.perf_counter() - start)
+
+    return statistics.median(read() for _ in range(7))
+
+
+def worker(engine: str, folder: Path, gguf: Path | None) -> dict[str, float]:
+    """Runs ``benchmarks/worker.py`` and returns what it measured."""
+    command = [sys.executable, "-m", "benchmarks.worker", engine, str(folder)]
+    command += [str(gguf)] if gguf else []
+    done = subprocess.run(
+        command, env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{engine} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def max_generate(folder: Path, *flags: str) -> dict[str, float]:
+    """Runs ``max generate`` and returns the rates that it prints."""
+    prompt = "".join(chr(97 + i % 26) for i in range(500))
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "max"), "generate", "--model", str(folder)]
+        + ["--devices", "cpu", "--max-length", "1024", "--max-new-tokens", "100"]
+        + ["--temperature", "0", "--prompt", prompt, *flags],
+        env=dict(os.environ) | {"PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"max generate failed:\n{(done.stdout + done.stderr)[-3000:]}")
+    found = re.findall(r"Eval throughput \(token-generation\): ([\d.]+)", done.stdout)
+    return {"end_to_end": float(found[-1])}
+
+
+def engines(folder: Path, encoding: str) -> dict[str, Any]:
+    """Returns what measures each engine on a model in an encoding."""
+    gguf = folder / "model-bf16.gguf"
+    if encoding != "bf16":
+        gguf = models.quantize(folder, encoding)
+    ours = None if encoding == "bf16" else gguf.resolve()
+    flags = ["--custom-architectures", "max_mistral"]
+    flags += ["--quantization-encoding", "float32"]
+    flags += ["--weight-path", str(ours)] if ours else []
+    chosen: dict[str, Any] = {
+        "max_mistral": lambda: (
+            worker("max_mistral", folder, ours) | max_generate(folder, *flags)
+        ),
+        "llama.cpp": lambda: worker("llama.cpp", folder, gguf),
+    }
+    if encoding == "bf16":
+        chosen["torch"] = lambda: worker("torch", folder, None)
+        stock = ["--quantization-encoding", "float32"]
+        chosen["MAX float32"] = lambda: max_generate(models.stock(folder), *stock)
+    return chosen
+
+
+def table(results: Results) -> str:
+    """Returns medians, and in brackets the ratio to llama.cpp's."""
+    lines = [f"{'':12}" + "".join(f"{name:>20}" for name in MEASURES) + "  peak GB"]
+    base = {k: statistics.median(v) for k, v in results["llama.cpp"].items()}
+    # llama.cpp's own loop is all that its user runs.
+    base["end_to_end"] = base["decode"]
+    for engine, measured in results.items():
+        cells = []
+        for name in MEASURES:
+            if name not in measured:
+                cells.append(f"{'':>20}")
+                continue
+            value = statistics.median(measured[name])
+            cells.append(f"{f'{value:.1f} ({value / base[name]:.2f}x)':>20}")
+        peak = measured.get("peak_bytes", [])
+        shown = f"{statistics.median(peak) / 1e9:9.1f}" if peak else ""
+        lines.append(f"{engine:12}" + "".join(cells) + shown)
+    return "\n".join(lines)
+
+
+def cpu_name() -> str:
+    """Returns the processor's name and how many cores are seen."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    name = found[1] if found else platform.processor()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--shapes", nargs="+", default=["300M", "1.1B"])
+    parser.add_argument(
+        "--encodings", nargs="+", default=["bf16", "q8_0", "q4_0", "q4_k_m"]
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("build/bench"))
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+    for shape in arguments.shapes:
+        folder = models.make(shape, arguments.folder / shape)
+        for encoding in arguments.encodings:
+            results: Results = {}
+            speeds = []
+            for turn in range(arguments.rounds):
+                speeds.append(bandwidth())
+                runs = list(engines(folder, encoding).items())
+                at = turn % len(runs)
+                for engine, run in runs[at:] + runs[:at]:
+                    measured = results.setdefault(engine, defaultdict(list))
+                    for name, value in run().items():
+                        measured[name].append(value)
+            ordered = {name: results[name] for name, _ in runs}
+            speed = statistics.median(speeds)
+            print(f"\n{shape} {encoding}, tokens/s; memory {speed / 1e9:.0f} GB/s")
+            print(table(ordered), flush=True)
+            report[f"{shape} {encoding}"] = {"bandwidth": speeds, **ordered}
+            if arguments.json:
+                arguments.json.parent.mkdir(parents=True, exist_ok=True)
+                arguments.json.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

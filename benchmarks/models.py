@@ -1,0 +1,161 @@
+"""Random models of real shapes, the same weights in every format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+from transformers import AutoConfig
+
+from max_mistral.weights.names import expected_tensors
+from max_mistral.weights.rotary import rotary_heads
+from tests.checkpoints import BASE, interleave, write_tokenizer
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "300M": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    },
+    # TinyLlama
+    "1.1B": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+    # Mistral
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+}
+VOCAB = 32000
+CONTEXT = 8192
+
+
+def config(shape: str) -> dict[str, Any]:
+    """Returns the config.json of a shape."""
+    return BASE | {
+        "vocab_size": VOCAB,
+        "head_dim": None,
+        "max_position_embeddings": CONTEXT,
+        "dtype": "bfloat16",
+        **SHAPES[shape],
+    }
+
+
+def make(shape: str, folder: Path) -> Path:
+    """Writes bfloat16 safetensors, a tokenizer and a BF16 GGUF; returns ``folder``."""
+    gguf_path = folder / "model-bf16.gguf"
+    if gguf_path.exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    values = config(shape)
+    (folder / "config.json").write_text(json.dumps(values))
+    write_tokenizer(folder, VOCAB)
+    hf = AutoConfig.for_model(**values)
+    tensors, writer = {}, _writer(folder / "partial.gguf", values)
+    rng = np.random.default_rng(0)
+    theirs = expected_tensors(hf, "gguf", tied=False)
+    ours = expected_tensors(hf, "huggingface", tied=False)
+    for (name, tensor), gguf_name in zip(ours.items(), theirs, strict=True):
+        weight = rng.standard_normal(tensor.shape, dtype=np.float32) * 0.02
+        if len(tensor.shape) == 1:
+            tensors[name] = (weight + 1).astype(ml_dtypes.bfloat16)
+            writer.add_tensor(gguf_name, tensors[name].astype(np.float32))
+            continue
+        tensors[name] = weight.astype(ml_dtypes.bfloat16)
+        heads = rotary_heads(tensor.graph, hf)
+        stored = tensors[name] if heads is None else interleave(tensors[name], heads)
+        writer.add_tensor(
+            gguf_name,
+            np.ascontiguousarray(stored).view(np.uint8),
+            raw_dtype=gguf.GGMLQuantizationType.BF16,
+        )
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (folder / "partial.gguf").rename(gguf_path)
+    return folder
+
+
+def stock(folder: Path) -> Path:
+    """Writes the same weights as a float32 Llama, for MAX's own; returns its folder."""
+    target = folder.with_name(folder.name + "-float32")
+    if (target / "model.safetensors").exists():
+        return target
+    target.mkdir(exist_ok=True)
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    values |= {"dtype": "float32", "rope_scaling": None}
+    values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    del values["sliding_window"]
+    (target / "config.json").write_text(json.dumps(values))
+    write_tokenizer(target, VOCAB)
+    from max.graph.weights import load_weights
+
+    tensors = {
+        name: np.from_dlpack(weight.data().astype(_float32()).data)
+        for name, weight in load_weights([folder / "model.safetensors"]).items()
+    }
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def quantize(folder: Path, encoding: str) -> Path:
+    """Returns the GGUF of an encoding (``q4_k_m``, ...), made by llama.cpp."""
+    path = folder / f"model-{encoding}.gguf"
+    if not path.exists():
+        import llama_cpp
+
+        parameters = llama_cpp.llama_model_quantize_default_params()
+        parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{encoding.upper()}")
+        status = llama_cpp.llama_model_quantize(
+            str(folder / "model-bf16.gguf").encode(), str(path).encode(), parameters
+        )
+        assert status == 0, status
+    return path
+
+
+def _float32() -> Any:
+    from max.dtype import DType
+
+    return DType.float32
+
+
+def _writer(path: Path, values: dict[str, Any]) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_embedding_length(values["hidden_size"])
+    writer.add_block_count(values["num_hidden_layers"])
+    writer.add_head_count(values["num_attention_heads"])
+    writer.add_head_count_kv(values["num_key_value_heads"])
+    writer.add_feed_forward_length(values["intermediate_size"])
+    writer.add_context_length(values["max_position_embeddings"])
+    writer.add_layer_norm_rms_eps(values["rms_norm_eps"])
+    writer.add_rope_freq_base(values["rope_theta"])
+    head_dim = values["hidden_size"] // values["num_attention_heads"]
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(256)]
+    tokens += [f"▁{i}" for i in range(VOCAB - len(tokens))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(i) for i in range(VOCAB)])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (VOCAB - 259))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    return writer
