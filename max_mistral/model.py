@@ -9,7 +9,13 @@ from max import tree
 from max.driver import Buffer, Device
 from max.engine import InferenceSession, Model
 from max.graph import BufferType, TensorType
-from max.graph.weights import WeightData, Weights, WeightsAdapter
+from max.graph.weights import (
+    WeightData,
+    Weights,
+    WeightsAdapter,
+    WeightsFormat,
+    weights_format,
+)
 from max.nn.kv_cache import KVCacheInputs
 from max.nn.transformer import ReturnLogits
 from max.pipelines.context import TextContext
@@ -31,9 +37,17 @@ from .errors import UserError
 from .inputs import MistralInputs, input_tree
 from .mistral import Mistral
 from .model_config import MistralConfig
+from .weights.gguf import convert_gguf_state_dict
 from .weights.names import HEAD
 from .weights.packed import PackedWeight
 from .weights.safetensors import convert_safetensor_state_dict
+
+
+def _adapter_for(pipeline_config: PipelineConfig) -> WeightsAdapter:
+    paths = pipeline_config.model.weight_path
+    if paths and weights_format(paths) == WeightsFormat.gguf:
+        return convert_gguf_state_dict
+    return convert_safetensor_state_dict
 
 
 class MistralModel(
@@ -48,8 +62,8 @@ class MistralModel(
         devices: The devices to run on; several run tensor-parallel.
         kv_cache_config: How the paged KV cache is laid out.
         weights: The checkpoint's tensors.
-        adapter: Renames and casts them; by default the one for Hugging Face
-            safetensors.
+        adapter: Renames, casts and packs them; by default the one for the
+            format of the weight files.
         return_logits: Which logits :meth:`execute` returns.
         memory_plan: How long and how large a batch may be; by default planned
             from ``pipeline_config`` as MAX does.
@@ -86,7 +100,7 @@ class MistralModel(
             devices=devices,
             kv_cache_config=kv_cache_config,
             weights=weights,
-            adapter=adapter or convert_safetensor_state_dict,
+            adapter=adapter or _adapter_for(pipeline_config),
             return_logits=return_logits,
             memory_plan=memory_plan,
             max_batch_size=max_batch_size or memory_plan.planned_max_batch_size,
