@@ -56,7 +56,8 @@ def pack_rows[
                 var largest = abs(v).reduce_max()
                 var scale = largest / 127.0
                 var inverse = 127.0 / largest if largest > 0 else Float32(0)
-                var q = (v * inverse).__round__().cast[.int32]()
+                # Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+                var q = bitcast[.int32, 32](v * inverse + 12582912.0) - 0x4B400000
                 var quads = bitcast[.int32, 8](q.cast[.int8]())
                 comptime for i in range(8):
                     base.unsafe_bitcast[Int32]().unsafe_store(
@@ -106,6 +107,20 @@ def _codes_at[
 
 
 @inline(.always)
+def _bits[to: Int, mask: UInt8](x: Codes) -> Codes:
+    """Moves each byte's bits up by `to` (down if negative), then masks them.
+
+    x86 has no shifts of bytes; the mask removes what a neighbour shifted in.
+    """
+    var words = bitcast[.uint32, ROWS](x)
+    comptime if to >= 0:
+        words = words << UInt32(to)
+    else:
+        words = words >> UInt32(-to)
+    return bitcast[.uint8, 4 * ROWS](words) & mask
+
+
+@inline(.always)
 def _quads[
     kind: Int, i: Int
 ](block: ImmPointer[UInt8, _], part: Int) -> Tuple[Codes, Codes]:
@@ -119,21 +134,19 @@ def _quads[
     else:
         var line = codes.unsafe_load[width = 4 * ROWS](i * 64)
         var low = line & 15
-        var high = line >> 4
+        var high = _bits[-4, 15](line)
         comptime if kind == Q5_K:
             var fifth = block.unsafe_offset(
                 64 + 256 + 2048 + part * 64
             ).unsafe_load[width = 4 * ROWS]()
-            low |= ((fifth >> UInt8(i)) & 1) << 4
-            high |= ((fifth >> UInt8(4 + i)) & 1) << 4
+            low |= _bits[4 - i, 16](fifth)
+            high |= _bits[-i, 16](fifth)
         elif kind == Q6_K:
             var pairs = block.unsafe_offset(32 + 256 + 2048 + part * 128)
-            low |= (
-                (pairs.unsafe_load[width = 4 * ROWS]() >> UInt8(2 * i)) & 3
-            ) << 4
-            high |= (
-                (pairs.unsafe_load[width = 4 * ROWS](64) >> UInt8(2 * i)) & 3
-            ) << 4
+            low |= _bits[4 - 2 * i, 48](pairs.unsafe_load[width = 4 * ROWS]())
+            high |= _bits[4 - 2 * i, 48](
+                pairs.unsafe_load[width = 4 * ROWS](64)
+            )
         return (low, high)
 
 
@@ -215,60 +228,62 @@ def quantized_tile[
     # Q6_K has a scale for 16 columns, the others for 32 or more.
     comptime halves = 2 if kind == Q6_K else 1
     comptime parts = block_columns[kind]() // 32
-    comptime dot_type = DType.int32 if vnni else DType.float32
-    comptime Dot = SIMD[dot_type, ROWS]
     var acc = Array[Floats, MR * NR](fill=0)
     for b in range(columns // block_columns[kind]()):
         for part in range(parts):
             var xb = xp.unsafe_offset(
                 (b * parts + part) * _block_row_bytes[vnni]() * MR
             )
-            var dots = Array[Dot, halves * MR * NR](fill=0)
-            comptime for i in range(4):
-                var low = Array[Codes, NR](fill=0)
-                var high = Array[Codes, NR](fill=0)
-                comptime for r in range(NR):
-                    var quads = _quads[kind, i](
-                        w.unsafe_offset(r * panel + b * block_bytes[kind]()),
-                        part,
-                    )
-                    low[r] = quads[0]
-                    high[r] = quads[1]
-                comptime if vnni:
-                    var xi = xb.unsafe_bitcast[Int32]()
-                    comptime for m in range(MR):
-                        var x0 = SIMD[.int32, ROWS](
-                            xi.unsafe_load(i * MR + m)
+            var dots = Array[Floats, halves * MR * NR](fill=0)
+            comptime if vnni:
+                var sums = Array[SIMD[.int32, ROWS], 2 * MR * NR](fill=0)
+                var xi = xb.unsafe_bitcast[Int32]()
+                comptime for i in range(4):
+                    comptime for r in range(NR):
+                        var quads = _quads[kind, i](
+                            w.unsafe_offset(
+                                r * panel + b * block_bytes[kind]()
+                            ),
+                            part,
                         )
-                        var x1 = SIMD[.int32, ROWS](
-                            xi.unsafe_load((4 + i) * MR + m)
+                        comptime for m in range(MR):
+                            comptime at = 2 * (m * NR + r)
+                            sums[at] = _dot4(
+                                sums[at],
+                                quads[0],
+                                SIMD[.int32, ROWS](
+                                    xi.unsafe_load(i * MR + m)
+                                ),
+                            )
+                            sums[at + 1] = _dot4(
+                                sums[at + 1],
+                                quads[1],
+                                SIMD[.int32, ROWS](
+                                    xi.unsafe_load((4 + i) * MR + m)
+                                ),
+                            )
+                comptime for at in range(MR * NR):
+                    comptime if halves == 2:
+                        dots[at] = sums[2 * at].cast[.float32]()
+                        dots[MR * NR + at] = sums[2 * at + 1].cast[.float32]()
+                    else:
+                        dots[at] = (sums[2 * at] + sums[2 * at + 1]).cast[
+                            .float32
+                        ]()
+            else:
+                var xf = xb.unsafe_bitcast[Float32]()
+                comptime for i in range(4):
+                    comptime for r in range(NR):
+                        var quads = _quads[kind, i](
+                            w.unsafe_offset(
+                                r * panel + b * block_bytes[kind]()
+                            ),
+                            part,
                         )
-                        comptime for r in range(NR):
-                            comptime at = m * NR + r
-                            comptime at1 = (halves - 1) * MR * NR + at
-                            dots[at] = rebind[Dot](
-                                _dot4(
-                                    rebind[SIMD[.int32, ROWS]](dots[at]),
-                                    low[r],
-                                    x0,
-                                )
-                            )
-                            dots[at1] = rebind[Dot](
-                                _dot4(
-                                    rebind[SIMD[.int32, ROWS]](dots[at1]),
-                                    high[r],
-                                    x1,
-                                )
-                            )
-                else:
-                    var xf = xb.unsafe_bitcast[Float32]()
-                    comptime for half in range(2):
-                        comptime for j in range(4):
-                            comptime column = 16 * half + 4 * i + j
-                            comptime for r in range(NR):
-                                var quad = bitcast[.uint32, ROWS](
-                                    high[r] if half == 1 else low[r]
-                                )
+                        comptime for half in range(2):
+                            var quad = bitcast[.uint32, ROWS](quads[half])
+                            comptime for j in range(4):
+                                comptime column = 16 * half + 4 * i + j
                                 var code = (
                                     (quad >> UInt32(8 * j)) & 255
                                 ).cast[.float32]()
@@ -276,21 +291,15 @@ def quantized_tile[
                                     comptime at = (
                                         min(half, halves - 1) * MR + m
                                     ) * NR + r
-                                    dots[at] = rebind[Dot](
-                                        fma(
-                                            code,
-                                            Floats(
-                                                xf.unsafe_load(
-                                                    column * MR + m
-                                                )
-                                            ),
-                                            rebind[Floats](dots[at]),
-                                        )
+                                    dots[at] = fma(
+                                        code,
+                                        Floats(xf.unsafe_load(column * MR + m)),
+                                        dots[at],
                                     )
             var rest = xb.unsafe_offset(
                 (32 if vnni else 128) * MR
             ).unsafe_bitcast[Float32]()
-            comptime sums = MR if vnni else 0
+            comptime skip = MR if vnni else 0
             comptime for r in range(NR):
                 var block = w.unsafe_offset(
                     r * panel + b * block_bytes[kind]()
@@ -303,11 +312,11 @@ def quantized_tile[
                         var factor = scale
                         comptime if vnni:
                             factor = scale * Floats(rest.unsafe_load(m))
-                        var total = rest.unsafe_load(sums + half * MR + m)
+                        var total = rest.unsafe_load(skip + half * MR + m)
                         comptime if halves == 1:
-                            total += rest.unsafe_load(sums + MR + m)
+                            total += rest.unsafe_load(skip + MR + m)
                         acc[at] = fma(
-                            dots[half * MR * NR + at].cast[.float32](),
+                            dots[half * MR * NR + at],
                             factor,
                             acc[at],
                         )
