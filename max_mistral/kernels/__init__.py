@@ -9,23 +9,27 @@ from pathlib import Path
 
 from mojo.run import subprocess_run_mojo
 
+from ..errors import UserError
+
 _SOURCES = Path(__file__).parent
 
 
-def enabled() -> bool:
-    """Whether the kernels are used; ``MAX_MISTRAL_KERNELS=off`` turns them off.
+def mode() -> str:
+    """Returns the environment's ``MAX_MISTRAL_KERNELS``.
 
-    Without them weights are float32 in memory and MAX's own operations run.
+    ``on``, the default; ``portable``, without this CPU's own instructions, as
+    on any other; or ``off``: weights are float32 in memory and MAX's own
+    operations run.
+
+    Raises:
+        UserError: (a ``ValueError``) for another value.
     """
-    return os.environ.get("MAX_MISTRAL_KERNELS") != "off"
-
-
-def portable() -> bool:
-    """Whether to do without this CPU's own instructions, as on any other.
-
-    ``MAX_MISTRAL_KERNELS=portable`` asks for it.
-    """
-    return os.environ.get("MAX_MISTRAL_KERNELS") == "portable"
+    found = os.environ.get("MAX_MISTRAL_KERNELS", "on")
+    if found not in ("on", "portable", "off"):
+        raise UserError(
+            f"MAX_MISTRAL_KERNELS is {found!r}. Set it to on, portable or off."
+        )
+    return found
 
 
 def library() -> Path:

@@ -7,7 +7,7 @@ how many rows there are, so a request computes the same in any batch.
 from std.math import fma
 from std.memory import bitcast
 
-from .layout import BF16, F16, F32, ROWS
+from .layout import BF16, F32, ROWS
 
 
 @inline(.always)

@@ -7,7 +7,7 @@ from max.runtime.asyncrt import parallelism_level
 from std.math import ceildiv
 from std.sys.info import CompilationTarget
 
-from . import dense, quantized
+from . import codes, dense, quantized
 from .layout import ROWS, is_dense, panel_bytes
 
 
@@ -268,7 +268,7 @@ struct Embedding:
                 else:
                     yp.unsafe_store(
                         i * columns + k,
-                        quantized.quantized_weight[kind](p, row % ROWS, k),
+                        codes.quantized_weight[kind](p, row % ROWS, k),
                     )
 
         ctx.enqueue_cpu_range(gather, count=y.dim_size(0))

@@ -13,20 +13,8 @@ from std.math import fma
 from std.memory import bitcast
 from std.sys import llvm_intrinsic
 
-from .layout import (
-    ROWS,
-    Q4_0,
-    Q4_1,
-    Q4_K,
-    Q5_K,
-    Q6_K,
-    Q8_0,
-    block_bytes,
-    block_columns,
-)
-
-comptime Floats = SIMD[DType.float32, ROWS]
-comptime Codes = SIMD[DType.uint8, 4 * ROWS]
+from .codes import Codes, Floats, minima, quads, scales
+from .layout import ROWS, Q6_K, block_bytes, block_columns
 
 
 def packed_row_bytes[vnni: Bool](columns: Int) -> Int:
@@ -58,10 +46,10 @@ def pack_rows[
                 var inverse = 127.0 / largest if largest > 0 else Float32(0)
                 # Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
                 var q = bitcast[.int32, 32](v * inverse + 12582912.0) - 0x4B400000
-                var quads = bitcast[.int32, 8](q.cast[.int8]())
+                var words = bitcast[.int32, 8](q.cast[.int8]())
                 comptime for i in range(8):
                     base.unsafe_bitcast[Int32]().unsafe_store(
-                        i * MR + m, quads[i]
+                        i * MR + m, words[i]
                     )
                 var rest = base.unsafe_offset(32 * MR).unsafe_bitcast[
                     Float32
@@ -89,120 +77,6 @@ def _dot4(
     return llvm_intrinsic[
         "llvm.x86.avx512.vpdpbusd.512", SIMD[DType.int32, ROWS]
     ](acc, codes, bitcast[.uint8, 4 * ROWS](x))
-
-
-@inline(.always)
-def _codes_at[
-    kind: Int
-](block: ImmPointer[UInt8, _], part: Int) -> ImmPointer[UInt8, block.origin]:
-    """Where the codes of the 32 columns `part` of a block begin."""
-    comptime if kind == Q8_0 or kind == Q4_0:
-        return block.unsafe_offset(32)
-    elif kind == Q4_1:
-        return block.unsafe_offset(64)
-    elif kind == Q6_K:
-        return block.unsafe_offset(32 + 256 + part * 256)
-    else:
-        return block.unsafe_offset(64 + 256 + part * 256)
-
-
-@inline(.always)
-def _bits[to: Int, mask: UInt8](x: Codes) -> Codes:
-    """Moves each byte's bits up by `to` (down if negative), then masks them.
-
-    x86 has no shifts of bytes; the mask removes what a neighbour shifted in.
-    """
-    var words = bitcast[.uint32, ROWS](x)
-    comptime if to >= 0:
-        words = words << UInt32(to)
-    else:
-        words = words >> UInt32(-to)
-    return bitcast[.uint8, 4 * ROWS](words) & mask
-
-
-@inline(.always)
-def _quads[
-    kind: Int, i: Int
-](block: ImmPointer[UInt8, _], part: Int) -> Tuple[Codes, Codes]:
-    """Columns `4 i ... 4 i + 3` and `16 + 4 i ...` of the 32 of `part`."""
-    var codes = _codes_at[kind](block, part)
-    comptime if kind == Q8_0:
-        return (
-            codes.unsafe_load[width = 4 * ROWS](i * 64),
-            codes.unsafe_load[width = 4 * ROWS]((4 + i) * 64),
-        )
-    else:
-        var line = codes.unsafe_load[width = 4 * ROWS](i * 64)
-        var low = line & 15
-        var high = _bits[-4, 15](line)
-        comptime if kind == Q5_K:
-            var fifth = block.unsafe_offset(
-                64 + 256 + 2048 + part * 64
-            ).unsafe_load[width = 4 * ROWS]()
-            low |= _bits[4 - i, 16](fifth)
-            high |= _bits[-i, 16](fifth)
-        elif kind == Q6_K:
-            var pairs = block.unsafe_offset(32 + 256 + 2048 + part * 128)
-            low |= _bits[4 - 2 * i, 48](pairs.unsafe_load[width = 4 * ROWS]())
-            high |= _bits[4 - 2 * i, 48](
-                pairs.unsafe_load[width = 4 * ROWS](64)
-            )
-        return (low, high)
-
-
-@inline(.always)
-def _scale[
-    kind: Int
-](block: ImmPointer[UInt8, _], part: Int, half: Int) -> Floats:
-    """The scales of 16 rows for the 32 columns `part` (Q6_K: 16, `half`)."""
-    var d = (
-        block.unsafe_bitcast[Float16]()
-        .unsafe_load[width=ROWS]()
-        .cast[.float32]()
-    )
-    comptime if kind == Q4_K or kind == Q5_K:
-        return (
-            d
-            * block.unsafe_load[width=ROWS](64 + part * ROWS).cast[.float32]()
-        )
-    elif kind == Q6_K:
-        return (
-            d
-            * block.unsafe_offset(32)
-            .unsafe_bitcast[Int8]()
-            .unsafe_load[width=ROWS]((2 * part + half) * ROWS)
-            .cast[.float32]()
-        )
-    else:
-        return d
-
-
-@inline(.always)
-def _minimum[
-    kind: Int
-](block: ImmPointer[UInt8, _], part: Int, scale: Floats) -> Floats:
-    """What is subtracted from `scale * code`."""
-    comptime if kind == Q8_0:
-        return scale * 128
-    elif kind == Q4_0:
-        return scale * 8
-    elif kind == Q6_K:
-        return scale * 32
-    elif kind == Q4_1:
-        return -(
-            block.unsafe_bitcast[Float16]()
-            .unsafe_load[width=ROWS](ROWS)
-            .cast[.float32]()
-        )
-    else:
-        return (
-            block.unsafe_bitcast[Float16]()
-            .unsafe_load[width=ROWS](ROWS)
-            .cast[.float32]()
-            * block.unsafe_load[width=ROWS](64 + 128 + part * ROWS).cast[
-                .float32
-            ]()
-        )
 
 
 @inline(.always)
@@ -240,7 +114,7 @@ def quantized_tile[
                 var xi = xb.unsafe_bitcast[Int32]()
                 comptime for i in range(4):
                     comptime for r in range(NR):
-                        var quads = _quads[kind, i](
+                        var pair = quads[kind, i](
                             w.unsafe_offset(
                                 r * panel + b * block_bytes[kind]()
                             ),
@@ -250,14 +124,14 @@ def quantized_tile[
                             comptime at = 2 * (m * NR + r)
                             sums[at] = _dot4(
                                 sums[at],
-                                quads[0],
+                                pair[0],
                                 SIMD[.int32, ROWS](
                                     xi.unsafe_load(i * MR + m)
                                 ),
                             )
                             sums[at + 1] = _dot4(
                                 sums[at + 1],
-                                quads[1],
+                                pair[1],
                                 SIMD[.int32, ROWS](
                                     xi.unsafe_load((4 + i) * MR + m)
                                 ),
@@ -274,14 +148,14 @@ def quantized_tile[
                 var xf = xb.unsafe_bitcast[Float32]()
                 comptime for i in range(4):
                     comptime for r in range(NR):
-                        var quads = _quads[kind, i](
+                        var pair = quads[kind, i](
                             w.unsafe_offset(
                                 r * panel + b * block_bytes[kind]()
                             ),
                             part,
                         )
                         comptime for half in range(2):
-                            var quad = bitcast[.uint32, ROWS](quads[half])
+                            var quad = bitcast[.uint32, ROWS](pair[half])
                             comptime for j in range(4):
                                 comptime column = 16 * half + 4 * i + j
                                 var code = (
@@ -305,8 +179,8 @@ def quantized_tile[
                     r * panel + b * block_bytes[kind]()
                 )
                 comptime for half in range(halves):
-                    var scale = _scale[kind](block, part, half)
-                    var minimum = _minimum[kind](block, part, scale)
+                    var scale = scales[kind](block, part, half)
+                    var minimum = minima[kind](block, part, scale)
                     comptime for m in range(MR):
                         comptime at = m * NR + r
                         var factor = scale
@@ -322,24 +196,3 @@ def quantized_tile[
                         )
                         acc[at] = fma(minimum, Floats(-total), acc[at])
     return acc^
-
-
-def quantized_weight[
-    kind: Int
-](panel: ImmPointer[UInt8, _], row: Int, column: Int) -> Float32:
-    """Returns one weight of a panel."""
-    var block = panel.unsafe_offset(
-        column // block_columns[kind]() * block_bytes[kind]()
-    )
-    var part = column % block_columns[kind]() // 32
-    var within = column % 32
-    var code: UInt8 = 0
-    comptime for i in range(4):
-        if within % 16 // 4 == i:
-            var quads = _quads[kind, i](block, part)
-            code = (quads[1] if within >= 16 else quads[0])[
-                row * 4 + within % 4
-            ]
-    var scale = _scale[kind](block, part, within // 16)
-    var minimum = _minimum[kind](block, part, scale)
-    return scale[row] * code.cast[.float32]() - minimum[row]

@@ -59,7 +59,7 @@ class PackedLinear(Module):
             [TensorType(DType.float32, [x.shape[0], self.out_dim], CPU)],
             parameters={
                 "kind": int(self.encoding),
-                "portable": kernels.portable(),
+                "portable": kernels.mode() == "portable",
             },
         )[0].tensor
 

@@ -50,7 +50,7 @@ class Stored:
 def packs(pipeline_config: PipelineConfig) -> bool:
     """Whether the model runs on packed weights: on a CPU, with the kernels on."""
     devices = pipeline_config.model.device_specs
-    return kernels.enabled() and all(d.device_type == "cpu" for d in devices)
+    return kernels.mode() != "off" and all(d.device_type == "cpu" for d in devices)
 
 
 def packed(

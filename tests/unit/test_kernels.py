@@ -14,6 +14,7 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, TensorType, ops
 
 from max_mistral import kernels
+from max_mistral.errors import UserError
 from max_mistral.kernels.packing import BLOCKS, Encoding, pack, packed_shape
 
 EPS = float(np.finfo(np.float32).eps)
@@ -173,6 +174,12 @@ def test_packed_bytes_are_about_those_of_the_file(encoding):
     size, bytes_ = BLOCKS[encoding]
     panels, panel = packed_shape(encoding, 4096, 4096)
     assert panels * panel <= 1.03 * 4096 * 4096 // size * bytes_
+
+
+def test_an_unknown_mode_is_refused(monkeypatch):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "fast")
+    with pytest.raises(UserError, match="MAX_MISTRAL_KERNELS is 'fast'"):
+        kernels.mode()
 
 
 def test_the_library_is_compiled_once(tmp_path, monkeypatch):
