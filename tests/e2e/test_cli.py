@@ -89,7 +89,12 @@ MAXES = {
         lambda folder: write_checkpoint(folder, BASE, dtype="bfloat16"),
         ["--quantization-encoding", "bfloat16"],
         "Use a different encoding (encodings available for this model: "
-        "bfloat16, float32)",
+        "bfloat16, float32, ",
+    ),
+    "bfloat16 on a CPU, without the flag": (
+        lambda folder: write_checkpoint(folder, BASE, dtype="bfloat16"),
+        [],
+        "compatible weights cannot be found for 'float32'",
     ),
 }
 
