@@ -7,6 +7,7 @@ template, if it has one.
 """
 
 import argparse
+from pathlib import Path
 
 from max.driver import DeviceSpec
 from max.pipelines import PIPELINE_REGISTRY
@@ -20,11 +21,15 @@ def main() -> None:
     parser.add_argument("prompts", nargs="+")
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument(
+        "--weight-path", type=Path, nargs="*", default=[], help="a GGUF file, say"
+    )
     args = parser.parse_args()
 
     config = PipelineConfig.from_args(
         PipelineArgs.from_flat_kwargs(
             model_path=args.model,
+            weight_path=[path.resolve() for path in args.weight_path],
             custom_architectures=["max_mistral"],
             device_specs=[DeviceSpec.cpu()],
             quantization_encoding="float32",

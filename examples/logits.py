@@ -8,6 +8,7 @@ tokens greedily, and prints the likeliest tokens of each step.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from max.driver import Buffer, DeviceSpec, load_devices
@@ -28,11 +29,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--top", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument(
+        "--weight-path", type=Path, nargs="*", default=[], help="a GGUF file, say"
+    )
     args = parser.parse_args()
 
     config = PipelineConfig.from_args(
         PipelineArgs.from_flat_kwargs(
             model_path=args.model,
+            weight_path=[path.resolve() for path in args.weight_path],
             custom_architectures=["max_mistral"],
             device_specs=[DeviceSpec.cpu()],
             quantization_encoding="float32",

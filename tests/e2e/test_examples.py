@@ -2,7 +2,7 @@
 
 import re
 
-from tests.e2e.conftest import ROOT, run_python
+from tests.e2e.conftest import GGUF, ROOT, run_python
 
 
 def test_there_is_a_test_for_each():
@@ -17,8 +17,10 @@ def test_there_is_a_test_for_each():
 def test_generate(demo_model):
     result = run_python(
         "examples/generate.py",
-        *(demo_model, "What is the capital of France?", "What is two plus two?"),
-        *("--max-length", "2048"),
+        demo_model,
+        "What is the capital of France? Answer in one sentence.",
+        "What is two plus two?",
+        *("--max-length", "2048", "--weight-path", GGUF),
     )
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.strip().splitlines()[-2:]
@@ -29,7 +31,8 @@ def test_generate(demo_model):
 def test_logits(demo_model):
     result = run_python(
         "examples/logits.py",
-        *(demo_model, "The capital of France is", "--max-length", "2048"),
+        *(demo_model, "The capital of France is"),
+        *("--max-length", "2048", "--weight-path", GGUF),
     )
     assert result.returncode == 0, result.stderr
     steps = re.findall(r"step \d: '([^']*)' (0\.\d+)", result.stdout)

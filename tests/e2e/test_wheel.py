@@ -41,7 +41,7 @@ def test_it_answers_from_a_fresh_environment(wheel, demo_model, tmp_path):
     result = subprocess.run(
         [venv / "bin" / "max", "generate", *DEMO_FLAGS, "--model", demo_model]
         + ["--temperature", "0", "--max-new-tokens", "20"]
-        + ["--prompt", "What is the capital of France?"],
+        + ["--prompt", "What is the capital of France? Answer in one sentence."],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
