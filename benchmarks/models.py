@@ -9,6 +9,8 @@ from typing import Any
 import gguf
 import ml_dtypes
 import numpy as np
+from max.dtype import DType
+from max.graph.weights import load_weights
 from safetensors.numpy import save_file
 from transformers import AutoConfig
 
@@ -106,10 +108,8 @@ def stock(folder: Path) -> Path:
     del values["sliding_window"]
     (target / "config.json").write_text(json.dumps(values))
     write_tokenizer(target, VOCAB)
-    from max.graph.weights import load_weights
-
     tensors = {
-        name: np.from_dlpack(weight.data().astype(_float32()).data)
+        name: np.from_dlpack(weight.data().astype(DType.float32).data)
         for name, weight in load_weights([folder / "model.safetensors"]).items()
     }
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
@@ -129,12 +129,6 @@ def quantize(folder: Path, encoding: str) -> Path:
         )
         assert status == 0, status
     return path
-
-
-def _float32() -> Any:
-    from max.dtype import DType
-
-    return DType.float32
 
 
 def _writer(path: Path, values: dict[str, Any]) -> gguf.GGUFWriter:

@@ -86,12 +86,11 @@ def measure_llama_cpp(folder: Path, gguf: Path | None) -> dict[str, float]:
     start = time.perf_counter()
     model = llama_cpp.Llama(
         str(gguf),
-        n_ctx=CONTEXT * 1,
+        n_ctx=CONTEXT,
         n_batch=PREFILL,
         n_ubatch=PREFILL,
         n_threads=2,
         n_threads_batch=2,
-        n_seq_max=BATCH,
         verbose=False,
     )
     result = {"load_seconds": time.perf_counter() - start}
@@ -106,7 +105,10 @@ def measure_llama_cpp(folder: Path, gguf: Path | None) -> dict[str, float]:
         prompt = tokens(PREFILL, seed)
         rates.append(median_rate(lambda: model.eval(prompt), 1, PREFILL))
     result["prefill"] = statistics.median(rates)
-    for name, length, steps in (("decode", 16, STEPS), ("decode_deep", DEPTH, 16)):
+    for name, length, steps in (
+        ("decode", 16, STEPS),
+        ("decode_deep", DEPTH, DEEP_STEPS),
+    ):
         model.reset()
         model.eval(tokens(length))
         result[name] = median_rate(lambda: model.eval([chosen()]), steps)

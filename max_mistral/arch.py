@@ -9,10 +9,8 @@ from max.pipelines.lib import SupportedArchitecture, TextTokenizer
 from max.pipelines.modeling.types import PipelineTask
 
 from .batch_processor import MistralBatchProcessor
-from .model import MistralModel
+from .model import WEIGHT_ADAPTERS, MistralModel
 from .model_config import MistralConfig
-from .weights.gguf import convert_gguf_state_dict
-from .weights.safetensors import convert_safetensor_state_dict
 
 # One model serves them all; the config says which maths a checkpoint needs.
 EXAMPLES = {
@@ -36,10 +34,7 @@ mistral_arch = SupportedArchitecture(
     default_encoding=MistralConfig.DEFAULT_ENCODING,
     supported_encodings=MistralConfig.SUPPORTED_ENCODINGS,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={
-        WeightsFormat.safetensors: convert_safetensor_state_dict,
-        WeightsFormat.gguf: convert_gguf_state_dict,
-    },
+    weight_adapters=WEIGHT_ADAPTERS,
     pipeline_model=MistralModel,
     config=MistralConfig,
     batching=MistralBatchProcessor,

@@ -42,12 +42,10 @@ from .weights.names import HEAD
 from .weights.packed import PackedWeight
 from .weights.safetensors import convert_safetensor_state_dict
 
-
-def _adapter_for(pipeline_config: PipelineConfig) -> WeightsAdapter:
-    paths = pipeline_config.model.weight_path
-    if paths and weights_format(paths) == WeightsFormat.gguf:
-        return convert_gguf_state_dict
-    return convert_safetensor_state_dict
+WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
+    WeightsFormat.safetensors: convert_safetensor_state_dict,
+    WeightsFormat.gguf: convert_gguf_state_dict,
+}
 
 
 class MistralModel(
@@ -100,7 +98,11 @@ class MistralModel(
             devices=devices,
             kv_cache_config=kv_cache_config,
             weights=weights,
-            adapter=adapter or _adapter_for(pipeline_config),
+            adapter=adapter
+            or WEIGHT_ADAPTERS.get(
+                weights_format(pipeline_config.model.weight_path),
+                convert_safetensor_state_dict,
+            ),
             return_logits=return_logits,
             memory_plan=memory_plan,
             max_batch_size=max_batch_size or memory_plan.planned_max_batch_size,

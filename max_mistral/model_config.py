@@ -31,11 +31,6 @@ from .layers.rope import RopeScaling
 MIN_CPU_SLIDING_WINDOW = 128
 
 
-def activation_dtype(encoding: SupportedEncoding) -> DType:
-    """Returns the dtype of activations, and of weights that are not packed."""
-    return DType.bfloat16 if encoding == "bfloat16" else DType.float32
-
-
 @dataclass(kw_only=True)
 class MistralConfig(ArchConfigWithKVCache):
     """Everything the graph depends on."""
@@ -113,6 +108,12 @@ class MistralConfig(ArchConfigWithKVCache):
             None if window is None or window >= self.max_seq_len else window
             for window in windows
         ]
+
+    @classmethod
+    def activation_dtype(cls, model_config: MAXModelConfig) -> DType:
+        """Returns the dtype of activations, and of weights that are not packed."""
+        encoding = _select_quantization_encoding(model_config, cls.DEFAULT_ENCODING)
+        return DType.bfloat16 if encoding == "bfloat16" else DType.float32
 
     @staticmethod
     def get_head_dim(huggingface_config: PretrainedConfig) -> int:
@@ -264,7 +265,7 @@ class MistralConfig(ArchConfigWithKVCache):
             max_seq_len=max_seq_len,
             rms_norm_eps=text.rms_norm_eps,
             feed_forward_length=text.intermediate_size,
-            dtype=activation_dtype(encoding),
+            dtype=cls.activation_dtype(model),
             kv_params=cls.construct_kv_params(
                 huggingface_config,
                 pipeline_config,

@@ -85,8 +85,8 @@ def _prepare_gguf(source: Path, folder: Path, context: int | None) -> None:
 
 
 def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
-    shards = find_shards(source)
-    if not shards:
+    tensors = find_shards(source)
+    if not tensors:
         raise UserError(
             f"{source} has no consolidated*.safetensors. MAX loads a Hugging "
             "Face folder with model*.safetensors as it is; of a GGUF give the "
@@ -102,7 +102,7 @@ def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
         raise UserError(f"{source} has neither {PARAMS} nor config.json.")
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     _prepare_tokenizer(source, folder, config)
-    link_shards(shards, folder)
+    link_shards(tensors, folder)
 
 
 def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) -> None:

@@ -131,15 +131,22 @@ def _pieces_q4_1(blocks: Bytes) -> list[Bytes]:
     return [blocks[..., :2], blocks[..., 2:4], _quads(blocks[..., 4:])]
 
 
-def _scales_k4(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """Unpacks ``[..., 12]`` bytes into 8 six-bit scales and 8 minima.
+def _scales_k4(blocks: Bytes) -> list[Bytes]:
+    """What Q4_K and Q5_K begin with: d, dmin, 8 six-bit scales and 8 minima.
 
+    A block: float16 d, float16 dmin, 12 bytes of scales and minima;
     ``get_scale_min_k4`` in llama.cpp's ``ggml-quants.c``.
     """
+    packed = blocks[..., 4:16]
     low, middle, high = packed[..., :4], packed[..., 4:8], packed[..., 8:]
     scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], -1)
     minima = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], -1)
-    return scales, minima
+    return [
+        blocks[..., :2],
+        blocks[..., 2:4],
+        scales.swapaxes(-1, -2),
+        minima.swapaxes(-1, -2),
+    ]
 
 
 def _nibbles_k(codes: Bytes) -> Bytes:
@@ -156,13 +163,9 @@ def _joined(codes: Bytes) -> Bytes:
 
 
 def _pieces_q4_k(blocks: Bytes) -> list[Bytes]:
-    # A block: float16 d, float16 dmin, 12 bytes of scales, 128 of nibbles.
-    scales, minima = _scales_k4(blocks[..., 4:16])
+    # After the scales 128 bytes of nibbles.
     return [
-        blocks[..., :2],
-        blocks[..., 2:4],
-        scales.swapaxes(-1, -2),
-        minima.swapaxes(-1, -2),
+        *_scales_k4(blocks),
         _quads_of_parts(_nibbles_k(blocks[..., 16:]), 16),
     ]
 
@@ -170,7 +173,6 @@ def _pieces_q4_k(blocks: Bytes) -> list[Bytes]:
 def _pieces_q5_k(blocks: Bytes) -> list[Bytes]:
     # As Q4_K, with 32 bytes of fifth bits before the nibbles: bit p of byte c
     # belongs to column c of part p.
-    scales, minima = _scales_k4(blocks[..., 4:16])
     bits = np.unpackbits(blocks[..., 16:48, None], axis=-1, bitorder="little")
     parts = bits.swapaxes(-1, -2)  # [..., 8, 32]
     # Bit i of byte j is column 4 i + j: [..., 8, 8 (i), 4 (j)] -> [..., 8, 4]
@@ -178,10 +180,7 @@ def _pieces_q5_k(blocks: Bytes) -> list[Bytes]:
         parts.reshape(*parts.shape[:-1], 8, 4), axis=-2, bitorder="little"
     )
     return [
-        blocks[..., :2],
-        blocks[..., 2:4],
-        scales.swapaxes(-1, -2),
-        minima.swapaxes(-1, -2),
+        *_scales_k4(blocks),
         _quads_of_parts(_nibbles_k(blocks[..., 48:]), 16),
         _parts(fifth.reshape(*fifth.shape[:-3], 32), 4),
     ]

@@ -20,9 +20,8 @@ from max.nn.embedding import Embedding, VocabParallelEmbedding
 from max.nn.linear import ColumnParallelLinear, Linear
 
 from ..model_config import MistralConfig
+from ..weights.names import EMBEDDING, HEAD
 from .packed import PackedEmbedding, PackedHead
-
-EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 class _OneDeviceEmbedding(Embedding):
@@ -48,7 +47,7 @@ def make_embedding(
     """Returns the embedding: ``(tokens, signal_buffers) -> [hidden] per device``."""
     if config.encodings:
         return PackedEmbedding(
-            config.vocab_size, config.hidden_size, config.encodings[EMBEDDING]
+            config.vocab_size, config.hidden_size, config.encodings[EMBEDDING.graph]
         )
     if len(config.devices) == 1:
         return _OneDeviceEmbedding(
@@ -75,7 +74,7 @@ def make_head(
         return PackedHead(
             config.hidden_size,
             config.vocab_size,
-            config.encodings[HEAD if tied is None else EMBEDDING],
+            config.encodings[(HEAD if tied is None else EMBEDDING).graph],
             tied,
         )
     if len(config.devices) > 1:

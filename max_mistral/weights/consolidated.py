@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from ..errors import UserError
+from .packed import Stored
 from .safetensors import check_complete
 
 PARAMS = "params.json"
@@ -57,8 +56,8 @@ _YARN = {
 }
 
 
-def find_shards(folder: Path) -> list[Path]:
-    """Returns the ``consolidated*.safetensors`` of ``folder``, in order.
+def find_shards(folder: Path) -> dict[str, Stored]:
+    """Returns the tensors in the ``consolidated*.safetensors`` of ``folder``.
 
     Raises:
         UserError: (a ``ValueError``) naming the shards of a numbered series
@@ -81,24 +80,25 @@ def find_shards(folder: Path) -> list[Path]:
                 f"{folder} lacks {', '.join(missing)}. Fetch the rest of the "
                 "checkpoint."
             )
-    check_complete(shards)
-    return shards
+    return check_complete(shards)
 
 
-def link_shards(shards: Sequence[Path], folder: Path) -> None:
-    """Links ``shards`` into ``folder`` under names that MAX looks for.
+def link_shards(tensors: Mapping[str, Stored], folder: Path) -> None:
+    """Links the tensors' files into ``folder`` under names that MAX looks for.
 
     MAX passes over files whose name has "consolidated" in it.
     """
+    shards = sorted({stored.path for stored in tensors.values()})
     if len(shards) == 1:
         os.symlink(shards[0].resolve(), folder / "model.safetensors")
         return
-    weight_map: dict[str, str] = {}
-    for i, shard in enumerate(shards, start=1):
-        link = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+    links = {
+        shard: f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        for i, shard in enumerate(shards, start=1)
+    }
+    for shard, link in links.items():
         os.symlink(shard.resolve(), folder / link)
-        with safe_open(shard, framework="np") as file:
-            weight_map |= dict.fromkeys(file.keys(), link)
+    weight_map = {name: links[stored.path] for name, stored in tensors.items()}
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2)
     )

@@ -18,13 +18,12 @@ from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 from max.graph.weights import WeightData, Weights
 from max.pipelines.lib import PipelineConfig
-from max.pipelines.lib.config.model_config import _select_quantization_encoding
 from tqdm import tqdm
 from transformers import PretrainedConfig
 
 from ..errors import UserError
 from ..kernels.packing import BLOCKS, Encoding
-from ..model_config import MistralConfig, activation_dtype
+from ..model_config import MistralConfig
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
 from .packed import PackedWeight, Stored, packed, packs
 from .rotary import rotary_heads, split_rotary
@@ -154,10 +153,7 @@ def convert_gguf_state_dict(
             f"--weight-path names {len(paths)} GGUF files; max_mistral reads one. "
             "Merge a split file with llama.cpp's llama-gguf-split --merge."
         )
-    encoding = _select_quantization_encoding(
-        pipeline_config.model, MistralConfig.DEFAULT_ENCODING
-    )
-    dtype = activation_dtype(encoding)
+    dtype = MistralConfig.activation_dtype(pipeline_config.model)
     found = GGUFCheckpoint(paths[0]).weights(
         huggingface_config, packs=packs(pipeline_config)
     )

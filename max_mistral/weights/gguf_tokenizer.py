@@ -6,19 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import Tokenizer, pre_tokenizers, processors
 
 from ..errors import UserError
 from .gguf import GGUFCheckpoint
-from .mistral_tokenizer import TEKKEN_PATTERN, make_sentencepiece
+from .mistral_tokenizer import (
+    TEKKEN_PATTERN,
+    make_byte_level,
+    make_sentencepiece,
+    tekken_cuts,
+)
 
 # How text is cut before BPE, by ``tokenizer.ggml.pre``; llama.cpp
 # ``src/llama-vocab.cpp`` has the expressions.
@@ -28,10 +25,7 @@ PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
         pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False),
     ],
-    "tekken": [
-        pre_tokenizers.Split(Regex(TEKKEN_PATTERN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ],
+    "tekken": tekken_cuts(TEKKEN_PATTERN),
 }
 
 # ``tokenizer.ggml.token_type``
@@ -96,18 +90,13 @@ def _byte_level(checkpoint: GGUFCheckpoint, pre: str) -> Tokenizer:
         tuple(merge.split(" ", 1))
         for merge in checkpoint.require("tokenizer.ggml.merges")
     ]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    # tiktoken, and so tekken, looks a whole word up before it merges.
-    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "tekken"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre])
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(tokens[i], normalized=False, special=True)
-            for i in _of_type(checkpoint, _CONTROL)
-        ]
+    return make_byte_level(
+        {token: i for i, token in enumerate(tokens)},
+        merges,
+        PRE_TOKENIZERS[pre],
+        [tokens[i] for i in _of_type(checkpoint, _CONTROL)],
+        whole_words=pre == "tekken",
     )
-    return tokenizer
 
 
 def _sentencepiece(checkpoint: GGUFCheckpoint) -> Tokenizer:

@@ -143,17 +143,43 @@ def _read_tekken(path: Path) -> tuple[Tokenizer, int]:
     vocab = {token: i for i, token in enumerate(special)}
     vocab |= {spelled(token): count + rank for token, rank in ranks.items()}
     merges = [(spelled(left), spelled(right)) for left, right in _merges(ranks)]
-    # tiktoken looks a whole word up before it merges.
-    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(config["pattern"]), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    tokenizer = make_byte_level(
+        vocab, merges, tekken_cuts(config["pattern"]), special, whole_words=True
     )
+    return tokenizer, int(config["version"].removeprefix("v"))
+
+
+def tekken_cuts(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
+    """Returns how tekken cuts text before BPE."""
+    return [
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+def make_byte_level(
+    vocab: dict[str, int],
+    merges: Sequence[tuple[str, str]],
+    cuts: Sequence[pre_tokenizers.PreTokenizer],
+    special: Sequence[str],
+    *,
+    whole_words: bool,
+) -> Tokenizer:
+    """Returns a byte-level BPE.
+
+    Args:
+        vocab: The ids of the pieces, bytes spelled as ``ByteLevel`` does.
+        merges: Pairs of pieces, the first to merge first.
+        cuts: How text is cut before.
+        special: The control tokens.
+        whole_words: Whether a word that is a piece is looked up before any
+            merge, as tiktoken does and so tekken.
+    """
+    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=whole_words))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     tokenizer.decoder = decoders.ByteLevel()
     _add_special(tokenizer, special)
-    return tokenizer, int(config["version"].removeprefix("v"))
+    return tokenizer
 
 
 def _read_sentencepiece(path: Path) -> tuple[Tokenizer, int]:
@@ -271,7 +297,7 @@ def _byte_spelling() -> dict[int, str]:
     return spelling
 
 
-def _add_special(tokenizer: Tokenizer, special: list[str]) -> None:
+def _add_special(tokenizer: Tokenizer, special: Sequence[str]) -> None:
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in special]
     )

@@ -13,11 +13,10 @@ from max.driver import Buffer
 from max.dtype import DType
 from max.graph.weights import WeightData, Weights
 from max.pipelines.lib import PipelineConfig
-from max.pipelines.lib.config.model_config import _select_quantization_encoding
 from transformers import PretrainedConfig
 
 from ..errors import UserError
-from ..model_config import MistralConfig, activation_dtype
+from ..model_config import MistralConfig
 from .names import (
     EMBEDDING,
     HEAD,
@@ -73,11 +72,8 @@ def convert_safetensor_state_dict(
         dropped_tensors(huggingface_config, scheme, tied=tied, tower=tower),
         source,
     )
-    dtype = activation_dtype(
-        _select_quantization_encoding(
-            pipeline_config.model, MistralConfig.DEFAULT_ENCODING
-        )
-    )
+    dtype = MistralConfig.activation_dtype(pipeline_config.model)
+    packing = packs(pipeline_config)
     weights: dict[str, WeightData] = {}
     for name, tensor in expected.items():
         found = tensors[name]
@@ -89,7 +85,7 @@ def convert_safetensor_state_dict(
         heads = rotary_heads(tensor.graph, huggingface_config)
         if scheme != "native":
             heads = None  # HF's order already
-        if len(tensor.shape) == 2 and packs(pipeline_config):
+        if len(tensor.shape) == 2 and packing:
             weights[tensor.graph] = packed(
                 tensor.graph,
                 stored[name].read(),
