@@ -1,3 +1,4 @@
-"""CPU kernels: linear layers and embeddings on packed weights."""
+"""CPU kernels: linear layers and embeddings on packed weights, and attention."""
 
 from .ops import *
+from .paged import Attention

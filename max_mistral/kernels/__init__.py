@@ -1,4 +1,4 @@
-"""Mojo kernels for linear layers on a CPU, and the layout of their weights."""
+"""Mojo kernels for linear layers and attention on a CPU, and packed weights."""
 
 import hashlib
 import os

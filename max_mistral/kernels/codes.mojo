@@ -28,7 +28,9 @@ def _codes_at[
     elif kind == Q4_1:
         return block.unsafe_offset(64)
     elif kind == Q6_K:
-        return block.unsafe_offset(32 + 256 + part * 256)
+        return block.unsafe_offset(32 + 256 + part * (256 + 128))
+    elif kind == Q5_K:
+        return block.unsafe_offset(64 + 256 + part * (256 + 64))
     else:
         return block.unsafe_offset(64 + 256 + part * 256)
 
@@ -55,25 +57,22 @@ def quads[
     var codes = _codes_at[kind](block, part)
     comptime if kind == Q8_0:
         return (
-            codes.unsafe_load[width = 4 * ROWS](i * 64),
-            codes.unsafe_load[width = 4 * ROWS]((4 + i) * 64),
+            codes.unsafe_load[width=4 * ROWS](i * 64),
+            codes.unsafe_load[width=4 * ROWS]((4 + i) * 64),
         )
     else:
-        var line = codes.unsafe_load[width = 4 * ROWS](i * 64)
+        var line = codes.unsafe_load[width=4 * ROWS](i * 64)
         var low = line & 15
         var high = _bits[-4, 15](line)
         comptime if kind == Q5_K:
-            var fifth = block.unsafe_offset(
-                64 + 256 + 2048 + part * 64
-            ).unsafe_load[width = 4 * ROWS]()
+            var fifth = codes.unsafe_load[width=4 * ROWS](256)
             low |= _bits[4 - i, 16](fifth)
             high |= _bits[-i, 16](fifth)
         elif kind == Q6_K:
-            var pairs = block.unsafe_offset(32 + 256 + 2048 + part * 128)
-            low |= _bits[4 - 2 * i, 48](pairs.unsafe_load[width = 4 * ROWS]())
-            high |= _bits[4 - 2 * i, 48](
-                pairs.unsafe_load[width = 4 * ROWS](64)
-            )
+            var first = codes.unsafe_load[width=4 * ROWS](256)
+            var second = codes.unsafe_load[width=4 * ROWS](256 + 64)
+            low |= _bits[4 - 2 * i, 48](first)
+            high |= _bits[4 - 2 * i, 48](second)
         return (low, high)
 
 
@@ -89,8 +88,7 @@ def scales[
     )
     comptime if kind == Q4_K or kind == Q5_K:
         return (
-            d
-            * block.unsafe_load[width=ROWS](64 + part * ROWS).cast[.float32]()
+            d * block.unsafe_load[width=ROWS](64 + part * ROWS).cast[.float32]()
         )
     elif kind == Q6_K:
         return (
@@ -145,9 +143,7 @@ def quantized_weight[
     comptime for i in range(4):
         if within % 16 // 4 == i:
             var pair = quads[kind, i](block, part)
-            code = (pair[1] if within >= 16 else pair[0])[
-                row * 4 + within % 4
-            ]
+            code = (pair[1] if within >= 16 else pair[0])[row * 4 + within % 4]
     var scale = scales[kind](block, part, within // 16)
     var minimum = minima[kind](block, part, scale)
     return scale[row] * code.cast[.float32]() - minimum[row]

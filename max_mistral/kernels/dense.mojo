@@ -54,15 +54,15 @@ def dense_tile[
             var odd = Array[SIMD[.float32, ROWS], NR](fill=0)
             comptime for r in range(NR):
                 # A bfloat16 is the upper half of a float32.
-                var raw = w.unsafe_offset(r * panel).unsafe_bitcast[
-                    UInt32
-                ]().unsafe_load[width=ROWS](pair * ROWS)
+                var raw = (
+                    w.unsafe_offset(r * panel)
+                    .unsafe_bitcast[UInt32]()
+                    .unsafe_load[width=ROWS](pair * ROWS)
+                )
                 even[r] = bitcast[.float32, ROWS](raw << 16)
                 odd[r] = bitcast[.float32, ROWS](raw & 0xFFFF0000)
             comptime for m in range(MR):
-                var x0 = SIMD[.float32, ROWS](
-                    xf.unsafe_load(2 * pair * MR + m)
-                )
+                var x0 = SIMD[.float32, ROWS](xf.unsafe_load(2 * pair * MR + m))
                 var x1 = SIMD[.float32, ROWS](
                     xf.unsafe_load((2 * pair + 1) * MR + m)
                 )
@@ -72,14 +72,14 @@ def dense_tile[
         if columns % 2 == 1:
             var last = columns - 1
             comptime for r in range(NR):
-                var raw = w.unsafe_offset(r * panel).unsafe_bitcast[
-                    UInt32
-                ]().unsafe_load[width=ROWS](last // 2 * ROWS)
+                var raw = (
+                    w.unsafe_offset(r * panel)
+                    .unsafe_bitcast[UInt32]()
+                    .unsafe_load[width=ROWS](last // 2 * ROWS)
+                )
                 var even = bitcast[.float32, ROWS](raw << 16)
                 comptime for m in range(MR):
-                    var x0 = SIMD[.float32, ROWS](
-                        xf.unsafe_load(last * MR + m)
-                    )
+                    var x0 = SIMD[.float32, ROWS](xf.unsafe_load(last * MR + m))
                     acc[m * NR + r] = fma(even, x0, acc[m * NR + r])
     else:
         comptime dtype = DType.float32 if kind == F32 else DType.float16

@@ -18,11 +18,11 @@ hold column `k` low and column `k + 16` of the same 32 high, `[4][16][4]`.
   Q4_1  32 columns:  [16] float16 scales, [16] float16 minima, [4][16][4] nibbles
   Q4_K  256 columns: [16] float16 d, [16] float16 dmin, [8][16] uint8 scales,
                      [8][16] uint8 minima, [8] x [4][16][4] nibbles
-  Q5_K  the same, then [8] x [16][4] bytes of fifth bits: bit i of byte j
-        belongs to column 4 i + j
+  Q5_K  the same, but each 32 columns' nibbles are followed by [16][4] bytes of
+        fifth bits: bit i of byte j belongs to column 4 i + j
   Q6_K  256 columns: [16] float16 d, [16][16] int8 scales (one per 16 columns),
-                     [8] x [4][16][4] nibbles, [8] x [2][16][4] bytes: bit pairs i
-                     of byte j of line h belong to column 16 h + 4 i + j (code - 32)
+                     [8] x ([4][16][4] nibbles, [2][16][4] bytes: bit pair i of
+                     byte j of line h belongs to column 16 h + 4 i + j (code - 32))
 """
 
 comptime F32 = 0

@@ -4,6 +4,7 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 from max.runtime.asyncrt import parallelism_level
+from std.atomic import Atomic
 from std.math import ceildiv
 from std.sys.info import CompilationTarget
 
@@ -31,6 +32,10 @@ def _max_panels[portable: Bool]() -> Int:
         return 1
     else:
         return 2 if CompilationTarget.has_avx512f() else 1
+
+
+# Bytes of weights that a thread takes at a time.
+comptime SHARE = 256 * 1024
 
 
 @inline(.always)
@@ -123,6 +128,9 @@ def linear[
     comptime vnni = _has_vnni[portable]()
     comptime max_mr = _max_rows[portable]()
     comptime max_nr = _max_panels[portable]()
+    # A token alone waits for memory, which is fastest read from end to end;
+    # dense panels take several, for sums that do not wait for one another.
+    comptime alone = 2 * max_nr if is_dense[kind]() else 1
     var panel = panel_bytes[kind](columns)
     var panels = ceildiv(rows, ROWS)
     var threads = parallelism_level(None)
@@ -165,50 +173,43 @@ def linear[
         ctx.enqueue_cpu_range(pack, count=tiles)
         ctx.synchronize()
 
-    var share = ceildiv(ceildiv(panels, threads), 4) * 4
+    # Threads take shares as they come free, for they do not get the same part
+    # of the memory's time.
+    comptime unit = max(alone, max_nr)
+    var share = max(1, SHARE // (panel * unit)) * unit
+    share = min(share, ceildiv(ceildiv(panels, threads), unit) * unit)
+    var shares = ceildiv(panels, share)
+    var taken = Atomic[Int64](0)
+    var counter = Pointer(to=taken)
 
     @inline(.always)
     def multiply(thread: Int) {imm}:
-        var p = thread * share
-        var end = min(panels, p + share)
-        if tokens == 1:
-            while p + 2 * max_nr <= end:
-                _tile[kind, vnni, 1, 2 * max_nr](
-                    y,
-                    buffer,
-                    w.unsafe_offset(p * panel),
-                    columns,
-                    rows,
-                    p * ROWS,
-                )
-                p += 2 * max_nr
-        while p + max_nr <= end:
-            _panels[kind, vnni, max_mr, max_nr](
-                y,
-                buffer,
-                w.unsafe_offset(p * panel),
-                tokens,
-                columns,
-                rows,
-                p * ROWS,
-                x_row,
-            )
-            p += max_nr
-        while p < end:
-            _panels[kind, vnni, max_mr, 1](
-                y,
-                buffer,
-                w.unsafe_offset(p * panel),
-                tokens,
-                columns,
-                rows,
-                p * ROWS,
-                x_row,
-            )
-            p += 1
+        while True:
+            var i = Int(counter[].fetch_add(1))
+            if i >= shares:
+                break
+            var p = i * share
+            var end = min(panels, p + share)
+            while p < end:
+                var wp = w.unsafe_offset(p * panel)
+                var n = p * ROWS
+                if tokens == 1 and p + alone <= end:
+                    _tile[kind, vnni, 1, alone](y, buffer, wp, columns, rows, n)
+                    p += alone
+                elif p + max_nr <= end:
+                    _panels[kind, vnni, max_mr, max_nr](
+                        y, buffer, wp, tokens, columns, rows, n, x_row
+                    )
+                    p += max_nr
+                else:
+                    _panels[kind, vnni, max_mr, 1](
+                        y, buffer, wp, tokens, columns, rows, n, x_row
+                    )
+                    p += 1
 
-    ctx.enqueue_cpu_range(multiply, count=threads)
+    ctx.enqueue_cpu_range(multiply, count=min(threads, shares))
     ctx.synchronize()
+    _ = taken^
     _ = store^
 
 

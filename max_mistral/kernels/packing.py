@@ -181,8 +181,10 @@ def _pieces_q5_k(blocks: Bytes) -> list[Bytes]:
     )
     return [
         *_scales_k4(blocks),
-        _quads_of_parts(_nibbles_k(blocks[..., 48:]), 16),
-        _parts(fifth.reshape(*fifth.shape[:-3], 32), 4),
+        _side_by_side(
+            _quads_of_parts(_nibbles_k(blocks[..., 48:]), 16),
+            _parts(fifth.reshape(*fifth.shape[:-3], 32), 4),
+        ),
     ]
 
 
@@ -205,14 +207,19 @@ def _pieces_q6_k(blocks: Bytes) -> list[Bytes]:
     return [
         blocks[..., 208:],
         blocks[..., 192:208].swapaxes(-1, -2),
-        _quads_of_parts(low.reshape(*low.shape[:-2], 128), 16),
-        lines,
+        _side_by_side(_quads_of_parts(low.reshape(*low.shape[:-2], 128), 16), lines),
     ]
 
 
 def _quads_of_parts(codes: Bytes, size: int) -> Bytes:
     """``[..., 16, 8 size]`` bytes to ``[..., 8, size / 4, 16, 4]``."""
     return _quads(_parts(codes, size))
+
+
+def _side_by_side(*pieces: Bytes) -> Bytes:
+    """``[panels, blocks, 8, ...]`` pieces, each part's together."""
+    flat = [piece.reshape(*piece.shape[:3], -1) for piece in pieces]
+    return np.concatenate(flat, -1)
 
 
 _PIECES: dict[Encoding, Callable[[Bytes], list[Bytes]]] = {

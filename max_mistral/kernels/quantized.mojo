@@ -45,15 +45,15 @@ def pack_rows[
                 var scale = largest / 127.0
                 var inverse = 127.0 / largest if largest > 0 else Float32(0)
                 # Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
-                var q = bitcast[.int32, 32](v * inverse + 12582912.0) - 0x4B400000
+                var q = (
+                    bitcast[.int32, 32](v * inverse + 12582912.0) - 0x4B400000
+                )
                 var words = bitcast[.int32, 8](q.cast[.int8]())
                 comptime for i in range(8):
                     base.unsafe_bitcast[Int32]().unsafe_store(
                         i * MR + m, words[i]
                     )
-                var rest = base.unsafe_offset(32 * MR).unsafe_bitcast[
-                    Float32
-                ]()
+                var rest = base.unsafe_offset(32 * MR).unsafe_bitcast[Float32]()
                 rest.unsafe_store(m, scale)
                 var low = q.slice[16, offset=0]().reduce_add()
                 var high = q.slice[16, offset=16]().reduce_add()
@@ -125,9 +125,7 @@ def quantized_tile[
                             sums[at] = _dot4(
                                 sums[at],
                                 pair[0],
-                                SIMD[.int32, ROWS](
-                                    xi.unsafe_load(i * MR + m)
-                                ),
+                                SIMD[.int32, ROWS](xi.unsafe_load(i * MR + m)),
                             )
                             sums[at + 1] = _dot4(
                                 sums[at + 1],
@@ -158,9 +156,9 @@ def quantized_tile[
                             var quad = bitcast[.uint32, ROWS](pair[half])
                             comptime for j in range(4):
                                 comptime column = 16 * half + 4 * i + j
-                                var code = (
-                                    (quad >> UInt32(8 * j)) & 255
-                                ).cast[.float32]()
+                                var code = ((quad >> UInt32(8 * j)) & 255).cast[
+                                    .float32
+                                ]()
                                 comptime for m in range(MR):
                                     comptime at = (
                                         min(half, halves - 1) * MR + m
@@ -175,9 +173,7 @@ def quantized_tile[
             ).unsafe_bitcast[Float32]()
             comptime skip = MR if vnni else 0
             comptime for r in range(NR):
-                var block = w.unsafe_offset(
-                    r * panel + b * block_bytes[kind]()
-                )
+                var block = w.unsafe_offset(r * panel + b * block_bytes[kind]())
                 comptime for half in range(halves):
                     var scale = scales[kind](block, part, half)
                     var minimum = minima[kind](block, part, scale)

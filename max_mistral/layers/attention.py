@@ -1,4 +1,4 @@
-"""Attention with queries scaled by their position (Ministral 3)."""
+"""Attention: on packed weights by our kernel, with scaled queries (Ministral 3)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from max.graph import TensorValue, ops
 from max.nn.attention import AttentionWithRope
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
+
+from .packed import PackedQKV, packed_attention
 
 
 def attend(
@@ -18,10 +20,11 @@ def attend(
     input_row_offsets: TensorValue,
     query_scale: TensorValue | None,
 ) -> TensorValue:
-    """Runs ``attention``'s projections around attention with scaled queries.
+    """Runs ``attention``'s projections around attention.
 
     ``AttentionWithRope`` has no place between RoPE and the attention itself,
-    where the scale belongs; without a scale it runs as it is.
+    where the scale belongs, and calls MAX's own kernel; where neither matters
+    it runs as it is.
 
     Args:
         attention: Holds the weights and says which mask to use.
@@ -36,7 +39,8 @@ def attend(
     Returns:
         ``[total_seq_len, hidden_size]``.
     """
-    if query_scale is None:
+    packed = isinstance(attention.qkv_proj, PackedQKV)
+    if query_scale is None and not packed:
         return attention(
             layer_idx,
             x,
@@ -57,20 +61,31 @@ def attend(
     )
     # [total_seq_len, heads * head_dim] -> [total_seq_len, heads, head_dim]
     queries = queries.reshape((-1, attention.n_heads, attention.kv_params.head_dim))
-    scale = ops.cast(query_scale, queries.dtype)
-    # [total_seq_len] -> [total_seq_len, 1, 1]
-    scale = ops.unsqueeze(ops.unsqueeze(scale, -1), -1)
+    if query_scale is not None:
+        scale = ops.cast(query_scale, queries.dtype)
+        # [total_seq_len] -> [total_seq_len, 1, 1]
+        queries *= ops.unsqueeze(ops.unsqueeze(scale, -1), -1)
     window = attention.sliding_window
-    attended = flash_attention_ragged(
-        attention.kv_params,
-        input=queries * scale,
-        kv_collection=kv_collection,
-        layer_idx=layer_idx,
-        input_row_offsets=input_row_offsets,
-        mask_variant=attention.mask_variant,
-        scale=attention.scale,
-        local_window_size=-1 if window is None else window,
-    )
+    if packed:
+        attended = packed_attention(
+            queries,
+            kv_collection,
+            layer_idx,
+            input_row_offsets,
+            attention.scale,
+            window,
+        )
+    else:
+        attended = flash_attention_ragged(
+            attention.kv_params,
+            input=queries,
+            kv_collection=kv_collection,
+            layer_idx=layer_idx,
+            input_row_offsets=input_row_offsets,
+            mask_variant=attention.mask_variant,
+            scale=attention.scale,
+            local_window_size=-1 if window is None else window,
+        )
     # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
     attended = attended.reshape((x.shape[0], attention.q_weight_dim))
     return attention.o_proj(attended)

@@ -1,0 +1,155 @@
+"""The CPU attention kernel against float64, over pages, windows and batches.
+
+All shapes in one graph, which is compiled once.
+"""
+
+import numpy as np
+import pytest
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import BufferType, DeviceRef, Graph, TensorType, ops
+
+from max_mistral import kernels
+
+EPS = float(np.finfo(np.float32).eps)
+LAYERS, LAYER, SCALE = 2, 1, 0.3
+# Name: heads, KV heads, head_dim, page size, window. 20 is no whole number of
+# vectors; groups of 8, 3 and 1 rows take every tile there is.
+SHAPES = {
+    "grouped": (8, 1, 64, 128, None),
+    "odd": (6, 2, 20, 128, None),
+    "windowed": (4, 4, 32, 128, 100),
+    "small_pages": (4, 2, 32, 48, 3),
+}
+# Tokens of this step and tokens cached before, by request. 300 and 513 are
+# beyond a span of keys.
+BATCH = [(1, 0), (1, 300), (13, 0), (9, 500), (1, 513), (2, 62)]
+
+
+def inputs(name):
+    heads, kv_heads, head_dim, page_size, _ = SHAPES[name]
+    rng = np.random.default_rng(len(name))
+    tokens = sum(new for new, _ in BATCH)
+    queries = rng.standard_normal((tokens, heads, head_dim)).astype(np.float32)
+    need = [-(-(new + cached) // page_size) for new, cached in BATCH]
+    shape = (sum(need) + 1, 2, LAYERS, page_size, kv_heads, head_dim)
+    blocks = rng.standard_normal(shape).astype(np.float32)
+    # Each request's pages are anywhere; the rest of its row is the null page.
+    table = np.full((len(BATCH), max(need)), sum(need), np.uint32)
+    pages = rng.permutation(sum(need)).tolist()
+    for row, count in zip(table, need, strict=True):
+        row[:count] = [pages.pop() for _ in range(count)]
+    return queries, blocks, table
+
+
+def reference(name):
+    """Attention in float64, and a bound on what float32 may differ by."""
+    heads, kv_heads, head_dim, _, window = SHAPES[name]
+    queries, blocks, table = inputs(name)
+    found, at, largest = [], 0, 0.0
+    for (new, cached), pages in zip(BATCH, table, strict=True):
+        # [pages, 2, page_size, kv_heads, head_dim] -> [2, tokens, heads, head_dim]
+        kv = blocks[pages][:, :, LAYER].swapaxes(0, 1).astype(np.float64)
+        kv = kv.reshape(2, -1, kv_heads, head_dim)[:, : new + cached]
+        keys, values = np.repeat(kv, heads // kv_heads, axis=2)
+        scores = np.einsum("thd,khd->thk", queries[at : at + new], keys) * SCALE
+        terms = np.einsum("thd,khd->thk", *map(np.abs, (queries[at : at + new], keys)))
+        largest = max(largest, SCALE * terms.max())
+        distance = cached + np.arange(new)[:, None] - np.arange(new + cached)
+        seen = (distance >= 0) & (distance < (window or np.inf))
+        scores = np.where(seen[:, None], scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        found.append(np.einsum("thk,khd->thd", weights, values))
+        at += new
+    # A score is a sum of head_dim products; its error is a weight's relative
+    # error, in the sum of values and in the normalizer. Then sums over the keys.
+    keys = max(new + cached for new, cached in BATCH)
+    bound = EPS * (2 * head_dim * largest + keys) * np.abs(blocks).max()
+    return np.concatenate(found), bound
+
+
+@pytest.fixture(scope="module")
+def run():
+    cpu = DeviceRef.CPU()
+    types, outputs = [], []
+    for name, (heads, kv_heads, head_dim, page_size, _) in SHAPES.items():
+        block = [f"{name}_pages", 2, LAYERS, page_size, kv_heads, head_dim]
+        types += [
+            TensorType(DType.float32, [f"{name}_tokens", heads, head_dim], cpu),
+            TensorType(DType.uint32, [f"{name}_ends"], cpu),
+            BufferType(DType.float32, block, cpu),
+            TensorType(DType.uint32, [f"{name}_batch"], cpu),
+            TensorType(DType.uint32, [f"{name}_batch", f"{name}_most"], cpu),
+            TensorType(DType.int64, [1], cpu),
+        ]
+    with Graph(
+        "attention", input_types=types, custom_extensions=[kernels.library()]
+    ) as graph:
+        values = list(graph.inputs)
+        for i, (_, _, head_dim, _, window) in enumerate(SHAPES.values()):
+            scalars = [
+                ops.constant(LAYER, DType.uint32, device=cpu),
+                ops.constant(SCALE, DType.float32, device=cpu),
+            ]
+            outputs += ops.inplace_custom(
+                "mistral_attention",
+                cpu,
+                values[6 * i : 6 * i + 6] + scalars,
+                [types[6 * i]],
+                parameters={"head_dim": head_dim, "window": window or 2**31},
+            )
+        graph.output(*outputs)
+    model = InferenceSession(devices=[CPU()]).load(graph)
+
+    def run(requests, page_stride=-1):
+        """Runs some requests of the batch; returns each shape's rows, by request."""
+        chosen = [BATCH[i] for i in requests]
+        ends = np.cumsum([0] + [new for new, _ in chosen]).astype(np.uint32)
+        starts = np.cumsum([0] + [new for new, _ in BATCH])
+        buffers = []
+        for name in SHAPES:
+            queries, blocks, table = inputs(name)
+            rows = [queries[starts[i] : starts[i + 1]] for i in requests]
+            stride = page_stride if page_stride < 0 else int(np.prod(blocks.shape[1:]))
+            buffers += [
+                np.concatenate(rows),
+                ends,
+                blocks,
+                np.array([cached for _, cached in chosen], np.uint32),
+                np.ascontiguousarray(table[requests]),
+                np.array([stride], np.int64),
+            ]
+        found = model.execute(*map(Buffer.from_numpy, buffers))
+        return {
+            name: np.split(output.to_numpy(), ends[1:-1])
+            for name, output in zip(SHAPES, found, strict=True)
+        }
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def together(run):
+    return run(list(range(len(BATCH))))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_it_is_attention(together, name):
+    want, bound = reference(name)
+    error = np.abs(np.concatenate(together[name]) - want).max()
+    assert error <= bound, (error, bound)
+    # One key too many or too few of 513 would show.
+    assert bound < 1 / 513
+
+
+@pytest.mark.parametrize("request_", range(len(BATCH)))
+def test_a_request_is_the_same_alone(run, together, request_):
+    for name, (rows,) in run([request_]).items():
+        assert np.array_equal(rows, together[name][request_])
+
+
+def test_pages_may_lie_apart_by_a_given_stride(run, together):
+    for name, rows in run(list(range(len(BATCH))), page_stride=1).items():
+        assert all(map(np.array_equal, rows, together[name]))
