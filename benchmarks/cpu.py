@@ -5,8 +5,10 @@
 
 The same seeded random weights for all. Every round runs every engine once, in
 rotated order, each in a process of its own, beside a probe of the memory's read
-bandwidth; the table has the medians and what they are to llama.cpp's. MAX's own
-Llama runs through ``max generate``, in float32, which is what it has on a CPU.
+bandwidth; the table has the medians, and the median of the rounds' ratios to
+llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
+llama-cpp-python gets it. MAX's own Llama runs through ``max generate``, in
+float32, which is what it has on a CPU. 7B has 4 bits only.
 """
 
 from __future__ import annotations
@@ -92,7 +94,9 @@ def engines(folder: Path, encoding: str) -> dict[str, Any]:
         "max_mistral": lambda: (
             worker("max_mistral", folder, ours) | max_generate(folder, *flags)
         ),
-        "llama.cpp": lambda: worker("llama.cpp", folder, gguf),
+        "llama.cpp": lambda: (
+            worker("llama.cpp", folder, gguf) | worker("llama.cpp-user", folder, gguf)
+        ),
     }
     if encoding == "bf16":
         chosen["torch"] = lambda: worker("torch", folder, None)
@@ -102,23 +106,33 @@ def engines(folder: Path, encoding: str) -> dict[str, Any]:
 
 
 def table(results: Results) -> str:
-    """Returns medians, and in brackets the ratio to llama.cpp's."""
-    lines = [f"{'':12}" + "".join(f"{name:>20}" for name in MEASURES) + "  peak GB"]
-    base = {k: statistics.median(v) for k, v in results["llama.cpp"].items()}
-    # llama.cpp's own loop is all that its user runs.
-    base["end_to_end"] = base["decode"]
+    """Returns medians, and in brackets the ratio to llama.cpp's.
+
+    The memory is the peak over what weights and KV cache take. The bandwidth is
+    that of the weights alone, which decode reads once a token.
+    """
+    lines = [f"{'':12}" + "".join(f"{name:>16}" for name in MEASURES) + "  peak GB"]
     for engine, measured in results.items():
         cells = []
         for name in MEASURES:
             if name not in measured:
-                cells.append(f"{'':>20}")
+                cells.append(f"{'':>16}")
                 continue
+            ratio = ratios(results, engine, name)
             value = statistics.median(measured[name])
-            cells.append(f"{f'{value:.1f} ({value / base[name]:.2f}x)':>20}")
-        peak = measured.get("peak_bytes", [])
-        shown = f"{statistics.median(peak) / 1e9:9.1f}" if peak else ""
-        lines.append(f"{engine:12}" + "".join(cells) + shown)
+            cells.append(f"{f'{value:.1f} ({ratio:.2f}x)':>16}")
+        if "peak_bytes" in measured:
+            peak = statistics.median(measured["peak_bytes"])
+            over = peak / measured["needed_bytes"][0]
+            cells.append(f"{peak / 1e9:9.1f} ({over:.2f}x weights and KV)")
+        lines.append(f"{engine:12}" + "".join(cells))
     return "\n".join(lines)
+
+
+def ratios(results: Results, engine: str, name: str) -> float:
+    """Returns the median of an engine's ratios to llama.cpp, round by round."""
+    pairs = zip(results[engine][name], results["llama.cpp"][name], strict=True)
+    return statistics.median(value / base for value, base in pairs)
 
 
 def cpu_name() -> str:
@@ -131,18 +145,23 @@ def cpu_name() -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shapes", nargs="+", default=["300M", "1.1B"])
+    parser.add_argument("--shapes", nargs="+", default=["300M", "1.1B", "7B"])
     parser.add_argument(
         "--encodings", nargs="+", default=["bf16", "q8_0", "q4_0", "q4_k_m"]
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=Path, help="where to add the results")
     arguments = parser.parse_args()
-    report: dict[str, Any] = {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+    report: dict[str, Any] = {}
+    if arguments.json and arguments.json.exists():
+        report = json.loads(arguments.json.read_text())
+    report |= {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
     for shape in arguments.shapes:
         folder = models.make(shape, arguments.folder / shape)
         for encoding in arguments.encodings:
+            if shape == "7B" and encoding not in ("q4_0", "q4_k_m"):
+                continue
             results: Results = {}
             speeds = []
             for turn in range(arguments.rounds):
@@ -155,7 +174,12 @@ def main() -> None:
                         measured[name].append(value)
             ordered = {name: results[name] for name, _ in runs}
             speed = statistics.median(speeds)
-            print(f"\n{shape} {encoding}, tokens/s; memory {speed / 1e9:.0f} GB/s")
+            size = results["llama.cpp"]["weight_bytes"][0]
+            reads = statistics.median(results["max_mistral"]["decode"]) * size
+            print(
+                f"\n{shape} {encoding}, tokens/s; decode reads {reads / 1e9:.1f} of "
+                f"the {speed / 1e9:.1f} GB/s that two threads read"
+            )
             print(table(ordered), flush=True)
             report[f"{shape} {encoding}"] = {"bandwidth": speeds, **ordered}
             if arguments.json:

@@ -59,7 +59,10 @@ def config(shape: str) -> dict[str, Any]:
 
 
 def make(shape: str, folder: Path) -> Path:
-    """Writes bfloat16 safetensors, a tokenizer and a BF16 GGUF; returns ``folder``."""
+    """Writes bfloat16 safetensors, a tokenizer and a BF16 GGUF; returns ``folder``.
+
+    7B gets no safetensors, for it is measured at 4 bits only.
+    """
     gguf_path = folder / "model-bf16.gguf"
     if gguf_path.exists():
         return folder
@@ -86,7 +89,8 @@ def make(shape: str, folder: Path) -> Path:
             np.ascontiguousarray(stored).view(np.uint8),
             raw_dtype=gguf.GGMLQuantizationType.BF16,
         )
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if shape != "7B":
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -124,10 +128,12 @@ def quantize(folder: Path, encoding: str) -> Path:
 
         parameters = llama_cpp.llama_model_quantize_default_params()
         parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{encoding.upper()}")
+        partial = folder / "partial.gguf"
         status = llama_cpp.llama_model_quantize(
-            str(folder / "model-bf16.gguf").encode(), str(path).encode(), parameters
+            str(folder / "model-bf16.gguf").encode(), str(partial).encode(), parameters
         )
         assert status == 0, status
+        partial.rename(path)
     return path
 
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.worker ENGINE FOLDER [GGUF]
 
-ENGINE is ``max_mistral``, ``llama.cpp`` or ``torch``. Each measures the model
-alone, greedily: prefill of 512 tokens, decode after 16 tokens and after 4,096,
-and decode of 8 requests at a time, in tokens a second; and the peak of its
-resident memory.
+ENGINE is ``max_mistral``, ``llama.cpp`` or ``torch``. Each runs greedily on two
+threads: prefill of 512 tokens, decode after 16 tokens and after 4,096, and
+decode of 8 requests at a time, of the model alone, in tokens a second. Then the
+peak of its resident memory, beside what weights and KV cache take. The engine
+``llama.cpp-user`` measures decode as llama-cpp-python's user gets it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-PREFILL, DEPTH, STEPS, DEEP_STEPS, BATCH = 512, 4096, 48, 16, 8
+PREFILL, DEPTH, STEPS, DEEP_STEPS, BATCH = 512, 4096, 32, 8, 8
 CONTEXT = DEPTH + 128
 VOCAB = 32000
+Prompts = list[list[int]]
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -30,7 +33,38 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(300, 31999, count)]
 
 
-def median_rate(step: Callable[[], object], count: int, per_step: int = 1) -> float:
+class Engine(Protocol):
+    """What is measured."""
+
+    kv_bytes: int
+    """What the KV cache takes."""
+
+    def start(self, prompts: Prompts) -> Callable[[], object]:
+        """Returns a function that computes each request's next token.
+
+        Its first call reads the prompts. Whatever was started before has ended.
+        """
+
+
+def measure(engine: Engine) -> dict[str, float]:
+    """Returns an engine's rates."""
+    rates = []
+    for seed in range(3):
+        step = engine.start([tokens(PREFILL, seed)])
+        rates.append(median_rate(step, 1, PREFILL))
+    result = {"prefill": statistics.median(rates)}
+    for name, prompts, steps in (
+        ("decode", [tokens(16)], STEPS),
+        ("decode_batch", [tokens(16, i) for i in range(BATCH)], STEPS),
+        ("decode_deep", [tokens(DEPTH)], DEEP_STEPS),
+    ):
+        step = engine.start(prompts)
+        step()
+        result[name] = median_rate(step, steps, len(prompts))
+    return result
+
+
+def median_rate(step: Callable[[], object], count: int, per_step: int) -> float:
     """Returns tokens a second over the median of ``count`` steps."""
     times = []
     for _ in range(count):
@@ -40,168 +74,169 @@ def median_rate(step: Callable[[], object], count: int, per_step: int = 1) -> fl
     return per_step / statistics.median(times)
 
 
-def measure_max_mistral(folder: Path, gguf: Path | None) -> dict[str, float]:
-    from max.nn.transformer import ReturnLogits
+class MaxMistral:
+    """``MistralModel`` with a KV cache for 8 requests of 4,224 tokens."""
 
-    from tests.harness import Runner
+    def __init__(self, folder: Path, gguf: Path | None) -> None:
+        from max import tree
+        from max.nn.kv_cache import KVCacheInputsPerDevice
+        from max.nn.transformer import ReturnLogits
 
-    flags = {"max_length": CONTEXT, "max_batch_size": BATCH}
-    if gguf is not None:
-        flags["weight_path"] = [gguf]
-    start = time.perf_counter()
-    runner = Runner(folder, ReturnLogits.LAST_TOKEN, flags)
-    load = time.perf_counter() - start
-    model = runner.model
+        from tests.harness import Runner
 
-    def run(contexts):
-        inputs = model.prepare_initial_token_inputs(
-            [contexts], kv_cache_inputs=runner.kv_inputs(contexts)
+        flags = {"max_length": CONTEXT, "max_batch_size": BATCH}
+        if gguf is not None:
+            flags["weight_path"] = [gguf]
+        self.runner = Runner(folder, ReturnLogits.LAST_TOKEN, flags)
+        self.running = self.runner.claim([[1]])
+        inputs = self.runner.kv_inputs(self.running)
+        (cache,) = tree.leaves(inputs, leaf=KVCacheInputsPerDevice)
+        blocks = cache.kv_blocks
+        self.kv_bytes = blocks.num_elements * blocks.dtype.size_in_bytes
+
+    def start(self, prompts: Prompts) -> Callable[[], object]:
+        """See :class:`Engine`."""
+        self.runner.release(self.running)
+        self.running = contexts = self.runner.claim(prompts)
+        model = self.runner.model
+
+        def step() -> None:
+            inputs = model.prepare_initial_token_inputs(
+                [contexts], kv_cache_inputs=self.runner.kv_inputs(contexts)
+            )
+            logits = model.execute(inputs).next_token_logits.to_numpy()
+            for context, row in zip(contexts, logits, strict=True):
+                context.update(int(row.argmax()))
+
+        return step
+
+
+class LlamaCpp:
+    """llama.cpp through its own interface, ``llama_decode``."""
+
+    def __init__(self, folder: Path, gguf: Path | None) -> None:
+        import llama_cpp
+
+        self.cpp = llama_cpp
+        llama_cpp.llama_backend_init()
+        self.silent = llama_cpp.llama_log_callback(lambda *_: None)
+        llama_cpp.llama_log_set(self.silent, None)
+        self.model = llama_cpp.llama_model_load_from_file(
+            str(gguf).encode(), llama_cpp.llama_model_default_params()
         )
-        logits = model.execute(inputs).next_token_logits.to_numpy()
-        for context, row in zip(contexts, logits, strict=True):
-            context.update(int(row.argmax()))
+        self.batch = llama_cpp.llama_batch_init(PREFILL, 0, 1)
+        self.context = None
+        values = json.loads((folder / "config.json").read_text())
+        head_dim = values["hidden_size"] // values["num_attention_heads"]
+        width = values["num_key_value_heads"] * head_dim
+        self.kv_bytes = 2 * 2 * values["num_hidden_layers"] * width * CONTEXT
 
-    result = {"load_seconds": load}
-    rates = []
-    for seed in range(3):
-        contexts = runner.claim([tokens(PREFILL, seed)])
-        rates.append(median_rate(lambda: run(contexts), 1, PREFILL))
-        runner.release(contexts)
-    result["prefill"] = statistics.median(rates)
-    for name, prompts, steps in (
-        ("decode", [tokens(16)], STEPS),
-        ("decode_batch", [tokens(16, i) for i in range(BATCH)], STEPS),
-        ("decode_deep", [tokens(DEPTH)], DEEP_STEPS),
-    ):
-        contexts = runner.claim(prompts)
-        run(contexts)
-        result[name] = median_rate(lambda: run(contexts), steps, len(prompts))
-        runner.release(contexts)
-    return result
+    def decode(self, rows: list[tuple[int, int, int]]) -> None:
+        """Computes (token, position, request)s, and all their logits' last."""
+        last = {request: i for i, (_, _, request) in enumerate(rows)}
+        for at in range(0, len(rows), PREFILL):
+            part = rows[at : at + PREFILL]
+            self.batch.n_tokens = len(part)
+            for i, (token, position, request) in enumerate(part):
+                self.batch.token[i], self.batch.pos[i] = token, position
+                self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, request
+                self.batch.logits[i] = last[request] == at + i
+            status = self.cpp.llama_decode(self.context, self.batch)
+            assert status == 0, status
+        self.rows = [last[request] - at for request in sorted(last)]
+
+    def start(self, prompts: Prompts) -> Callable[[], object]:
+        """See :class:`Engine`."""
+        if self.context is not None:
+            self.cpp.llama_free(self.context)
+        settings = self.cpp.llama_context_default_params()
+        settings.n_ctx = CONTEXT if len(prompts) == 1 else 128 * len(prompts)
+        settings.n_batch = settings.n_ubatch = PREFILL
+        settings.n_seq_max = len(prompts)
+        settings.n_threads = settings.n_threads_batch = 2
+        self.context = self.cpp.llama_init_from_model(self.model, settings)
+        todo = [(t, i, r) for r, p in enumerate(prompts) for i, t in enumerate(p)]
+        lengths = [len(prompt) for prompt in prompts]
+
+        def step() -> None:
+            self.decode(todo)
+            todo.clear()
+            for request, row in enumerate(self.rows):
+                logits = self.cpp.llama_get_logits_ith(self.context, row)
+                values = np.ctypeslib.as_array(logits, shape=(VOCAB,))
+                todo.append((int(values.argmax()), lengths[request], request))
+                lengths[request] += 1
+
+        return step
 
 
-def measure_llama_cpp(folder: Path, gguf: Path | None) -> dict[str, float]:
+class Torch:
+    """Hugging Face transformers, in the checkpoint's bfloat16."""
+
+    kv_bytes = 0
+
+    def __init__(self, folder: Path, gguf: Path | None) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(2)
+        torch.set_grad_enabled(False)
+        self.torch = torch
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.bfloat16
+        ).eval()
+
+    def start(self, prompts: Prompts) -> Callable[[], object]:
+        """See :class:`Engine`."""
+        cache, todo = None, prompts
+
+        def step() -> None:
+            nonlocal cache, todo
+            out = self.model(
+                self.torch.tensor(todo), past_key_values=cache, logits_to_keep=1
+            )
+            cache = out.past_key_values
+            todo = out.logits[:, -1].argmax(-1, keepdim=True).tolist()
+
+        return step
+
+
+def llama_cpp_user(gguf: Path) -> dict[str, float]:
+    """The rate of what llama-cpp-python's user runs, from a prompt of 500 tokens.
+
+    ``Llama.generate`` and the text of each token, as ``create_completion`` does.
+    """
     import llama_cpp
 
-    start = time.perf_counter()
-    model = llama_cpp.Llama(
-        str(gguf),
-        n_ctx=CONTEXT,
-        n_batch=PREFILL,
-        n_ubatch=PREFILL,
-        n_threads=2,
-        n_threads_batch=2,
-        verbose=False,
+    llama = llama_cpp.Llama(
+        str(gguf), n_ctx=1024, n_threads=2, n_threads_batch=2, verbose=False
     )
-    result = {"load_seconds": time.perf_counter() - start}
-
-    def chosen() -> int:
-        logits = llama_cpp.llama_get_logits_ith(model._ctx.ctx, -1)
-        return int(np.ctypeslib.as_array(logits, shape=(VOCAB,)).argmax())
-
-    rates = []
-    for seed in range(3):
-        model.reset()
-        prompt = tokens(PREFILL, seed)
-        rates.append(median_rate(lambda: model.eval(prompt), 1, PREFILL))
-    result["prefill"] = statistics.median(rates)
-    for name, length, steps in (
-        ("decode", 16, STEPS),
-        ("decode_deep", DEPTH, DEEP_STEPS),
-    ):
-        model.reset()
-        model.eval(tokens(length))
-        result[name] = median_rate(lambda: model.eval([chosen()]), steps)
-    result["decode_batch"] = _llama_cpp_batch(gguf)
-    return result
+    times = []
+    for token in llama.generate(tokens(500), temp=0.0):
+        llama.detokenize([token])
+        times.append(time.perf_counter())
+        if len(times) == 100:
+            break
+    return {"end_to_end": (len(times) - 1) / (times[-1] - times[0])}
 
 
-def _llama_cpp_batch(gguf: Path | None) -> float:
-    """Decodes 8 sequences in one batch, through llama.cpp's own interface."""
-    import llama_cpp
-
-    parameters = llama_cpp.llama_model_default_params()
-    model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), parameters)
-    settings = llama_cpp.llama_context_default_params()
-    settings.n_ctx, settings.n_batch, settings.n_ubatch = 128 * BATCH, 512, 512
-    settings.n_seq_max = BATCH
-    settings.n_threads = settings.n_threads_batch = 2
-    context = llama_cpp.llama_init_from_model(model, settings)
-    batch = llama_cpp.llama_batch_init(512, 0, BATCH)
-
-    def decode(rows: list[tuple[int, int, int]]) -> None:
-        batch.n_tokens = len(rows)
-        for i, (token, position, sequence) in enumerate(rows):
-            batch.token[i], batch.pos[i] = token, position
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-            batch.logits[i] = 1
-        status = llama_cpp.llama_decode(context, batch)
-        assert status == 0, status
-
-    decode([(t, p, s) for s in range(BATCH) for p, t in enumerate(tokens(16, s))])
-    position = iter(range(16, 128))
-
-    def step() -> None:
-        at = next(position)
-        last = batch.n_tokens // BATCH
-        chosen = []
-        for sequence in range(BATCH):
-            row = sequence * last + last - 1
-            logits = llama_cpp.llama_get_logits_ith(context, row)
-            values = np.ctypeslib.as_array(logits, shape=(VOCAB,))
-            chosen.append((int(values.argmax()), at, sequence))
-        decode(chosen)
-
-    rate = median_rate(step, STEPS, BATCH)
-    llama_cpp.llama_free(context)
-    llama_cpp.llama_model_free(model)
-    return rate
-
-
-def measure_torch(folder: Path, gguf: Path | None) -> dict[str, float]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(2)
-    start = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    result = {"load_seconds": time.perf_counter() - start}
-    state = {}
-
-    def run(ids):
-        out = model(
-            torch.tensor(ids), past_key_values=state.get("cache"), logits_to_keep=1
-        )
-        state["cache"] = out.past_key_values
-        state["next"] = out.logits[:, -1].argmax(-1, keepdim=True).tolist()
-
-    with torch.inference_mode():
-        rates = []
-        for seed in range(3):
-            state.clear()
-            rates.append(median_rate(lambda: run([tokens(PREFILL, seed)]), 1, PREFILL))
-        result["prefill"] = statistics.median(rates)
-        for name, prompts, steps in (
-            ("decode", [tokens(16)], STEPS),
-            ("decode_batch", [tokens(16, i) for i in range(BATCH)], STEPS),
-            ("decode_deep", [tokens(DEPTH)], DEEP_STEPS),
-        ):
-            state.clear()
-            run(prompts)
-            result[name] = median_rate(lambda: run(state["next"]), steps, len(prompts))
-    return result
-
-
-ENGINES = {
-    "max_mistral": measure_max_mistral,
-    "llama.cpp": measure_llama_cpp,
-    "torch": measure_torch,
-}
+ENGINES = {"max_mistral": MaxMistral, "llama.cpp": LlamaCpp, "torch": Torch}
 
 
 def main() -> None:
-    engine, folder, *rest = sys.argv[1:]
-    result = ENGINES[engine](Path(folder), Path(rest[0]) if rest else None)
+    name, folder, *rest = sys.argv[1:]
+    gguf = Path(rest[0]) if rest else None
+    if name == "llama.cpp-user":
+        assert gguf is not None
+        print(json.dumps(llama_cpp_user(gguf)))
+        return
+    start = time.perf_counter()
+    engine: Engine = ENGINES[name](Path(folder), gguf)
+    load = time.perf_counter() - start
+    result = measure(engine) | {"load_seconds": load}
+    weights = gguf or Path(folder) / "model.safetensors"
+    result["weight_bytes"] = weights.stat().st_size
+    result["needed_bytes"] = result["weight_bytes"] + engine.kv_bytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(result | {"peak_bytes": peak}))
 

@@ -51,7 +51,8 @@ class GGUFCheckpoint:
             self._reader = GGUFReader(path)
         except (OSError, ValueError, IndexError, KeyError) as error:
             raise UserError(
-                f"{path} is not a complete GGUF file ({error}). Fetch it again."
+                f"{path} is not a complete GGUF file, or has what the gguf package "
+                f"does not know ({error}). Fetch it again, or update gguf."
             ) from error
         self.architecture: str = self.get("general.architecture")
         if self.architecture not in ARCHITECTURES:

@@ -191,6 +191,17 @@ def test_a_truncated_file(tmp_path, size):
         prepare(tmp_path / "t.gguf", tmp_path / "out")
 
 
+def test_an_unknown_type(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf")
+    data = bytearray(path.read_bytes())
+    # A tensor's entry: its name, uint32 of dimensions, that many uint64, its type.
+    at = data.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8
+    data[at : at + 4] = (99).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"99\)? is not a valid GGMLQuantizationType"):
+        GGUFCheckpoint(path)
+
+
 def test_another_architecture(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", architecture="gemma")
     with pytest.raises(UserError, match="holds the architecture 'gemma'"):

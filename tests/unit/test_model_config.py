@@ -186,9 +186,11 @@ def test_a_missing_window_is_that_of_the_first_mistral(tmp_path):
     assert config.layer_windows == [4096] * 3
 
 
-def test_a_window_too_small_for_the_cpu_kernel_is_refused(tmp_path):
+def test_a_window_too_small_for_maxs_cpu_kernel_is_refused(tmp_path, monkeypatch):
     folder = write_checkpoint(tmp_path, BASE | {"sliding_window": 127})
     pipeline_config = make_pipeline_config(folder)
+    assert MistralConfig.initialize(pipeline_config).layer_windows == [127] * 3
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
     with pytest.raises(UserError, match=r"sliding_window is 127.*at least 128"):
         MistralConfig.initialize(pipeline_config)
 

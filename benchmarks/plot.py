@@ -1,0 +1,52 @@
+"""Draw a report of ``benchmarks/cpu.py``: each measure as a ratio to llama.cpp.
+
+python -m benchmarks.plot REPORT.json PICTURE.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.cpu import MEASURES, ratios
+
+LABELS = {
+    "prefill": "prefill 512",
+    "decode": "decode",
+    "decode_deep": "decode at 4,096",
+    "decode_batch": "batch of 8",
+    "end_to_end": "decode, end to end",
+}
+
+
+def draw(report: dict, target: Path) -> None:
+    """Writes the picture: a group of bars for each model."""
+    models = [name for name, value in report.items() if isinstance(value, dict)]
+    figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
+    width = 0.8 / len(MEASURES)
+    for i, measure in enumerate(MEASURES):
+        heights = [ratios(report[name], "max_mistral", measure) for name in models]
+        places = [x + (i - (len(MEASURES) - 1) / 2) * width for x in range(len(models))]
+        axes.bar(places, heights, width, label=LABELS[measure])
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(models)), models)
+    axes.set_ylabel("speed / llama.cpp's")
+    axes.set_title(f"max_mistral on {report['cpu']}, 2 threads", fontsize=10)
+    axes.legend(fontsize=8, ncols=len(MEASURES), loc="upper center")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
+    figure.savefig(target, dpi=130)
+
+
+def main() -> None:
+    source, target = map(Path, sys.argv[1:])
+    draw(json.loads(source.read_text()), target)
+
+
+if __name__ == "__main__":
+    main()

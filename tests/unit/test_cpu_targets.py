@@ -1,0 +1,29 @@
+"""The CPU kernels compile for other machines, to what those can run."""
+
+from pathlib import Path
+
+import pytest
+from mojo.run import subprocess_run_mojo
+
+from max_mistral import kernels
+
+PROGRAM = Path(__file__).parent / "cpu_targets.mojo"
+# Target: triple, instructions that must be there, and that must not.
+TARGETS = {
+    "haswell": ("x86_64-unknown-linux-gnu", ["vfmadd", "ymm"], ["zmm", "vpdpbusd"]),
+    "neoverse-n1": ("aarch64-unknown-linux-gnu", ["fmla"], []),
+    "apple-m1": ("arm64-apple-macosx", ["fmla"], []),
+}
+
+
+@pytest.mark.parametrize("cpu", TARGETS)
+def test_kernels_compile_for(cpu, tmp_path):
+    triple, present, absent = TARGETS[cpu]
+    target = tmp_path / "kernels.s"
+    command = ["build", "-I", str(Path(kernels.__file__).parent.parent)]
+    command += ["--emit", "asm", "--target-triple", triple, "--target-cpu", cpu]
+    command += [str(PROGRAM), "-o", str(target)]
+    subprocess_run_mojo(command, check=True, capture_output=True, text=True)
+    assembly = target.read_text()
+    assert all(word in assembly for word in present)
+    assert not any(word in assembly for word in absent)
