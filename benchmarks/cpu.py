@@ -136,9 +136,11 @@ def ratios(results: Results, engine: str, name: str) -> float:
 
 
 def cpu_name() -> str:
-    """Returns the processor's name and how many cores are seen."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    name = found[1] if found else platform.processor()
+    """Returns the processor's name, what of it is known, and the cores seen."""
+    known = dict(re.findall(r"(.+?)\s*: (.*)", Path("/proc/cpuinfo").read_text()))
+    name = known.get("model name", platform.processor())
+    if "cpu family" in known:
+        name += f" (family {known['cpu family']}, model {known['model']})"
     return f"{name}, {os.cpu_count()} cores"
 
 

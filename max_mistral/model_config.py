@@ -208,7 +208,8 @@ class MistralConfig(ArchConfigWithKVCache):
 
         Raises:
             UserError: (a ``ValueError``) if the checkpoint's config is
-                incomplete or asks for what this package cannot compute.
+                incomplete or asks for what this package cannot compute, or a
+                GGUF file cannot be read.
         """
         model_config = model_config or pipeline_config.model
         huggingface_config = model_config.huggingface_config
@@ -221,6 +222,12 @@ class MistralConfig(ArchConfigWithKVCache):
         hf.check_required_keys(
             model_config.model_path, model_config.huggingface_model_revision
         )
+        # It imports this module.
+        from .weights.gguf import open_gguf
+
+        for path in model_config.resolved_weight_paths():
+            if path.suffix == ".gguf":
+                open_gguf(path)
         return cls.initialize_from_config(
             pipeline_config, huggingface_config, max_seq_len=max_seq_len
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ class GGUFCheckpoint:
             logger.info("%d tensors of %s are kept as %s", count, self.path, change)
 
 
+@lru_cache(maxsize=1)
+def open_gguf(path: Path) -> GGUFCheckpoint:
+    """Returns a checkpoint, read once (seconds) by whoever asks first.
+
+    That is the config, because MAX's own reader, which comes before the
+    adapter, says less of what is wrong with a file.
+    """
+    return GGUFCheckpoint(path)
+
+
 def convert_gguf_state_dict(
     state_dict: Mapping[str, Weights],
     huggingface_config: PretrainedConfig,
@@ -155,13 +166,15 @@ def convert_gguf_state_dict(
             "Merge a split file with llama.cpp's llama-gguf-split --merge."
         )
     dtype = MistralConfig.activation_dtype(pipeline_config.model)
-    found = GGUFCheckpoint(paths[0]).weights(
+    found = open_gguf(paths[0]).weights(
         huggingface_config, packs=packs(pipeline_config)
     )
-    return {
+    weights = {
         name: weight if isinstance(weight, PackedWeight) else weight.astype(dtype)
         for name, weight in found
     }
+    open_gguf.cache_clear()
+    return weights
 
 
 def encode(

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.checkpoints import BASE, write_checkpoint
-from tests.e2e.conftest import DEMO_FLAGS, run_max, run_python
+from tests.e2e.conftest import DEMO_FLAGS, GGUF, run_max, run_python
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 
@@ -125,6 +125,18 @@ def generate_broken(folder, case):
         timeout=120,
     )
     return result, message
+
+
+def test_a_truncated_gguf_file_is_refused(tmp_path, demo_model):
+    part = tmp_path / "model-q4_0.gguf"
+    part.write_bytes(GGUF.read_bytes()[:-1000])
+    result = run_max(
+        *("generate", "--custom-architectures", "max_mistral", "--devices", "cpu"),
+        *("--model", demo_model, "--weight-path", part, "--prompt", "hi"),
+    )
+    assert result.returncode == 1
+    assert f"Error: {part} is not a complete GGUF file" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_prepare_says_what_is_wrong(tmp_path):
