@@ -12,7 +12,7 @@ peak of its resident memory, beside what weights and KV cache take. The engine
 from __future__ import annotations
 
 import json
-import resource
+import re
 import statistics
 import sys
 import time
@@ -33,11 +33,19 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(300, 31999, count)]
 
 
+def kv_bytes(folder: Path) -> int:
+    """Returns what the keys and values of ``CONTEXT`` tokens take in 16 bits."""
+    values = json.loads((folder / "config.json").read_text())
+    head_dim = values["hidden_size"] // values["num_attention_heads"]
+    width = values["num_key_value_heads"] * head_dim
+    return 2 * 2 * values["num_hidden_layers"] * width * CONTEXT
+
+
 class Engine(Protocol):
     """What is measured."""
 
     kv_bytes: int
-    """What the KV cache takes."""
+    """The KV cache that the engine reserves."""
 
     def start(self, prompts: Prompts) -> Callable[[], object]:
         """Returns a function that computes each request's next token.
@@ -126,10 +134,7 @@ class LlamaCpp:
         )
         self.batch = llama_cpp.llama_batch_init(PREFILL, 0, 1)
         self.context = None
-        values = json.loads((folder / "config.json").read_text())
-        head_dim = values["hidden_size"] // values["num_attention_heads"]
-        width = values["num_key_value_heads"] * head_dim
-        self.kv_bytes = 2 * 2 * values["num_hidden_layers"] * width * CONTEXT
+        self.kv_bytes = kv_bytes(folder)
 
     def decode(self, rows: list[tuple[int, int, int]]) -> None:
         """Computes (token, position, request)s, and all their logits' last."""
@@ -173,8 +178,6 @@ class LlamaCpp:
 class Torch:
     """Hugging Face transformers, in the checkpoint's bfloat16."""
 
-    kv_bytes = 0
-
     def __init__(self, folder: Path, gguf: Path | None) -> None:
         import torch
         from transformers import AutoModelForCausalLM
@@ -182,6 +185,7 @@ class Torch:
         torch.set_num_threads(2)
         torch.set_grad_enabled(False)
         self.torch = torch
+        self.kv_bytes = kv_bytes(folder)
         self.model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.bfloat16
         ).eval()
@@ -237,8 +241,13 @@ def main() -> None:
     weights = gguf or Path(folder) / "model.safetensors"
     result["weight_bytes"] = weights.stat().st_size
     result["needed_bytes"] = result["weight_bytes"] + engine.kv_bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(result | {"peak_bytes": peak}))
+    # Not getrusage's ru_maxrss, which begins with that of the parent process.
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        assert found
+        result["peak_bytes"] = int(found[1]) * 1024
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -141,6 +141,11 @@ def sliding_windows(config: PretrainedConfig) -> list[int | None]:
     ignores them with a warning, and so does this.
     """
     window = config.sliding_window
+    if window is not None and window < 1:
+        raise UserError(
+            f"config.json has sliding_window = {window}; it is how many keys a "
+            "token sees, at least 1, or null for all."
+        )
     layers = config.num_hidden_layers
     layer_types: list[str] = getattr(config, "layer_types", None) or []
     if config.model_type != "ministral":

@@ -89,10 +89,16 @@ class MistralConfig(ArchConfigWithKVCache):
     """The encoding that MAX resolved, of which ``dtype`` is the type."""
 
     def __post_init__(self) -> None:
+        if not any(device.is_cpu() for device in self.devices):
+            return
+        if self.kv_params.dtype != DType.float32:
+            raise UserError(
+                f"The KV cache would be {self.kv_params.dtype}, but on a CPU it is "
+                "float32. Leave --kv-cache-format out."
+            )
         windows = [window for window in self.layer_windows if window is not None]
         window = min(windows, default=MIN_CPU_SLIDING_WINDOW)
-        on_cpu = any(device.is_cpu() for device in self.devices)
-        if window < MIN_CPU_SLIDING_WINDOW and on_cpu and kernels.mode() == "off":
+        if window < MIN_CPU_SLIDING_WINDOW and kernels.mode() == "off":
             raise UserError(
                 f"sliding_window is {window}, but on a CPU MAX's attention "
                 f"needs a window of at least {MIN_CPU_SLIDING_WINDOW} tokens. "
@@ -225,8 +231,8 @@ class MistralConfig(ArchConfigWithKVCache):
         # It imports this module.
         from .weights.gguf import open_gguf
 
-        for path in model_config.resolved_weight_paths():
-            if path.suffix == ".gguf":
+        if any(path.suffix == ".gguf" for path in model_config.weight_path):
+            for path in model_config.resolved_weight_paths():
                 open_gguf(path)
         return cls.initialize_from_config(
             pipeline_config, huggingface_config, max_seq_len=max_seq_len

@@ -7,6 +7,7 @@ os.environ.setdefault("MAX_SERVE_DISABLE_TELEMETRY", "1")
 import pytest
 
 from tests.checkpoints import CONFIGS, write_checkpoint
+from tests.demo import prepare_demo
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,12 @@ def checkpoints(tmp_path_factory):
     return {
         name: write_checkpoint(root / name, config) for name, config in CONFIGS.items()
     }
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    """SmolLM2-135M-Instruct as ``make demo`` prepares it."""
+    return prepare_demo()
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ _SOURCES = Path(__file__).parent
 def mode() -> str:
     """Returns the environment's ``MAX_MISTRAL_KERNELS``.
 
-    ``on``, the default; ``portable``, without this CPU's own instructions, as
-    on any other; or ``off``: weights are float32 in memory and MAX's own
-    operations run.
+    ``on``, the default; ``portable``, without instructions that only some CPUs
+    have (VNNI, and with it int8 activations); or ``off``: weights are float32
+    in memory and MAX's own operations run.
 
     Raises:
         UserError: (a ``ValueError``) for another value.

@@ -188,13 +188,13 @@ def span[
         if stop < end:
             next = cache.offset(stop) - cache.offset(start)
         # One token reads the cache where it is; more read a copy that is dense.
-        var alone = tokens == 1 and head_dim % W == 0
+        var in_place = tokens == 1 and head_dim % W == 0
         for kv_head in range(kv_heads):
             var k = cache.blocks.unsafe_offset(
                 cache.offset(start) + kv_head * head_dim
             )
             var v = k.unsafe_offset(cache.values_offset())
-            if not alone:
+            if not in_place:
                 pack[head_dim](keys, k, cache.width, count)
                 pack[head_dim](values, v, cache.width, count)
 
@@ -211,23 +211,10 @@ def span[
                     query[m] = (token * heads + head) * width
                     first[m] = max(0, position + token - window + 1 - start)
                     last[m] = min(count, position + token + 1 - start)
-                if not alone:
-                    _tile[head_dim, MR, False](
-                        states,
-                        state,
-                        q,
-                        query,
-                        first,
-                        last,
-                        keys,
-                        values,
-                        width,
-                        0,
-                        count,
-                        scale,
-                    )
-                elif row == 0:
-                    _tile[head_dim, MR, True](
+
+                @inline(.always)
+                def run[ahead: Bool](k: Reads, v: Reads, stride: Int) {imm}:
+                    _tile[head_dim, MR, ahead](
                         states,
                         state,
                         q,
@@ -236,26 +223,18 @@ def span[
                         last,
                         k,
                         v,
-                        cache.width,
+                        stride,
                         next,
                         count,
                         scale,
                     )
+
+                if not in_place:
+                    run[False](keys, values, width)
+                elif row == 0:
+                    run[True](k, v, cache.width)
                 else:
-                    _tile[head_dim, MR, False](
-                        states,
-                        state,
-                        q,
-                        query,
-                        first,
-                        last,
-                        k,
-                        v,
-                        cache.width,
-                        0,
-                        count,
-                        scale,
-                    )
+                    run[False](k, v, cache.width)
 
             var row = 0
             while row + max_mr <= tokens * group:

@@ -130,7 +130,7 @@ def linear[
     comptime max_nr = _max_panels[portable]()
     # A token alone waits for memory, which is fastest read from end to end;
     # dense panels take several, for sums that do not wait for one another.
-    comptime alone = 2 * max_nr if is_dense[kind]() else 1
+    comptime panels_alone = 2 * max_nr if is_dense[kind]() else 1
     var panel = panel_bytes[kind](columns)
     var panels = ceildiv(rows, ROWS)
     var threads = parallelism_level(None)
@@ -175,7 +175,7 @@ def linear[
 
     # Threads take shares as they come free, for they do not get the same part
     # of the memory's time.
-    comptime unit = max(alone, max_nr)
+    comptime unit = max(panels_alone, max_nr)
     var share = max(1, SHARE // (panel * unit)) * unit
     share = min(share, ceildiv(ceildiv(panels, threads), unit) * unit)
     var shares = ceildiv(panels, share)
@@ -193,9 +193,11 @@ def linear[
             while p < end:
                 var wp = w.unsafe_offset(p * panel)
                 var n = p * ROWS
-                if tokens == 1 and p + alone <= end:
-                    _tile[kind, vnni, 1, alone](y, buffer, wp, columns, rows, n)
-                    p += alone
+                if tokens == 1 and p + panels_alone <= end:
+                    _tile[kind, vnni, 1, panels_alone](
+                        y, buffer, wp, columns, rows, n
+                    )
+                    p += panels_alone
                 elif p + max_nr <= end:
                     _panels[kind, vnni, max_mr, max_nr](
                         y, buffer, wp, tokens, columns, rows, n, x_row

@@ -26,8 +26,9 @@ struct Task(ImplicitlyCopyable):
     """The first span's first key."""
     var spans: Int
     """How many spans there are from `begin`."""
-    var alone: Bool
-    """Whether the token is alone in its step: each span has its own task."""
+    var slot: Int
+    """Where this span's state is kept until the others are there too; -1 if
+    this task does them all."""
 
 
 def tasks(
@@ -38,6 +39,7 @@ def tasks(
 ) -> List[Task]:
     """Shares out the tokens; a token alone in its step also by its spans."""
     var list = List[Task]()
+    var slots = 0
     for request in range(requests):
         var first = Int(row_offsets.unsafe_load(request))
         var end = Int(row_offsets.unsafe_load(request + 1))
@@ -50,14 +52,15 @@ def tasks(
             var spans = ceildiv(position + count - begin, SPAN)
             if not alone:
                 list.append(
-                    Task(request, token, count, position, begin, spans, False)
+                    Task(request, token, count, position, begin, spans, -1)
                 )
                 continue
             for i in range(spans):
                 var at = begin + i * SPAN
                 list.append(
-                    Task(request, token, 1, position, at, spans - i, True)
+                    Task(request, token, 1, position, at, spans - i, slots)
                 )
+                slots += 1
     return list^
 
 
@@ -97,7 +100,7 @@ struct Attention:
             stride = 2 * layers * page_size * width
         var pages = lookup_table.unsafe_ptr()
         var table = lookup_table.dim_size(1)
-        var keys = blocks.unsafe_ptr()
+        var pool = blocks.unsafe_ptr()
 
         var work = tasks(
             row_offsets.unsafe_ptr(),
@@ -108,10 +111,13 @@ struct Attention:
         comptime size = state_size(head_dim)
         var tile = TILE * heads * size
         var threads = min(parallelism_level(None), len(work))
-        # Of each task with one token its state; of each thread the states of a
-        # tile for one span, and for all spans so far.
+        var slots = 0
+        for task in work:
+            slots = max(slots, task.slot + 1)
+        # The states in slots; of each thread the states of a tile for one span,
+        # and for all spans so far.
         var span_store = List[Float32](
-            unsafe_uninit_length=len(work) * heads * size + threads * tile
+            unsafe_uninit_length=slots * heads * size + threads * tile
         )
         var total_store = List[Float32](unsafe_uninit_length=threads * tile)
         var partial = span_store.unsafe_ptr()
@@ -128,7 +134,7 @@ struct Attention:
             for i in range(thread, len(work), threads):
                 var task = work[i]
                 var cache = Cache(
-                    keys,
+                    pool,
                     pages.unsafe_offset(task.request * table),
                     stride,
                     page_size,
@@ -142,12 +148,13 @@ struct Attention:
                 )
                 var src = qp.unsafe_offset(task.token * heads * head_dim)
                 pack[head_dim](queries, src, head_dim, rows)
-                var place = i * heads * size
-                if not task.alone:
-                    place = len(work) * heads * size + thread * tile
+                var whole = task.slot < 0
+                var place = task.slot * heads * size
+                if whole:
+                    place = slots * heads * size + thread * tile
                     clear[head_dim](total, rows)
                 var state = partial.unsafe_offset(place)
-                for s in range(1 if task.alone else task.spans):
+                for s in range(task.spans if whole else 1):
                     clear[head_dim](state, rows)
                     span[head_dim](
                         state,
@@ -160,9 +167,9 @@ struct Attention:
                         task.begin + s * SPAN,
                         scale,
                     )
-                    if not task.alone:
+                    if whole:
                         merge[head_dim](total, state, rows)
-                if not task.alone:
+                if whole:
                     finish[head_dim](
                         yp.unsafe_offset(task.token * heads * head_dim),
                         total,
@@ -175,12 +182,12 @@ struct Attention:
         var i = 0
         while i < len(work):
             var task = work[i]
-            if not task.alone:
+            if task.slot < 0:
                 i += 1
                 continue
             clear[head_dim](totals, heads)
             for s in range(task.spans):
-                var place = (i + s) * heads * size
+                var place = (task.slot + s) * heads * size
                 merge[head_dim](totals, partial.unsafe_offset(place), heads)
             finish[head_dim](
                 yp.unsafe_offset(task.token * heads * head_dim), totals, heads

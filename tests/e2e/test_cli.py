@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from tests.checkpoints import BASE, write_checkpoint
-from tests.e2e.conftest import DEMO_FLAGS, GGUF, run_max, run_python
+from tests.demo import GGUF
+from tests.e2e.conftest import DEMO_FLAGS, run_max, run_python
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 

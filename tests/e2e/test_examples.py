@@ -2,7 +2,8 @@
 
 import re
 
-from tests.e2e.conftest import GGUF, ROOT, run_python
+from tests.demo import GGUF, ROOT
+from tests.e2e.conftest import run_python
 
 
 def test_there_is_a_test_for_each():

@@ -186,6 +186,19 @@ def test_a_missing_window_is_that_of_the_first_mistral(tmp_path):
     assert config.layer_windows == [4096] * 3
 
 
+def test_a_window_of_no_keys_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path, BASE | {"sliding_window": 0})
+    with pytest.raises(UserError, match="sliding_window = 0"):
+        MistralConfig.initialize(make_pipeline_config(folder))
+
+
+def test_on_a_cpu_the_kv_cache_is_float32(tmp_path):
+    folder = write_checkpoint(tmp_path, BASE)
+    pipeline_config = make_pipeline_config(folder, kv_cache_format="bfloat16")
+    with pytest.raises(UserError, match="Leave --kv-cache-format out"):
+        MistralConfig.initialize(pipeline_config)
+
+
 def test_a_window_too_small_for_maxs_cpu_kernel_is_refused(tmp_path, monkeypatch):
     folder = write_checkpoint(tmp_path, BASE | {"sliding_window": 127})
     pipeline_config = make_pipeline_config(folder)
