@@ -229,11 +229,13 @@ class MistralConfig(ArchConfigWithKVCache):
             model_config.model_path, model_config.huggingface_model_revision
         )
         # It imports this module.
-        from .weights.gguf import open_gguf
+        from .weights.gguf import GGUFCheckpoint
 
         if any(path.suffix == ".gguf" for path in model_config.weight_path):
             for path in model_config.resolved_weight_paths():
-                open_gguf(path)
+                # MAX reads it before our adapter does, and says less of what is
+                # wrong with it.
+                GGUFCheckpoint(path, vocabulary=False)
         return cls.initialize_from_config(
             pipeline_config, huggingface_config, max_seq_len=max_seq_len
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 from max.graph.weights import WeightData, Weights
+from max.graph.weights._gguf_reader import TokenSkippingGGUFReader
 from max.pipelines.lib import PipelineConfig
 from tqdm import tqdm
 from transformers import PretrainedConfig
@@ -40,16 +40,18 @@ class GGUFCheckpoint:
 
     Args:
         path: The file.
+        vocabulary: Whether to read the tokens too, which takes seconds.
 
     Raises:
         UserError: (a ``ValueError``) if it is no complete GGUF file, or one of
             an architecture that is not Mistral's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, vocabulary: bool = True) -> None:
         self.path = path
+        reader = GGUFReader if vocabulary else TokenSkippingGGUFReader
         try:
-            self._reader = GGUFReader(path)
+            self._reader = reader(path)
         except (OSError, ValueError, IndexError, KeyError) as error:
             raise UserError(
                 f"{path} is not a complete GGUF file, or has what the gguf package "
@@ -132,16 +134,6 @@ class GGUFCheckpoint:
             logger.info("%d tensors of %s are kept as %s", count, self.path, change)
 
 
-@lru_cache(maxsize=1)
-def open_gguf(path: Path) -> GGUFCheckpoint:
-    """Returns a checkpoint, read once (seconds) by whoever asks first.
-
-    That is the config, because MAX's own reader, which comes before the
-    adapter, says less of what is wrong with a file.
-    """
-    return GGUFCheckpoint(path)
-
-
 def convert_gguf_state_dict(
     state_dict: Mapping[str, Weights],
     huggingface_config: PretrainedConfig,
@@ -166,8 +158,7 @@ def convert_gguf_state_dict(
             "Merge a split file with llama.cpp's llama-gguf-split --merge."
         )
     dtype = MistralConfig.activation_dtype(pipeline_config.model)
-    checkpoint = open_gguf(paths[0])
-    open_gguf.cache_clear()
+    checkpoint = GGUFCheckpoint(paths[0], vocabulary=False)
     found = checkpoint.weights(huggingface_config, packs=packs(pipeline_config))
     return {
         name: weight if isinstance(weight, PackedWeight) else weight.astype(dtype)

@@ -189,6 +189,8 @@ def test_a_truncated_file(tmp_path, size):
     (tmp_path / "t.gguf").write_bytes(whole[:size])
     with pytest.raises(UserError, match="not a complete GGUF file"):
         prepare(tmp_path / "t.gguf", tmp_path / "out")
+    with pytest.raises(UserError, match="not a complete GGUF file"):
+        GGUFCheckpoint(tmp_path / "t.gguf", vocabulary=False)
 
 
 def test_an_unknown_type(tmp_path):
@@ -200,6 +202,8 @@ def test_an_unknown_type(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"99\)? is not a valid GGMLQuantizationType"):
         GGUFCheckpoint(path)
+    with pytest.raises(UserError, match=r"99\)? is not a valid GGMLQuantizationType"):
+        GGUFCheckpoint(path, vocabulary=False)
 
 
 def test_another_architecture(tmp_path):
