@@ -14,8 +14,8 @@ from max.graph.weights import load_weights
 from safetensors.numpy import save_file
 from transformers import AutoConfig
 
+from max_mistral.weights.heads import rotary_heads
 from max_mistral.weights.names import expected_tensors
-from max_mistral.weights.rotary import rotary_heads
 from tests.checkpoints import BASE, interleave, write_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {

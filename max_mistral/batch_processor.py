@@ -29,7 +29,8 @@ class MistralBatchProcessor(Llama3BatchProcessorBase[MistralInputs]):
         device_refs: list[DeviceRef],
     ) -> list[TensorType | BufferType]:
         """Returns the types of the graph's inputs, in execution order."""
-        return tree.leaves(input_tree(kv_params, device_refs))
+        replicas = self.runtime.pipeline_config.model.data_parallel_degree
+        return tree.leaves(input_tree(kv_params, device_refs, replicas))
 
     def prepare_next_token_inputs(
         self, next_tokens: Buffer, previous: MistralInputs
@@ -48,6 +49,7 @@ class MistralBatchProcessor(Llama3BatchProcessorBase[MistralInputs]):
             previous.signal_buffers,
             previous.return_n_logits,
             kv_cache_inputs=previous.kv_cache_inputs,
+            data_parallel_splits=previous.data_parallel_splits,
         )
 
     def _make_inputs(
@@ -60,11 +62,15 @@ class MistralBatchProcessor(Llama3BatchProcessorBase[MistralInputs]):
         kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None,
         data_parallel_splits: Buffer | None,
     ) -> MistralInputs:
-        assert data_parallel_splits is None  # MistralConfig refuses it
+        model = self.runtime.pipeline_config.model
+        # MAX has a buffer for each device; the graph wants them only where
+        # several devices share a replica.
+        shared = len(model.device_specs) > model.data_parallel_degree
         return MistralInputs(
             tokens,
             input_row_offsets,
-            signal_buffers,
+            signal_buffers if shared else [],
             return_n_logits,
             kv_cache_inputs=kv_cache_inputs,
+            data_parallel_splits=data_parallel_splits,
         )

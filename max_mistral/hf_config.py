@@ -169,6 +169,24 @@ def sliding_windows(config: PretrainedConfig) -> list[int | None]:
     return [windows[layer_type] for layer_type in layer_types]
 
 
+def max_seq_len(config: PretrainedConfig, max_length: int | None) -> int:
+    """Returns ``max_length``, or if that is ``None`` the model's own limit.
+
+    Raises:
+        UserError: (a ``ValueError``) if it is not positive or above the limit.
+    """
+    limit: int = config.max_position_embeddings
+    if max_length is None:
+        return limit
+    if not 1 <= max_length <= limit:
+        raise UserError(
+            f"max_length is {max_length}, but the model's limit "
+            f"(max_position_embeddings) is {limit}. Set --max-length "
+            f"from 1 to {limit}, or leave it out."
+        )
+    return max_length
+
+
 def check_required_keys(model_path: str, revision: str | None) -> None:
     """Raises a ``UserError`` that names the required keys ``config.json`` lacks.
 
@@ -203,22 +221,6 @@ def check_supported(config: PretrainedConfig) -> None:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if heads % groups:
         _refuse("num_key_value_heads", groups, f"divisors of its {heads} heads")
-
-
-def check_not_quantized(config: PretrainedConfig) -> None:
-    """Raises a ``UserError`` that names the quantization of a quantized checkpoint.
-
-    Args:
-        config: The whole config.
-    """
-    for part in (config, text_config(config)):
-        quantization = getattr(part, "quantization_config", None)
-        if quantization:
-            _refuse(
-                "quantization_config.quant_method",
-                quantization.get("quant_method", "unknown"),
-                "float32, bfloat16 and float16 checkpoints",
-            )
 
 
 def _refuse(key: str, found: object, expected: str) -> None:

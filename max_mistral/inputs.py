@@ -11,7 +11,8 @@ from max.graph import DeviceRef
 from max.nn.kv_cache.cache_params import KVCacheParamInterface
 from max.pipelines.lib import ModelInputs
 from max.pipelines.lib.interfaces.batch_processor import (
-    ragged_kv_symbolic_input_tree,
+    ragged_batch_inputs,
+    signal_inputs,
 )
 
 from .errors import UserError
@@ -43,6 +44,10 @@ class MistralInputs(ModelInputs):
     """How many trailing logits ``ReturnLogits.VARIABLE`` returns, int64 ``[1]``, on
     the host."""
 
+    data_parallel_splits: Buffer | None = field(default=None, kw_only=True)
+    """Where each replica's requests start, int64 ``[replicas + 1]``, on the host;
+    ``None`` without replicas."""
+
     lora_ids: Buffer | None = field(default=None, kw_only=True)
     """Not supported; only ``None``."""
 
@@ -60,26 +65,37 @@ class MistralInputs(ModelInputs):
     @property
     def buffers(self) -> tuple[Buffer, ...]:
         """The graph's positional inputs, in the order of :func:`input_tree`."""
+        splits = self.data_parallel_splits
         return (
             self.tokens,
             self.input_row_offsets,
             self.return_n_logits,
+            *([] if splits is None else [splits]),
             *self.signal_buffers,
             *tree.leaves(self.kv_cache_inputs),
         )
 
 
 def input_tree(
-    kv_params: KVCacheParamInterface, devices: list[DeviceRef]
+    kv_params: KVCacheParamInterface, devices: list[DeviceRef], replicas: int = 1
 ) -> OrderedDict[str, object]:
-    """Names the graph's inputs: batch, signals (on several devices only), kv.
+    """Names the graph's inputs: batch, signals, kv.
+
+    The batch has ``data_parallel_splits`` where there are replicas; signals
+    are there where several devices share one.
 
     Args:
         kv_params: The KV cache parameters, which supply the ``kv`` subtree.
         devices: The devices; the first one holds the batch tensors.
+        replicas: How many replicas of the model share them.
     """
-    return ragged_kv_symbolic_input_tree(
-        kv_params=kv_params,
-        device_refs=devices,
-        include_signal_buffers=len(devices) > 1,
+    fields = ["tokens", "row_offsets", "return_n_logits"]
+    if replicas > 1:
+        fields.append("data_parallel_splits")
+    inputs: OrderedDict[str, object] = OrderedDict(
+        batch=ragged_batch_inputs(devices[0], fields, data_parallel_degree=replicas)
     )
+    if len(devices) > replicas:
+        inputs["signals"] = signal_inputs(devices)
+    inputs["kv"] = kv_params.get_symbolic_inputs()
+    return inputs

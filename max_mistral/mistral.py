@@ -8,35 +8,25 @@ https://arxiv.org/abs/1909.08053).
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from max import tree
 from max.dtype import DType
 from max.graph import (
     BufferValue,
     DeviceRef,
-    Graph,
     ShardingStrategy,
     TensorValue,
-    Type,
-    Value,
-    default_custom_extensions_scope,
     ops,
 )
-from max.graph import Module as GraphModule
-from max.nn.kv_cache import KVCacheInputsPerDevice, PagedCacheValues
-from max.nn.layer import LayerList, Module
+from max.nn.kv_cache import PagedCacheValues
+from max.nn.layer import LayerList
 from max.nn.transformer.distributed_transformer import (
     DistributedLogitsPostprocessMixin,
 )
 from max.nn.transformer.transformer import forward_sequential_layers
 
-from . import kernels
-from .inputs import input_tree
-from .kernels.packing import Encoding
+from .flat_graph import FlatGraph
 from .layers.attention import query_scale
 from .layers.block import MistralBlock, make_norm
 from .layers.parallel import make_embedding, make_head, shard
@@ -44,14 +34,13 @@ from .layers.rope import ScaledRotaryEmbedding
 from .model_config import MistralConfig
 
 
-class Mistral(DistributedLogitsPostprocessMixin, Module):
+class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
     """The whole decoder. Weight names are HF's without the ``model.`` prefix."""
 
     norm_shards: Sequence[Callable[[TensorValue], TensorValue]]
 
     def __init__(self, config: MistralConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.devices = config.devices
         self.return_logits = config.return_logits
         self.rope = ScaledRotaryEmbedding(
@@ -63,8 +52,8 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
         self.embed_tokens = make_embedding(config)
         self.layers = LayerList(
             [
-                MistralBlock(config, self.rope, window, self._encodings(i))
-                for i, window in enumerate(config.layer_windows)
+                MistralBlock(config, self.rope, i)
+                for i in range(config.num_hidden_layers)
             ]
         )
         self.norm = make_norm(config)
@@ -77,7 +66,8 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
         input_row_offsets: TensorValue,
         return_n_logits: TensorValue,
         signal_buffers: list[BufferValue],
-        kv_collections: list[PagedCacheValues],
+        kv_collections: list[list[PagedCacheValues]],
+        data_parallel_splits: TensorValue | None = None,
     ) -> tuple[TensorValue, ...]:
         """Maps tokens to float32 logits; writes the KV cache as it goes.
 
@@ -86,27 +76,31 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
             input_row_offsets: uint32 ``[batch + 1]``.
             return_n_logits: int64 ``[1]``, on the host.
             signal_buffers: One per device; empty on one device.
-            kv_collections: The paged KV cache of each device.
+            kv_collections: The paged KV caches, each a list with one for each
+                device; see :mod:`.kv_cache`.
+            data_parallel_splits: ``None``: this is one replica.
 
         Returns:
             ``(next_token_logits [batch, vocab_size],)``; with
             ``ReturnLogits.ALL`` or ``VARIABLE`` also ``logits [rows,
             vocab_size]`` and their ``offsets [batch + 1]``.
         """
+        assert data_parallel_splits is None
         hs = self.embed_tokens(tokens, signal_buffers)
         freqs_cis = [self.rope.freqs_cis.to(device) for device in self.devices]
         row_offsets = [input_row_offsets]
         if len(self.devices) > 1:
             row_offsets = ops.distributed_broadcast(input_row_offsets, signal_buffers)
 
-        query_scales = self._query_scales(tokens, row_offsets, kv_collections)
+        query_scales = self._query_scales(tokens, row_offsets, kv_collections[0])
 
         def layer_inputs(idx: int, hs: list[TensorValue]) -> list[Any]:
+            group, place = self.config.kv_places[idx]
             return [
-                ops.constant(idx, DType.uint32, device=DeviceRef.CPU()),
+                ops.constant(place, DType.uint32, device=DeviceRef.CPU()),
                 hs,
                 signal_buffers,
-                kv_collections,
+                kv_collections[group],
                 freqs_cis,
                 row_offsets,
                 query_scales,
@@ -141,71 +135,11 @@ class Mistral(DistributedLogitsPostprocessMixin, Module):
             )
         ]
 
-    def _encodings(self, layer: int) -> dict[str, Encoding]:
-        """How a block's projections are packed, by their last names."""
-        prefix = f"layers.{layer}."
-        return {
-            name.split(".")[-2]: encoding
-            for name, encoding in self.config.encodings.items()
-            if name.startswith(prefix)
-        }
-
     def _layer_groups(self) -> list[list[int]] | None:
-        """Blocks with the same window and encodings share one compiled subgraph."""
+        """Blocks that differ in their weights only share one compiled subgraph."""
         if not self.config.use_subgraphs:
             return None
         groups: dict[object, list[int]] = {}
-        for i, window in enumerate(self.config.layer_windows):
-            alike = window, tuple(sorted(self._encodings(i).items()))
-            groups.setdefault(alike, []).append(i)
+        for i in range(self.config.num_hidden_layers):
+            groups.setdefault(self.config.layer_kind(i), []).append(i)
         return list(groups.values())
-
-    def input_tree(self) -> OrderedDict[str, object]:
-        """Names the graph's inputs; its leaves are their types, in order."""
-        return input_tree(self.config.kv_params, self.devices)
-
-    def trace(
-        self,
-        *input_types: Type[Any],
-        name: str | None = None,
-        module: GraphModule | None = None,
-        custom_extensions: Iterable[Path] = (),
-        is_device_graph: bool = False,
-    ) -> Graph:
-        """Traces :meth:`__call__` into a graph of flat inputs.
-
-        Args:
-            *input_types: The leaves of :meth:`input_tree`.
-            name: The graph's name; the class's by default.
-            module: The MLIR module to add the graph to; a new one by default.
-            custom_extensions: Paths of the custom kernels the graph uses.
-            is_device_graph: Whether to build a device graph.
-        """
-        signals = len(self.devices) if len(self.devices) > 1 else 0
-
-        def forward(
-            tokens: Value[Any],
-            input_row_offsets: Value[Any],
-            return_n_logits: Value[Any],
-            *rest: Value[Any],
-        ) -> tuple[TensorValue, ...]:
-            kv_inputs = self.config.kv_params.unflatten_kv_inputs(iter(rest[signals:]))
-            return self(
-                tokens.tensor,
-                input_row_offsets.tensor,
-                return_n_logits.tensor,
-                [value.buffer for value in rest[:signals]],
-                tree.leaves(kv_inputs, leaf=KVCacheInputsPerDevice),
-            )
-
-        ours = [kernels.library()] if self.config.encodings else []
-        # A scope, because the blocks' subgraphs need the kernels too.
-        with default_custom_extensions_scope(*ours):
-            return Graph(
-                name or type(self).__qualname__,
-                forward,
-                input_types=input_types,
-                custom_extensions=list(custom_extensions),
-                module=module,
-                is_device_graph=is_device_graph,
-            )

@@ -33,13 +33,16 @@ from transformers import PretrainedConfig
 from typing_extensions import override
 
 from .batch_processor import MistralBatchProcessor
+from .data_parallel import DataParallelMistral, replicate
 from .errors import UserError
 from .inputs import MistralInputs, input_tree
 from .mistral import Mistral
 from .model_config import MistralConfig
+from .quantization import FP8
 from .weights.gguf import convert_gguf_state_dict
 from .weights.names import HEAD
 from .weights.packed import PackedWeight
+from .weights.quantized import make_quant_config
 from .weights.safetensors import convert_safetensor_state_dict
 
 WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
@@ -57,7 +60,8 @@ class MistralModel(
     Args:
         pipeline_config: What the user asked for.
         session: The session that compiles and runs the graph.
-        devices: The devices to run on; several run tensor-parallel.
+        devices: The devices to run on; several run tensor-parallel, or as
+            many replicas as ``data_parallel_degree`` says.
         kv_cache_config: How the paged KV cache is laid out.
         weights: The checkpoint's tensors.
         adapter: Renames, casts and packs them; by default the one for the
@@ -121,7 +125,9 @@ class MistralModel(
 
     def graph_inputs(self) -> tuple[TensorType | BufferType, ...]:
         """Returns the types of the graph's inputs, in execution order."""
-        return tuple(tree.leaves(input_tree(self.kv_params, self.device_refs)))
+        replicas = self.pipeline_config.model.data_parallel_degree
+        inputs = input_tree(self.kv_params, self.device_refs, replicas)
+        return tuple(tree.leaves(inputs))
 
     def load_model(self, session: InferenceSession) -> Model:
         """Loads the weights, strictly, and compiles the graph.
@@ -169,8 +175,7 @@ class MistralModel(
         """Returns the inputs of a step over each context's active tokens.
 
         Args:
-            replica_batches: One batch of contexts; a list per data-parallel
-                replica, of which there is one.
+            replica_batches: A batch of contexts for each data-parallel replica.
             kv_cache_inputs: From the KV cache manager's ``runtime_inputs``.
             return_n_logits: How many trailing logits per request
                 ``ReturnLogits.VARIABLE`` returns.
@@ -212,12 +217,19 @@ class MistralModel(
             for name, weight in state_dict.items()
             if isinstance(weight, PackedWeight)
         }
+        if isinstance(config.quantization, FP8):
+            config.quant_config = make_quant_config(config.quantization, state_dict)
         self._state_dict = state_dict
         return config
 
     @override
     def graph_specs(self, model_config: MistralConfig) -> dict[str, GraphSpec]:
-        graph = Mistral(model_config)
+        graph: Mistral | DataParallelMistral
+        if model_config.data_parallel_degree > 1:
+            graph = DataParallelMistral(model_config)
+            self._state_dict = replicate(self._state_dict, len(graph.replicas))
+        else:
+            graph = Mistral(model_config)
         graph.load_state_dict(self._state_dict, weight_alignment=1)
         # The graph holds what it binds; let the rest go.
         self._state_dict = {}

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Self
 
 from max.dtype import DType
 from max.graph import DeviceRef
-from max.nn.kv_cache import KVCacheParams
+from max.nn.kv_cache import KVCacheParamInterface, KVCacheParams
+from max.nn.quant_config import QuantConfig
 from max.nn.transformer import ReturnLogits
 from max.pipelines.kv_cache import cache_dtype_for_encoding
 from max.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig
@@ -23,9 +24,13 @@ from transformers import PretrainedConfig
 
 from . import hf_config as hf
 from . import kernels
+from ._arguments import find_configs
 from .errors import UserError
 from .kernels.packing import Encoding
+from .kv_cache import effective_windows, kv_groups, kv_places, make_kv_params
 from .layers.rope import RopeScaling
+from .parallelism import replicated_kv_heads
+from .quantization import Quantization, check_runs, read_quantization
 
 # MAX's CPU kernel does not compile for a window below 8 SIMD registers of
 # float32: 128 tokens with AVX-512, the widest there is.
@@ -39,7 +44,7 @@ class MistralConfig(ArchConfigWithKVCache):
     # MAX falls back to this where a file's name says nothing it knows or, on a
     # CPU, bfloat16: so a GGUF needs no --quantization-encoding.
     DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "float32"
-    # The last three are what MAX reads off the names of GGUF files; the tensors
+    # q4_0 to q6_k are what MAX reads off the names of GGUF files; the tensors
     # themselves say how they are encoded.
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {
         "float32",
@@ -47,6 +52,8 @@ class MistralConfig(ArchConfigWithKVCache):
         "q4_0",
         "q4_k",
         "q6_k",
+        "float8_e4m3fn",
+        "gptq",
     }
 
     hidden_size: int
@@ -64,7 +71,7 @@ class MistralConfig(ArchConfigWithKVCache):
     """HF's ``intermediate_size``."""
     dtype: DType
     """Of weights and activations."""
-    kv_params: KVCacheParams
+    kv_params: KVCacheParamInterface
     attention_multiplier: float
     """Scale of the attention scores, ``1 / sqrt(head_dim)``."""
     devices: list[DeviceRef]
@@ -83,17 +90,26 @@ class MistralConfig(ArchConfigWithKVCache):
     encodings: dict[str, Encoding] = field(default_factory=dict)
     """How each weight is packed, by its name in the graph, where the CPU
     kernels run; empty where MAX's own operations do, on weights of ``dtype``."""
+    quantization: Quantization | None = None
+    """How a checkpoint for GPUs is quantized."""
+    quant_config: QuantConfig | None = None
+    """With FP8, which layers are and how, for ``max.nn``."""
+    data_parallel_degree: int = 1
+    """How many replicas of the model share the devices."""
     use_subgraphs: bool = True
     """Whether blocks that are alike share one compiled subgraph."""
     quantization_encoding: SupportedEncoding | None = None
     """The encoding that MAX resolved, of which ``dtype`` is the type."""
 
     def __post_init__(self) -> None:
+        if self.quantization is not None:
+            check_runs(self.quantization, self.devices, self.dtype)
         if not any(device.is_cpu() for device in self.devices):
             return
-        if self.kv_params.dtype != DType.float32:
+        kv_dtype = self.kv_groups[0].dtype
+        if kv_dtype != DType.float32:
             raise UserError(
-                f"The KV cache would be {self.kv_params.dtype}, but on a CPU it is "
+                f"The KV cache would be {kv_dtype}, but on a CPU it is "
                 "float32. Leave --kv-cache-format out."
             )
         windows = [window for window in self.layer_windows if window is not None]
@@ -110,16 +126,51 @@ class MistralConfig(ArchConfigWithKVCache):
     def layer_windows(self) -> list[int | None]:
         """Each layer's window, or ``None`` where no sequence can outgrow it."""
         windows = self.sliding_windows or [None] * self.num_hidden_layers
-        return [
-            None if window is None or window >= self.max_seq_len else window
-            for window in windows
-        ]
+        return effective_windows(windows, self.max_seq_len)
+
+    @property
+    def kv_groups(self) -> list[KVCacheParams]:
+        """The parameters of each KV cache; see :mod:`.kv_cache`."""
+        return kv_groups(self.kv_params)
+
+    @property
+    def kv_places(self) -> list[tuple[int, int]]:
+        """Each layer's KV cache and place in it; see :mod:`.kv_cache`."""
+        windows = self.sliding_windows or [None] * self.num_hidden_layers
+        return kv_places(self.kv_params, windows)
+
+    @property
+    def num_replicated_kv_heads(self) -> int:
+        """The key-value heads of a replica's devices together, copies included."""
+        degree = len(self.devices) // self.data_parallel_degree
+        return max(self.num_key_value_heads, degree)
+
+    def layer_encodings(self, layer: int) -> dict[str, Encoding]:
+        """Returns how a block's projections are packed, by their last names."""
+        prefix = f"layers.{layer}."
+        return {
+            name.split(".")[-2]: encoding
+            for name, encoding in self.encodings.items()
+            if name.startswith(prefix)
+        }
+
+    def layer_kind(self, layer: int) -> tuple[object, ...]:
+        """Returns what tells a block's graph from another's, beside its weights."""
+        quant = self.quant_config
+        return (
+            self.layer_windows[layer],
+            self.kv_places[layer][0],
+            tuple(sorted(self.layer_encodings(layer).items())),
+            quant is not None and layer in quant.attn_quantized_layers,
+            quant is not None and layer in quant.mlp_quantized_layers,
+        )
 
     @classmethod
     def activation_dtype(cls, model_config: MAXModelConfig) -> DType:
         """Returns the dtype of activations, and of weights that are not packed."""
         encoding = _select_quantization_encoding(model_config, cls.DEFAULT_ENCODING)
-        return DType.bfloat16 if encoding == "bfloat16" else DType.float32
+        narrow = encoding in ("bfloat16", "float8_e4m3fn", "gptq")
+        return DType.bfloat16 if narrow else DType.float32
 
     @staticmethod
     def get_head_dim(huggingface_config: PretrainedConfig) -> int:
@@ -131,7 +182,7 @@ class MistralConfig(ArchConfigWithKVCache):
         """Returns the number of decoder blocks."""
         return hf.text_config(huggingface_config).num_hidden_layers
 
-    def get_kv_params(self) -> KVCacheParams:
+    def get_kv_params(self) -> KVCacheParamInterface:
         """Returns the KV cache parameters."""
         return self.kv_params
 
@@ -143,38 +194,18 @@ class MistralConfig(ArchConfigWithKVCache):
     def calculate_max_seq_len(*args: Any, **kwargs: Any) -> int:
         """Returns ``max_length`` if it is set, else the model's own limit.
 
-        The seam between two MAX releases. The reference page (26.3) calls
-        ``(pipeline_config, huggingface_config)``; the framework (26.7) calls
-        ``(huggingface_config, model_config)``. Either works, by position or
-        by keyword; the argument that is no HF config tells them apart.
+        Takes ``(pipeline_config, huggingface_config)`` or, as the framework
+        calls it, ``(huggingface_config, model_config)``.
 
         Raises:
             UserError: (a ``ValueError``) if ``max_length`` is not positive or above the
                 model's ``max_position_embeddings``; names both.
             TypeError: If the arguments are neither pair.
         """
-        given = [*args, *kwargs.values()]
-        pipelines = [a for a in given if isinstance(a, PipelineConfig)]
-        models = [a for a in given if isinstance(a, MAXModelConfig)]
-        models += [pipeline.model for pipeline in pipelines]
-        configs = [a for a in given if isinstance(a, PretrainedConfig)]
-        if not (len(given) == 2 and len(models) == len(configs) == 1):
-            raise TypeError(
-                "calculate_max_seq_len takes (pipeline_config, "
-                "huggingface_config) or (huggingface_config, model_config), "
-                f"got {[type(a).__name__ for a in given]}"
-            )
-        limit = hf.text_config(configs[0]).max_position_embeddings
-        max_length = models[0].max_length
-        if max_length is None:
-            return limit
-        if not 1 <= max_length <= limit:
-            raise UserError(
-                f"max_length is {max_length}, but the model's limit "
-                f"(max_position_embeddings) is {limit}. Set --max-length "
-                f"from 1 to {limit}, or leave it out."
-            )
-        return max_length
+        huggingface_config, model_config = find_configs(*args, **kwargs)
+        return hf.max_seq_len(
+            hf.text_config(huggingface_config), model_config.max_length
+        )
 
     @classmethod
     def construct_kv_params(
@@ -184,15 +215,15 @@ class MistralConfig(ArchConfigWithKVCache):
         devices: list[DeviceRef],
         kv_cache_config: KVCacheConfig,
         cache_dtype: DType,
-    ) -> KVCacheParams:
-        """Returns the KV cache parameters: grouped-query, all layers alike."""
-        return kv_cache_config.to_params(
-            dtype=cache_dtype,
-            n_kv_heads=hf.text_config(huggingface_config).num_key_value_heads,
-            head_dim=cls.get_head_dim(huggingface_config),
-            num_layers=cls.get_num_layers(huggingface_config),
-            devices=devices,
-            data_parallel_degree=pipeline_config.model.data_parallel_degree,
+    ) -> KVCacheParamInterface:
+        """Returns the KV cache parameters; see :mod:`.kv_cache`."""
+        return make_kv_params(
+            hf.text_config(huggingface_config),
+            kv_cache_config,
+            cache_dtype,
+            devices,
+            pipeline_config.model.data_parallel_degree,
+            cls.calculate_max_seq_len(pipeline_config, huggingface_config),
         )
 
     @classmethod
@@ -231,7 +262,7 @@ class MistralConfig(ArchConfigWithKVCache):
         # It imports this module.
         from .weights.gguf import GGUFCheckpoint
 
-        if any(path.suffix == ".gguf" for path in model_config.weight_path):
+        if _is_gguf(model_config):
             for path in model_config.resolved_weight_paths():
                 # MAX reads it before our adapter does, and says less of what is
                 # wrong with it.
@@ -249,16 +280,10 @@ class MistralConfig(ArchConfigWithKVCache):
         max_seq_len: int | None = None,
     ) -> Self:
         """Like :meth:`initialize`, with the HF config at hand."""
-        hf.check_not_quantized(huggingface_config)
         text = hf.text_config(huggingface_config)
         hf.check_supported(text)
         model = pipeline_config.model
-        if model.data_parallel_degree > 1:
-            raise UserError(
-                f"data_parallel_degree is {model.data_parallel_degree}, but "
-                "max_mistral runs tensor-parallel only. Leave "
-                "--data-parallel-degree out."
-            )
+        replicated_kv_heads(huggingface_config, model)  # or raises
         if pipeline_config.speculative is not None:
             raise UserError(
                 "max_mistral does not support speculative decoding. Leave "
@@ -294,6 +319,14 @@ class MistralConfig(ArchConfigWithKVCache):
             sliding_windows=hf.sliding_windows(text),
             rope_scaling=hf.rope_scaling(text),
             query_scaling=hf.query_scaling(text),
+            quantization=(
+                None if _is_gguf(model) else read_quantization(huggingface_config)
+            ),
+            data_parallel_degree=model.data_parallel_degree,
             use_subgraphs=model.use_subgraphs,
             quantization_encoding=encoding,
         )
+
+
+def _is_gguf(model_config: MAXModelConfig) -> bool:
+    return any(path.suffix == ".gguf" for path in model_config.weight_path)

@@ -8,7 +8,7 @@ from max.nn.attention import AttentionWithRope
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
 
-from .packed import PackedQKV, packed_attention
+from .packed import PackedLinear, packed_attention
 
 
 def attend(
@@ -23,8 +23,9 @@ def attend(
     """Runs ``attention``'s projections around attention.
 
     ``AttentionWithRope`` has no place between RoPE and the attention itself,
-    where the scale belongs, and calls MAX's own kernel; where neither matters
-    it runs as it is.
+    where the scale belongs, calls MAX's own kernel, and has queries of the
+    activations' dtype, while MAX's kernel wants the KV cache's; where none of
+    these matters it runs as it is.
 
     Args:
         attention: Holds the weights and says which mask to use.
@@ -39,8 +40,9 @@ def attend(
     Returns:
         ``[total_seq_len, hidden_size]``.
     """
-    packed = isinstance(attention.qkv_proj, PackedQKV)
-    if query_scale is None and not packed:
+    packed = isinstance(attention.o_proj, PackedLinear)
+    cache_dtype = attention.kv_params.dtype
+    if query_scale is None and not packed and cache_dtype == x.dtype:
         return attention(
             layer_idx,
             x,
@@ -78,13 +80,14 @@ def attend(
     else:
         attended = flash_attention_ragged(
             attention.kv_params,
-            input=queries,
+            input=ops.cast(queries, cache_dtype),
             kv_collection=kv_collection,
             layer_idx=layer_idx,
             input_row_offsets=input_row_offsets,
             mask_variant=attention.mask_variant,
             scale=attention.scale,
             local_window_size=-1 if window is None else window,
+            output_dtype=x.dtype,
         )
     # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
     attended = attended.reshape((x.shape[0], attention.q_weight_dim))

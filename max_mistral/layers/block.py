@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from max.graph import BufferValue, ShardingStrategy, TensorValue, ops
-from max.nn.attention import AttentionWithRope, MHAMaskVariant
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.layer import Module
-from max.nn.linear import MLP
 from max.nn.norm import RMSNorm
 from max.nn.rotary_embedding import RotaryEmbedding
 from max.nn.transformer.distributed_transformer import forward_sharded_layers
 
-from ..kernels.packing import Encoding
 from ..model_config import MistralConfig
 from .attention import attend
-from .packed import PackedLinear, PackedMLP, PackedQKV
 from .parallel import shard
+from .projections import make_attention, make_mlp
 
 
 def make_norm(config: MistralConfig) -> RMSNorm:
@@ -40,51 +34,15 @@ class MistralBlock(Module):
     Args:
         config: The model's config.
         rope: The rotary embedding that all blocks share.
-        window: How many keys a token sees, itself included; ``None`` for all.
-        encodings: How the projections are packed, by their last names
-            (``q_proj``, ...); empty for weights of the config's dtype.
+        layer: Which block this is.
     """
 
     def __init__(
-        self,
-        config: MistralConfig,
-        rope: RotaryEmbedding,
-        window: int | None,
-        encodings: Mapping[str, Encoding],
+        self, config: MistralConfig, rope: RotaryEmbedding, layer: int
     ) -> None:
         super().__init__()
-        # The mask variant and the window only act together: one without the
-        # other is silently causal.
-        self.self_attn = AttentionWithRope(
-            rope=rope,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            hidden_size=config.hidden_size,
-            kv_params=config.kv_params,
-            devices=config.devices,
-            dtype=config.dtype,
-            scale=config.attention_multiplier,
-            mask_variant=(
-                MHAMaskVariant.CAUSAL_MASK
-                if window is None
-                else MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK
-            ),
-            sliding_window=window,
-        )
-        self.mlp: MLP | PackedMLP
-        hidden, wide = config.hidden_size, config.feed_forward_length
-        if encodings:
-            head_dim = config.head_dim
-            queries = config.num_attention_heads * head_dim
-            keys = config.num_key_value_heads * head_dim
-            projections: Any = self.self_attn
-            projections.qkv_proj = PackedQKV(
-                hidden, {"q_proj": queries, "k_proj": keys, "v_proj": keys}, encodings
-            )
-            projections.o_proj = PackedLinear(queries, hidden, encodings["o_proj"])
-            self.mlp = PackedMLP(hidden, wide, encodings)
-        else:
-            self.mlp = MLP(config.dtype, None, hidden, wide, config.devices)
+        self.self_attn = make_attention(config, rope, layer)
+        self.mlp = make_mlp(config, layer)
         self.input_layernorm = make_norm(config)
         self.post_attention_layernorm = make_norm(config)
 

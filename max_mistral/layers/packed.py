@@ -65,34 +65,6 @@ class PackedLinear(Module):
         )[0].tensor
 
 
-class PackedQKV(Module):
-    """The three projections of attention, each of its own encoding.
-
-    Args:
-        in_dim: The hidden size.
-        out_dims: Widths of ``q_proj``, ``k_proj`` and ``v_proj``.
-        encodings: By the projections' names.
-    """
-
-    # The weights are named after the projections, as StackedLinear's are.
-    _omit_module_attr_name = True
-
-    def __init__(
-        self,
-        in_dim: int,
-        out_dims: Mapping[str, int],
-        encodings: Mapping[str, Encoding],
-    ) -> None:
-        super().__init__()
-        self.names = list(out_dims)
-        for name, out_dim in out_dims.items():
-            setattr(self, name, PackedLinear(in_dim, out_dim, encodings[name]))
-
-    def __call__(self, x: TensorValue) -> TensorValue:
-        """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
-        return ops.concat([getattr(self, name)(x) for name in self.names], axis=-1)
-
-
 def packed_attention(
     queries: TensorValue,
     kv_collection: PagedCacheValues,

@@ -42,6 +42,7 @@ _OPTIONAL = (
     "tied_embeddings",
     "yarn",
     "llama_4_scaling",
+    "quantization",
 )
 # Nothing in the text model's maths depends on these.
 _IRRELEVANT = ("max_batch_size", "model_parallel", "dtype", "vision_encoder")
@@ -156,6 +157,8 @@ def read_config(
         config |= _windows(path, window, params["n_layers"], context)
     if scaling:
         config |= _scaled_queries(path, config, scaling)
+    if params.get("quantization"):
+        config["quantization_config"] = _quantization(path, params["quantization"])
     return config
 
 
@@ -172,7 +175,7 @@ def _check_keys(path: Path, params: dict[str, Any]) -> None:
         if key not in known and not unset and value != _FIXED.get(key):
             raise UserError(
                 f"{path} has {key} = {value!r}, which max_mistral does not "
-                "support: it runs dense, unquantized text models."
+                "support: it runs dense text models."
             )
     unknown = (params.get("yarn") or {}).keys() - _YARN
     if unknown:
@@ -230,3 +233,18 @@ def _scaled_queries(path: Path, config: dict[str, Any], scaling: dict[str, Any])
         )
     rope["llama_4_scaling_beta"] = scaling["beta"]
     return {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3"}
+
+
+def _quantization(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """``get_maybe_quant_config`` of HF's ``convert_ministral3_weights_to_hf.py``."""
+    supported = {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}
+    if found != supported:
+        raise UserError(
+            f"{path} has quantization = {found!r}; max_mistral supports {supported!r}."
+        )
+    return {
+        "quant_method": "fp8",
+        "activation_scheme": "static",
+        "weight_block_size": None,
+        "modules_to_not_convert": ["lm_head"],
+    }

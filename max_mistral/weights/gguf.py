@@ -25,9 +25,9 @@ from transformers import PretrainedConfig
 from ..errors import UserError
 from ..kernels.packing import BLOCKS, Encoding
 from ..model_config import MistralConfig
+from .heads import replicate_kv_heads, rotary_heads, split_rotary
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
 from .packed import PackedWeight, Stored, packed, packs
-from .rotary import rotary_heads, split_rotary
 
 logger = logging.getLogger("max.pipelines")
 
@@ -160,10 +160,11 @@ def convert_gguf_state_dict(
     dtype = MistralConfig.activation_dtype(pipeline_config.model)
     checkpoint = GGUFCheckpoint(paths[0], vocabulary=False)
     found = checkpoint.weights(huggingface_config, packs=packs(pipeline_config))
-    return {
+    weights = {
         name: weight if isinstance(weight, PackedWeight) else weight.astype(dtype)
         for name, weight in found
     }
+    return replicate_kv_heads(weights, huggingface_config, pipeline_config.model)
 
 
 def encode(

@@ -18,7 +18,7 @@ from max.pipelines.lib import PipelineConfig
 
 from .. import kernels
 from ..kernels.packing import BLOCKS, Encoding, pack
-from .rotary import split_rotary
+from .heads import split_rotary
 
 ENCODINGS = {
     DType.float32: Encoding.F32,

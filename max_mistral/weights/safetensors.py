@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Buffer
 from max.dtype import DType
 from max.graph.weights import WeightData, Weights
 from max.pipelines.lib import PipelineConfig
@@ -17,6 +17,8 @@ from transformers import PretrainedConfig
 
 from ..errors import UserError
 from ..model_config import MistralConfig
+from ..quantization import read_quantization
+from .heads import on_rows, replicate_kv_heads, rotary_heads, split_rotary
 from .names import (
     EMBEDDING,
     HEAD,
@@ -29,9 +31,7 @@ from .names import (
     in_text_tower,
 )
 from .packed import ENCODINGS, Stored, packed, packs
-from .rotary import rotary_heads, split_rotary
-
-_FLOATS = (DType.float32, DType.bfloat16, DType.float16)
+from .quantized import FLOATS, check_dtype, convert_quantized, quantized_tensors
 
 
 def convert_safetensor_state_dict(
@@ -42,6 +42,8 @@ def convert_safetensor_state_dict(
 ) -> dict[str, WeightData]:
     """Renames a checkpoint's tensors to the graph's and casts them to its dtype.
 
+    What is quantized keeps its dtype.
+
     Args:
         state_dict: The tensors by their names in the checkpoint.
         huggingface_config: Gives the names and shapes that must be there.
@@ -49,8 +51,8 @@ def convert_safetensor_state_dict(
 
     Raises:
         UserError: (a ``ValueError``) naming what is missing, unknown,
-            misshapen, of a dtype other than float32, bfloat16, float16, or
-            the file that is truncated.
+            misshapen, of a dtype that does not run, or the file that is
+            truncated.
     """
     stored = check_complete(pipeline_config.model.resolved_weight_paths())
     source = pipeline_config.model.model_path
@@ -66,10 +68,15 @@ def convert_safetensor_state_dict(
         tensors, scheme, tower
     )
     expected = expected_tensors(huggingface_config, scheme, tied=tied, tower=tower)
+    dropped = dropped_tensors(huggingface_config, scheme, tied=tied, tower=tower)
+    quantization = read_quantization(huggingface_config)
+    if quantization is not None:
+        expected, more = quantized_tensors(expected, tensors, quantization)
+        dropped |= more
     check_tensors(
         {n: tuple(int(d) for d in t.shape) for n, t in tensors.items()},
         expected,
-        dropped_tensors(huggingface_config, scheme, tied=tied, tower=tower),
+        dropped,
         source,
     )
     dtype = MistralConfig.activation_dtype(pipeline_config.model)
@@ -77,14 +84,11 @@ def convert_safetensor_state_dict(
     weights: dict[str, WeightData] = {}
     for name, tensor in expected.items():
         found = tensors[name]
-        if found.dtype not in _FLOATS:
-            raise UserError(
-                f"{name} of {source} is {found.dtype.name}; max_mistral reads "
-                "float32, bfloat16 and float16 safetensors."
-            )
-        heads = rotary_heads(tensor.graph, huggingface_config)
-        if scheme != "native":
-            heads = None  # HF's order already
+        heads = None  # HF's order already
+        if scheme == "native":
+            heads = rotary_heads(tensor.graph, huggingface_config)
+        if quantization is None:
+            check_dtype(found, FLOATS, source)
         if len(tensor.shape) == 2 and packing:
             weights[tensor.graph] = packed(
                 tensor.graph,
@@ -95,18 +99,13 @@ def convert_safetensor_state_dict(
             )
             continue
         if heads is not None:
-            found = _split_rotary(found, heads)
-        weights[tensor.graph] = found.astype(dtype)
-    return weights
-
-
-def _split_rotary(weight: WeightData, heads: int) -> WeightData:
-    # NumPy has no bfloat16, but rows move alike in an integer of the same size.
-    rows, hidden = (int(d) for d in weight.shape)
-    alike = DType.uint32 if weight.dtype == DType.float32 else DType.uint16
-    raw = weight.to_buffer().view(alike, (rows, hidden)).to_numpy()
-    data = Buffer.from_numpy(split_rotary(raw, heads)).view(weight.dtype, raw.shape)
-    return WeightData(data, weight.name, weight.dtype, weight.shape)
+            found = on_rows(found, partial(split_rotary, heads=heads))
+        weights[tensor.graph] = (
+            found.astype(dtype)
+            if quantization is None
+            else convert_quantized(tensor.graph, found, dtype, source)
+        )
+    return replicate_kv_heads(weights, huggingface_config, pipeline_config.model)
 
 
 def _has_own_head(tensors: Mapping[str, WeightData], scheme: str, tower: str) -> bool:

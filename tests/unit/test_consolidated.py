@@ -20,6 +20,7 @@ from tests.checkpoints import (
     write_native,
 )
 from tests.harness import make_pipeline_config
+from tests.quantized import STATIC
 
 PARAMS = {
     "dim": 96,
@@ -102,11 +103,17 @@ def test_scaled_queries_are_a_ministral3(tmp_path):
     assert config["rope_parameters"]["llama_4_scaling_beta"] == 0.1
 
 
+def test_fp8_is_hugging_faces(tmp_path):
+    fp8 = {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}
+    found = read(tmp_path, quantization=fp8)["quantization_config"]
+    assert found == STATIC
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"moe": {"num_experts": 8}}, "moe = "),
-        ({"quantization": {"qformat_weight": "fp8_e4m3"}}, "quantization = "),
+        ({"quantization": {"qformat_weight": "fp4"}}, "quantization = "),
         ({"model_type": "mamba"}, "model_type = 'mamba'"),
         ({"q_lora_rank": 1536}, "q_lora_rank = 1536"),
         ({"sliding_window": [128, 256]}, "one window size"),

@@ -14,8 +14,8 @@ from max_mistral.prepare import prepare
 from max_mistral.weights.gguf import GGUFCheckpoint, dequantize_rows, encode
 from max_mistral.weights.gguf_config import read_config
 from max_mistral.weights.gguf_tokenizer import write_tokenizer
+from max_mistral.weights.heads import split_rotary
 from max_mistral.weights.packed import PackedWeight
-from max_mistral.weights.rotary import split_rotary
 from tests.checkpoints import interleave
 
 

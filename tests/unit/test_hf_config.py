@@ -61,13 +61,6 @@ def test_what_the_graph_cannot_honour_is_refused_by_name(changes, message):
         hf_config.check_supported(config(**changes))
 
 
-def test_a_quantized_checkpoint_is_refused_by_its_method():
-    quantized = config(quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UserError, match="quant_method = 'gptq'"):
-        hf_config.check_not_quantized(quantized)
-    hf_config.check_not_quantized(config())
-
-
 def write(folder, values):
     (folder / "config.json").write_text(json.dumps(values))
     return str(folder)

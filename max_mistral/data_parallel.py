@@ -1,0 +1,87 @@
+"""Replicas of the model, each on devices of its own, behind one graph's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
+
+from max.graph import BufferValue, TensorValue, ops
+from max.graph.weights import WeightData
+from max.nn.data_parallelism import split_batch
+from max.nn.kv_cache import PagedCacheValues
+from max.nn.layer import LayerList
+
+from .flat_graph import FlatGraph
+from .mistral import Mistral
+from .model_config import MistralConfig
+
+
+class DataParallelMistral(FlatGraph):
+    """``data_parallel_degree`` replicas, tensor-parallel if they have several devices.
+
+    Each has weights of its own: to share the first one's would copy the whole
+    model from device to device at every step.
+    """
+
+    def __init__(self, config: MistralConfig) -> None:
+        super().__init__(config)
+        self.width = len(config.devices) // config.data_parallel_degree
+        self.replicas = [
+            Mistral(
+                replace(
+                    config,
+                    devices=config.devices[start : start + self.width],
+                    data_parallel_degree=1,
+                )
+            )
+            for start in range(0, len(config.devices), self.width)
+        ]
+        self.models = LayerList(self.replicas)
+
+    def __call__(
+        self,
+        tokens: TensorValue,
+        input_row_offsets: TensorValue,
+        return_n_logits: TensorValue,
+        signal_buffers: list[BufferValue],
+        kv_collections: list[list[PagedCacheValues]],
+        data_parallel_splits: TensorValue | None = None,
+    ) -> tuple[TensorValue, ...]:
+        """Maps tokens to logits as :class:`Mistral` does; see :class:`FlatGraph`."""
+        assert data_parallel_splits is not None
+        first = self.config.devices[0]
+        split_tokens, split_rows = split_batch(
+            self.config.devices[:: self.width],
+            tokens,
+            input_row_offsets,
+            data_parallel_splits,
+        )
+        outputs = []
+        for i, replica in enumerate(self.replicas):
+            mine = slice(i * self.width, (i + 1) * self.width)
+            outputs.append(
+                replica(
+                    split_tokens[i],
+                    split_rows[i],
+                    return_n_logits,
+                    signal_buffers[mine],
+                    [caches[mine] for caches in kv_collections],
+                )
+            )
+        return tuple(
+            ops.concat([output.to(first) for output in part])
+            for part in zip(*outputs, strict=True)
+        )
+
+
+def replicate(
+    weights: Mapping[str, WeightData], replicas: int
+) -> dict[str, WeightData]:
+    """Returns the weights under the names of each replica's own."""
+    return {
+        # Loading changes dtype and shape in place; the data is shared.
+        f"models.{i}.{name}": copy(weight)
+        for i in range(replicas)
+        for name, weight in weights.items()
+    }

@@ -1,0 +1,109 @@
+"""The KV caches of a model: one, or two where only some layers have a window.
+
+MAX gives a windowed cache's pages back as no token sees them any more, so such
+layers have one of their own (as MAX's gpt_oss and Gemma have it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from max.dtype import DType
+from max.graph import DeviceRef
+from max.nn.kv_cache import (
+    CacheLeafParamInterface,
+    KVCacheParamInterface,
+    KVCacheParams,
+    MultiKVCacheParams,
+)
+from max.pipelines.lib import KVCacheConfig
+from transformers import PretrainedConfig
+
+from . import hf_config as hf
+
+# Their order in a model that has both.
+FULL, SLIDING = 0, 1
+
+
+def effective_windows(windows: Sequence[int | None], longest: int) -> list[int | None]:
+    """Returns each layer's window, or ``None`` where no sequence can outgrow it.
+
+    Args:
+        windows: As the checkpoint has them.
+        longest: The longest sequence, in tokens.
+    """
+    return [None if w is None or w >= longest else w for w in windows]
+
+
+def make_kv_params(
+    config: PretrainedConfig,
+    kv_cache_config: KVCacheConfig,
+    dtype: DType,
+    devices: list[DeviceRef],
+    data_parallel_degree: int,
+    longest: int,
+) -> KVCacheParamInterface:
+    """Returns the parameters of the KV cache, or of a tree of two.
+
+    Args:
+        config: A text tower's config.
+        kv_cache_config: What the user asked for.
+        dtype: Of keys and values.
+        devices: All devices, replica by replica.
+        data_parallel_degree: How many replicas.
+        longest: The longest sequence, in tokens.
+    """
+    windows = effective_windows(hf.sliding_windows(config), longest)
+
+    def params(window: int | None) -> KVCacheParams:
+        return kv_cache_config.to_params(
+            dtype=dtype,
+            n_kv_heads=config.num_key_value_heads,
+            head_dim=hf.head_dim(config),
+            num_layers=windows.count(window),
+            devices=devices,
+            data_parallel_degree=data_parallel_degree,
+            allow_kv_head_replication=True,
+            # MAX's caches know no window of one token.
+            window_size=None if window is None else max(window, 2),
+        )
+
+    sliding = {window for window in windows if window is not None}
+    if None not in windows:
+        (window,) = sliding
+        return params(window)
+    if not sliding:
+        return params(None)
+    (window,) = sliding
+    tree = {"full": params(None), "sliding": params(window)}
+    return MultiKVCacheParams.from_params(tree)
+
+
+def kv_groups(kv_params: KVCacheParamInterface) -> list[KVCacheParams]:
+    """Returns the parameters of each cache, in the order of :func:`kv_places`."""
+    found: list[CacheLeafParamInterface] = [kv_params]
+    if isinstance(kv_params, MultiKVCacheParams):
+        found = list(kv_params.children.values())
+    groups = [group for group in found if isinstance(group, KVCacheParams)]
+    assert len(groups) == len(found)
+    return groups
+
+
+def kv_places(
+    kv_params: KVCacheParamInterface, windows: Sequence[int | None]
+) -> list[tuple[int, int]]:
+    """Returns where each layer's keys are: in which cache, and which layer of it.
+
+    Args:
+        kv_params: From :func:`make_kv_params`.
+        windows: Each layer's, as the checkpoint has them.
+    """
+    if len(kv_groups(kv_params)) == 1:
+        return [(FULL, i) for i in range(len(windows))]
+    places = []
+    used = {FULL: 0, SLIDING: 0}
+    for window in windows:
+        group = FULL if window is None else SLIDING
+        places.append((group, used[group]))
+        used[group] += 1
+    return places

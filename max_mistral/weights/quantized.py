@@ -1,0 +1,227 @@
+"""The tensors of a quantized checkpoint: their names, shapes and what becomes of them.
+
+Projections in FP8 have a scale beside the weight; in GPTQ four tensors stand in
+the weight's place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+from max.dtype import DType
+from max.graph import Shape
+from max.graph.weights import WeightData
+from max.nn.float8_scale_stacking import can_use_fused_mlp
+from max.nn.quant_config import QuantConfig
+
+from ..errors import UserError
+from ..quantization import BLOCK, FP8, GPTQ, Quantization
+from .names import ExpectedTensor
+
+# MAX's names, and what the checkpoints call them: Hugging Face's fp8;
+# compressed-tensors and AutoFP8; Mistral's own format.
+_WEIGHT_SCALES = ("weight_scale_inv", "weight_scale", "qscale_weight")
+_INPUT_SCALES = ("activation_scale", "input_scale", "qscale_act")
+_NO_SCALED_CACHE = "scales a KV cache in FP8, which MAX's has no scales for"
+_KV_SCALES = (
+    *("self_attn.k_scale", "self_attn.v_scale"),
+    *("self_attn.k_proj.output_scale", "self_attn.v_proj.output_scale"),
+    *("self_attn.k_proj.k_scale", "self_attn.v_proj.v_scale"),
+    "self_attn.kv_scale",
+    *(f"attention.{x}_fake_quantizer.qscale_act" for x in "qkv"),
+)
+
+FLOATS = (DType.float32, DType.bfloat16, DType.float16)
+_DTYPES: dict[str, tuple[DType, ...]] = {
+    "qweight": (DType.int32,),
+    # MAX's kernel takes no others.
+    "scales": (DType.float16,),
+    "perm_idx": (DType.int32,),
+}
+
+Expected = dict[str, ExpectedTensor]
+
+
+def is_projection(graph_name: str) -> bool:
+    """Whether a weight of this name in the graph may be quantized."""
+    return graph_name.endswith("_proj.weight")
+
+
+def quantized_tensors(
+    expected: Mapping[str, ExpectedTensor],
+    found: Mapping[str, WeightData],
+    quantization: Quantization,
+) -> tuple[Expected, dict[str, str]]:
+    """Returns what a quantized checkpoint must hold, and what is dropped and why.
+
+    Args:
+        expected: What it would hold if it were not quantized.
+        found: Its tensors; with FP8 their dtypes say which are quantized.
+        quantization: How.
+    """
+    tensors: Expected = {}
+    dropped: dict[str, str] = {}
+    for name, tensor in expected.items():
+        if not is_projection(tensor.graph):
+            tensors[name] = tensor
+        elif isinstance(quantization, GPTQ):
+            tensors |= _gptq_tensors(name, tensor, quantization)
+            dropped |= _gptq_dropped(name, found, quantization)
+        else:
+            tensors[name] = tensor
+            if name in found and found[name].dtype == DType.float8_e4m3fn:
+                tensors |= _scales(name, tensor, found, quantization)
+    if isinstance(quantization, FP8):
+        dropped |= {
+            name: _NO_SCALED_CACHE for name in found if name.endswith(_KV_SCALES)
+        }
+    return tensors, dropped
+
+
+def _scales(
+    name: str, tensor: ExpectedTensor, found: Mapping[str, WeightData], fp8: FP8
+) -> Iterator[tuple[str, ExpectedTensor]]:
+    rows, columns = tensor.shape
+    shape: tuple[int, ...] = {
+        "tensor": (),
+        "channel": (rows, 1),
+        "block": (math.ceil(rows / BLOCK), math.ceil(columns / BLOCK)),
+    }[fp8.scales]
+    needed = [("weight_scale", _WEIGHT_SCALES, shape)]
+    if fp8.static:
+        needed.append(("input_scale", _INPUT_SCALES, ()))
+    stem, graph = name.removesuffix("weight"), tensor.graph.removesuffix("weight")
+    for role, spellings, shape in needed:
+        names = [stem + spelling for spelling in spellings]
+        present = next((n for n in names if n in found), names[0])
+        if present in found:
+            # One scale may be stored as [] or [1], a column as [rows].
+            stored = tuple(int(d) for d in found[present].shape)
+            alike = {(): [(1,)], (rows, 1): [(rows,)]}.get(shape, [])
+            shape = stored if stored in alike else shape
+        yield present, ExpectedTensor(graph + role, shape)
+
+
+def _gptq_tensors(
+    name: str, tensor: ExpectedTensor, gptq: GPTQ
+) -> Iterator[tuple[str, ExpectedTensor]]:
+    rows, columns = tensor.shape
+    stem, graph = name.removesuffix("weight"), tensor.graph.removesuffix("weight")
+    # Eight weights of 4 bits in an int32, and transposed.
+    yield stem + "qweight", ExpectedTensor(graph + "qweight", (columns // 8, rows))
+    yield (
+        stem + "scales",
+        ExpectedTensor(graph + "scales", (columns // gptq.group_size, rows)),
+    )
+    if gptq.desc_act:
+        yield stem + "g_idx", ExpectedTensor(graph + "perm_idx", (columns,))
+
+
+def _gptq_dropped(
+    name: str, found: Mapping[str, WeightData], gptq: GPTQ
+) -> Iterator[tuple[str, str]]:
+    stem = name.removesuffix("weight")
+    yield stem + "qzeros", "8, since the weights are symmetric"
+    if not gptq.desc_act:
+        yield stem + "g_idx", "column / group_size, since desc_act is false"
+    bias = found.get(stem + "bias")
+    if bias is not None and not bias.astype(DType.float32).to_buffer().to_numpy().any():
+        yield stem + "bias", "zero"
+
+
+def convert_quantized(
+    graph_name: str, weight: WeightData, dtype: DType, source: str
+) -> WeightData:
+    """Returns a tensor as the graph wants it.
+
+    Args:
+        graph_name: Its name in the graph.
+        weight: As it is in the checkpoint.
+        dtype: Of what is not quantized.
+        source: What to call the checkpoint in a message.
+
+    Raises:
+        UserError: (a ``ValueError``) naming a tensor whose dtype does not fit.
+    """
+    role = graph_name.rpartition(".")[2]
+    kinds: Collection[DType] = _DTYPES.get(role, FLOATS)
+    if is_projection(graph_name):
+        kinds = (DType.float8_e4m3fn, *FLOATS)
+    check_dtype(weight, kinds, source)
+    if role == "perm_idx":
+        # Which column each of the weight's rows is of.
+        order = np.argsort(weight.to_buffer().to_numpy(), kind="stable")
+        return WeightData.from_numpy(order.astype(np.int32), graph_name)
+    if role in ("weight_scale", "input_scale"):
+        return _scale(weight)
+    if role == "weight" and weight.dtype != DType.float8_e4m3fn:
+        return weight.astype(dtype)
+    return weight
+
+
+def check_dtype(weight: WeightData, kinds: Collection[DType], source: str) -> None:
+    """Raises a ``UserError`` that names a tensor whose dtype is none of ``kinds``."""
+    if weight.dtype not in kinds:
+        raise UserError(
+            f"{weight.name} of {source} is {weight.dtype.name}; by its config.json "
+            f"it should be {' or '.join(kind.name for kind in kinds)}."
+        )
+
+
+def _scale(weight: WeightData) -> WeightData:
+    scale = weight.astype(DType.float32)
+    shape = tuple(int(d) for d in scale.shape)
+    if len(shape) == 1:
+        shape = () if shape == (1,) else (*shape, 1)
+    data = scale.to_buffer().view(DType.float32, shape)
+    return WeightData(data, weight.name, DType.float32, Shape(shape))
+
+
+def quantized_layers(weights: Mapping[str, WeightData]) -> dict[str, set[int]]:
+    """Returns the layers in FP8, of ``"self_attn"`` and of ``"mlp"``.
+
+    Args:
+        weights: The tensors by their names in the graph.
+
+    Raises:
+        UserError: (a ``ValueError``) naming an attention or MLP of which only
+            a part is in FP8, which ``max.nn`` cannot run.
+    """
+    formats: dict[tuple[str, int], set[bool]] = {}
+    for name, weight in weights.items():
+        if is_projection(name):
+            _, number, part, _, _ = name.split(".")
+            in_fp8 = weight.dtype == DType.float8_e4m3fn
+            formats.setdefault((part, int(number)), set()).add(in_fp8)
+    layers: dict[str, set[int]] = {"self_attn": set(), "mlp": set()}
+    for (part, layer), found in formats.items():
+        if len(found) > 1:
+            raise UserError(
+                f"Of layers.{layer}.{part} some projections are in FP8 and some "
+                "are not; max_mistral runs all or none of them in FP8."
+            )
+        if found == {True}:
+            layers[part].add(layer)
+    return layers
+
+
+def make_quant_config(
+    fp8: FP8, weights: Mapping[str, WeightData]
+) -> QuantConfig | None:
+    """Returns which layers are in FP8 and how, or ``None`` if none is.
+
+    Args:
+        fp8: What the config says.
+        weights: The tensors by their names in the graph, which decide.
+    """
+    layers = quantized_layers(weights)
+    if not any(layers.values()):
+        return None
+    whole = fp8.scales == "tensor" and not fp8.static
+    return fp8.quant_config(
+        layers["self_attn"],
+        layers["mlp"],
+        fuse_mlp=can_use_fused_mlp(weights, tensor_wise=whole),
+    )

@@ -1,0 +1,153 @@
+"""How devices share a model: what is refused, what is copied, what the graph takes."""
+
+from copy import copy
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from max import tree
+from max.driver import Buffer, DeviceSpec
+from max.dtype import DType
+from max.graph.weights import load_weights
+
+from max_mistral import MistralConfig, MistralInputs
+from max_mistral.data_parallel import DataParallelMistral, replicate
+from max_mistral.errors import UserError
+from max_mistral.mistral import Mistral
+from max_mistral.quantization import FP8
+from max_mistral.weights.heads import repeat_heads
+from max_mistral.weights.quantized import make_quant_config
+from max_mistral.weights.safetensors import convert_safetensor_state_dict
+from tests.checkpoints import BASE, CONFIGS, make_tensors, write_checkpoint
+from tests.harness import make_pipeline_config
+from tests.quantized import CONFIG, LAYOUTS, write_quantized
+
+WIDE = BASE | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
+
+
+def pipeline(folder, devices, **flags):
+    flags = {
+        "device_specs": [DeviceSpec.accelerator(i) for i in range(devices)],
+        "quantization_encoding": "bfloat16",
+        "weight_path": [folder / "model.safetensors"],
+    } | flags
+    return make_pipeline_config(folder, **flags)
+
+
+def load(pipeline_config):
+    return convert_safetensor_state_dict(
+        dict(load_weights(pipeline_config.model.resolved_weight_paths()).items()),
+        huggingface_config=pipeline_config.model.huggingface_config,
+        pipeline_config=pipeline_config,
+    )
+
+
+def trace(pipeline_config):
+    """Traces the graph that MAX would compile, with all its weights."""
+    config, weights = MistralConfig.initialize(pipeline_config), load(pipeline_config)
+    if isinstance(config.quantization, FP8):
+        config.quant_config = make_quant_config(config.quantization, weights)
+    if config.data_parallel_degree > 1:
+        graph = DataParallelMistral(config)
+        weights = replicate(weights, config.data_parallel_degree)
+    else:
+        graph = Mistral(config)
+    graph.load_state_dict(weights, weight_alignment=1)
+    types = tree.leaves(graph.input_tree())
+    graph.trace(*types)
+    return types
+
+
+@pytest.mark.parametrize(
+    ("devices", "replicas"), [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (8, 2)]
+)
+def test_devices_and_replicas(tmp_path, devices, replicas):
+    write_checkpoint(tmp_path, WIDE, dtype="bfloat16")
+    trace(pipeline(tmp_path, devices, data_parallel_degree=replicas))
+
+
+@pytest.mark.parametrize("name", ["window", "ministral", "ministral3", "mha_tied"])
+@pytest.mark.parametrize(("devices", "replicas"), [(2, 1), (2, 2)])
+def test_every_kind_of_model(tmp_path, name, devices, replicas):
+    write_checkpoint(tmp_path, CONFIGS[name], dtype="bfloat16")
+    trace(pipeline(tmp_path, devices, data_parallel_degree=replicas, max_length=None))
+
+
+@pytest.mark.parametrize("name", ["static", "block", "channel", "autofp8_dynamic"])
+@pytest.mark.parametrize(("devices", "replicas"), [(2, 1), (4, 1), (2, 2)])
+def test_fp8(tmp_path, name, devices, replicas):
+    write_quantized(tmp_path, LAYOUTS[name], CONFIG | {"intermediate_size": 512})
+    flags = {"quantization_encoding": "float8_e4m3fn"}
+    trace(pipeline(tmp_path, devices, data_parallel_degree=replicas, **flags))
+
+
+def test_an_fp8_kv_cache(tmp_path):
+    write_checkpoint(tmp_path, WIDE, dtype="bfloat16")
+    trace(pipeline(tmp_path, 1, kv_cache_format="float8_e4m3fn"))
+
+
+def test_heads_are_copied_beside_each_other(tmp_path):
+    write_checkpoint(tmp_path, WIDE, dtype="bfloat16")
+    weights = load(pipeline(tmp_path, 4))
+    want = make_tensors(WIDE)
+    for name in ("k_proj", "v_proj"):
+        name = f"layers.1.self_attn.{name}.weight"
+        raw = weights[name].to_buffer().view(DType.uint16).to_numpy()
+        found = raw.view(ml_dtypes.bfloat16).reshape(4, 64, -1)
+        heads = want["model." + name].astype(ml_dtypes.bfloat16).reshape(2, 64, -1)
+        for i in range(4):
+            assert np.array_equal(found[i], heads[i // 2])
+
+
+def test_scales_of_channels_are_copied_with_their_heads(tmp_path):
+    write_quantized(tmp_path, LAYOUTS["channel"])
+    flags = {"quantization_encoding": "float8_e4m3fn"}
+    once, twice = (
+        load(pipeline(tmp_path, devices, **flags))[
+            "layers.0.self_attn.v_proj.weight_scale"
+        ]
+        .to_buffer()
+        .to_numpy()
+        for devices in (2, 4)
+    )
+    assert np.array_equal(twice, repeat_heads(once, 2, 2))
+
+
+def test_a_block_over_two_heads_cannot_be_copied(tmp_path):
+    config = CONFIG | {"head_dim": 64, "num_attention_heads": 8}
+    write_quantized(tmp_path, LAYOUTS["block"], config)
+    flags = {"quantization_encoding": "float8_e4m3fn"}
+    with pytest.raises(UserError, match="1 rows of scales for 2 key-value heads"):
+        load(pipeline(tmp_path, 4, **flags))
+
+
+@pytest.mark.parametrize(
+    ("devices", "replicas", "named"),
+    [
+        (3, 1, "3 must divide 8"),
+        (2, 3, "2 devices do not divide"),
+        (4, 3, "--data-parallel-degree to a divisor of 4"),
+    ],
+)
+def test_what_does_not_divide_is_refused(tmp_path, devices, replicas, named):
+    write_checkpoint(tmp_path, WIDE, dtype="bfloat16")
+    with pytest.raises(ValueError, match=named):
+        MistralConfig.initialize(
+            pipeline(tmp_path, devices, data_parallel_degree=replicas)
+        )
+
+
+def test_the_inputs_are_the_graphs(tmp_path):
+    """Splits only with replicas, signals only where several devices share one."""
+    write_checkpoint(tmp_path, WIDE, dtype="bfloat16")
+    one = trace(pipeline(tmp_path, 1))
+    two = trace(pipeline(tmp_path, 2, data_parallel_degree=2))
+    four = trace(pipeline(tmp_path, 4, data_parallel_degree=2))
+    kv = len(one) - 3
+    assert len(two) == 3 + 1 + 2 * kv
+    assert len(four) - len(two) > 4  # four signals, and the KV of two more devices
+    some = Buffer.from_numpy(np.zeros(1, np.int64))
+    inputs = MistralInputs(some, some, [], some, data_parallel_splits=copy(some))
+    assert len(inputs.buffers) == 4
+    assert replace(inputs, data_parallel_splits=None).buffers[3:] == ()

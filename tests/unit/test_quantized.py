@@ -1,0 +1,246 @@
+"""Quantized checkpoints in each published layout: names, scales, shapes, values."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from max.driver import DeviceSpec
+from max.dtype import DType
+from max.graph.weights import load_weights
+from transformers import AutoConfig
+
+from max_mistral import MistralConfig
+from max_mistral.errors import UserError
+from max_mistral.quantization import FP8, GPTQ, read_quantization
+from max_mistral.weights.quantized import make_quant_config, quantized_layers
+from max_mistral.weights.safetensors import convert_safetensor_state_dict
+from tests import quantized
+from tests.harness import make_pipeline_config
+from tests.quantized import CONFIG, LAYOUTS, write_quantized
+
+GPU = DeviceSpec.accelerator(0)
+FP8_LAYOUTS = [name for name, layout in LAYOUTS.items() if layout.scales != "group"]
+
+
+def pipeline(folder, **flags):
+    gptq = (
+        "gptq"
+        in json.loads((folder / "config.json").read_text())
+        .get("quantization_config", {})
+        .values()
+    )
+    flags = {
+        "device_specs": [GPU],
+        "quantization_encoding": "gptq" if gptq else "float8_e4m3fn",
+        "weight_path": [folder / "model.safetensors"],
+    } | flags
+    return make_pipeline_config(folder, **flags)
+
+
+def load(folder, **flags):
+    pipeline_config = pipeline(folder, **flags)
+    return convert_safetensor_state_dict(
+        dict(load_weights([folder / "model.safetensors"]).items()),
+        huggingface_config=pipeline_config.model.huggingface_config,
+        pipeline_config=pipeline_config,
+    )
+
+
+# NumPy has no such dtypes of its own.
+VIEWS = {
+    DType.float8_e4m3fn: (DType.uint8, quantized.FP8),
+    DType.bfloat16: (DType.uint16, ml_dtypes.bfloat16),
+}
+
+
+def array(weight):
+    """A weight in float32, whatever its dtype."""
+    raw = weight.to_buffer()
+    if weight.dtype in VIEWS:
+        alike, dtype = VIEWS[weight.dtype]
+        return raw.view(alike).to_numpy().view(dtype).astype(np.float32)
+    return raw.to_numpy().astype(np.float32)
+
+
+def dequantize(weights, name):
+    """What the graph computes with: a projection or any other weight."""
+    stem = name.removesuffix("weight")
+    if stem + "qweight" in weights:
+        packed = weights[stem + "qweight"].to_buffer().to_numpy().view(np.uint32)
+        shifts = (4 * np.arange(8, dtype=np.uint32))[None, :, None]
+        codes = (packed[:, None] >> shifts & 15).reshape(-1, packed.shape[1])
+        scales = array(weights[stem + "scales"])
+        order = np.arange(len(codes))
+        if stem + "perm_idx" in weights:
+            order = weights[stem + "perm_idx"].to_buffer().to_numpy()
+        values = np.empty(codes.shape, np.float32)
+        # MAX multiplies x[perm_idx] with sorted rows, 128 to a scale.
+        values[order] = (codes[order] - 8.0) * scales.repeat(128, axis=0)
+        return values.T
+    values = array(weights[name])
+    if stem + "weight_scale" not in weights:
+        return values
+    scale = array(weights[stem + "weight_scale"])
+    if scale.ndim == 2 and scale.shape[1] * 128 == values.shape[1]:
+        scale = scale.repeat(128, axis=0).repeat(128, axis=1)
+    return values * scale
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_weights_are_worth_what_was_written(tmp_path, name):
+    worth = write_quantized(tmp_path, LAYOUTS[name])
+    weights = load(tmp_path)
+    for key, want in worth.items():
+        found = dequantize(weights, key.removeprefix("model."))
+        assert np.array_equal(found, want), key
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_graph_takes_them(tmp_path, name):
+    """Names, dtypes and shapes are the graph's, and it traces for a GPU."""
+    from max import tree
+
+    from max_mistral.mistral import Mistral
+
+    write_quantized(tmp_path, LAYOUTS[name])
+    weights = load(tmp_path)
+    config = MistralConfig.initialize(pipeline(tmp_path))
+    if isinstance(config.quantization, FP8):
+        config.quant_config = make_quant_config(config.quantization, weights)
+    graph = Mistral(config)
+    graph.load_state_dict(weights, weight_alignment=1)
+    graph.trace(*tree.leaves(graph.input_tree()))
+
+
+@pytest.mark.parametrize("name", FP8_LAYOUTS)
+def test_layers_left_in_bfloat16(tmp_path, name):
+    worth = write_quantized(
+        tmp_path, LAYOUTS[name], dense=lambda n: "layers.0.mlp" in n
+    )
+    weights = load(tmp_path)
+    assert quantized_layers(weights) == {"self_attn": {0, 1}, "mlp": {1}}
+    for key, want in worth.items():
+        assert np.array_equal(dequantize(weights, key.removeprefix("model.")), want)
+
+
+def test_half_an_mlp_is_refused(tmp_path):
+    write_quantized(tmp_path, LAYOUTS["channel"], dense=lambda n: "up_proj" in n)
+    with pytest.raises(UserError, match=r"layers\.0\.mlp some projections"):
+        quantized_layers(load(tmp_path))
+
+
+Q = "model.layers.1.self_attn.q_proj."
+
+
+@pytest.mark.parametrize("name", FP8_LAYOUTS)
+def test_a_missing_scale_is_named(tmp_path, name):
+    if LAYOUTS[name].native:
+        pytest.skip("other names, the same path")
+    scale = Q + LAYOUTS[name].weight_scale
+    write_quantized(tmp_path, LAYOUTS[name], edit=lambda tensors: tensors.pop(scale))
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj\.weight_scale"):
+        load(tmp_path)
+
+
+def test_scales_of_another_layout_are_named(tmp_path):
+    write_quantized(tmp_path, LAYOUTS["channel"])
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["quantization_config"] = LAYOUTS["autofp8_dynamic"].config
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"weight_scale has shape \[512, 1\]"):
+        load(tmp_path)
+
+
+def test_the_scales_of_a_kv_cache_are_dropped(tmp_path):
+    names = ["model.layers.0.self_attn.k_proj.output_scale"]
+    names += [f"model.layers.1.self_attn.{x}_scale" for x in "kv"]
+    ones = dict.fromkeys(names, np.ones(1, np.float32))
+    write_quantized(tmp_path, LAYOUTS["autofp8"], edit=lambda t: t.update(ones))
+    assert not any("output_scale" in name for name in load(tmp_path))
+
+
+def test_a_bias_in_gptq_must_be_zero(tmp_path):
+    write_quantized(tmp_path, LAYOUTS["gptq"], edit=lambda t: t[Q + "bias"].fill(1))
+    with pytest.raises(UserError, match=r"q_proj\.bias is unknown"):
+        load(tmp_path)
+
+
+def test_fp8_without_a_quantization_config_is_refused(tmp_path):
+    def unscaled(tensors):
+        for name in [n for n in tensors if n.endswith("_scale")]:
+            del tensors[name]
+
+    write_quantized(tmp_path, LAYOUTS["autofp8_dynamic"], edit=unscaled)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"is float8_e4m3fn; by its config\.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["static", "gptq"])
+def test_a_cpu_refuses_and_says_what_works(tmp_path, name):
+    write_quantized(tmp_path, LAYOUTS[name])
+    flags = {"device_specs": [DeviceSpec.cpu()], "quantization_encoding": "float32"}
+    with pytest.raises(UserError, match=r"on GPUs only.*bfloat16 checkpoint or a GGUF"):
+        MistralConfig.initialize(pipeline(tmp_path, **flags))
+
+
+def test_gptq_runs_on_one_gpu(tmp_path):
+    write_quantized(tmp_path, LAYOUTS["gptq"])
+    two = [GPU, DeviceSpec.accelerator(1)]
+    with pytest.raises(UserError, match="on one GPU, not on 2"):
+        MistralConfig.initialize(pipeline(tmp_path, device_specs=two))
+
+
+def test_activations_are_bfloat16(tmp_path):
+    write_quantized(tmp_path, LAYOUTS["static"])
+    flags = {"quantization_encoding": "float32"}
+    with pytest.raises(UserError, match="--quantization-encoding float8_e4m3fn"):
+        MistralConfig.initialize(pipeline(tmp_path, **flags))
+
+
+def read(quantization_config):
+    config = AutoConfig.for_model(**CONFIG)
+    config.quantization_config = quantization_config
+    return read_quantization(config)
+
+
+def test_what_the_configs_say():
+    found = {name: read(layout.config) for name, layout in LAYOUTS.items()}
+    assert found["static"] == found["native"] == FP8("tensor", static=True)
+    assert found["autofp8"] == found["compressed_static"] == found["static"]
+    assert found["autofp8_dynamic"] == FP8("tensor", static=False)
+    assert found["channel"] == FP8("channel", static=False)
+    assert found["block"] == FP8("block", static=False)
+    assert found["gptq_desc_act"] == GPTQ("gptq", 4, 128, desc_act=True, sym=True)
+    assert read(None) is None
+
+
+CHANNEL = LAYOUTS["channel"].config
+
+
+def with_weights(**values):
+    group = CHANNEL["config_groups"]["group_0"]
+    group = group | {"weights": group["weights"] | values}
+    return CHANNEL | {"config_groups": {"group_0": group}}
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"quant_method": "awq"}, "quant_method = 'awq'"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "'modelopt'"),
+        (LAYOUTS["block"].config | {"weight_block_size": [64, 64]}, r"\[64, 64\]"),
+        (LAYOUTS["block"].config | {"activation_scheme": "static"}, "'static'"),
+        (with_weights(num_bits=4, type="int"), r"weights .* \(4, 'int'\)"),
+        (with_weights(strategy="group"), "strategy of weights = 'group'"),
+        (LAYOUTS["gptq"].config | {"bits": 8}, "bits = 8"),
+        (LAYOUTS["gptq"].config | {"group_size": 32}, "group_size = 32"),
+        (LAYOUTS["gptq"].config | {"sym": False}, "sym = False"),
+    ],
+)
+def test_what_does_not_run_is_named(config, named):
+    with pytest.raises(UserError, match=named):
+        read(config)
