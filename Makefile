@@ -17,7 +17,7 @@ export PYTHONWARNINGS := ignore:The parameter:UserWarning
 MAX_FLAGS := --custom-architectures max_mistral --model $(MODEL) \
 	--weight-path $(abspath $(GGUF)) --devices cpu --max-length 2048
 
-.PHONY: demo serve test lint check-gpu-compile bench-cpu clean
+.PHONY: demo serve test lint check-gpu check-gpu-compile bench-cpu clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -31,7 +31,7 @@ serve: $(MODEL)
 	$(BIN)/max serve $(MAX_FLAGS) --max-batch-size 8 --host 127.0.0.1 --port 8000
 
 test: $(VENV)/dev $(MODEL) lint
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --ignore tests/gpu $(PYTEST_FLAGS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
@@ -40,6 +40,20 @@ lint: $(VENV)/dev
 
 check-gpu-compile: $(VENV)/dev
 	$(BIN)/python scripts/check_gpu_compile.py
+
+# Needs a GPU. With a torch that has CUDA the benchmark compares with transformers
+# too: $(BIN)/pip install torch==2.13.0
+check-gpu: $(VENV)/dev $(MODEL)
+	@# A process for each file, for one that has run a model keeps the GPU's memory;
+	@# 5 is pytest's "no tests", of a file that PYTEST_FLAGS leaves out. The benchmark
+	@# runs even where a test fails, and then the target fails.
+	@failed=0; \
+	for file in tests/gpu/test_*.py; do \
+		$(BIN)/python -m pytest $(PYTEST_FLAGS) $$file || [ $$? = 5 ] || failed=1; \
+	done; \
+	$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json $(BENCH_FLAGS) \
+		|| failed=1; \
+	exit $$failed
 
 # Needs torch too: $(BIN)/pip install torch==2.13.0
 bench-cpu: $(VENV)/dev

@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,35 @@ def bandwidth() -> float:
 
 def worker(engine: str, folder: Path, gguf: Path | None) -> dict[str, float]:
     """Runs ``benchmarks/worker.py`` and returns what it measured."""
-    command = [sys.executable, "-m", "benchmarks.worker", engine, str(folder)]
-    command += [str(gguf)] if gguf else []
+    return in_process(engine, folder, *([gguf] if gguf else []))
+
+
+def in_process(
+    engine: str, *arguments: object, module: str = "benchmarks.worker"
+) -> dict[str, float]:
+    """Runs a module on an engine in a process of its own; returns its last line."""
     done = subprocess.run(
-        command, env=dict(os.environ), capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, engine, *map(str, arguments)],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         sys.exit(f"{engine} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_round(
+    turn: int, engines: dict[str, Callable[[], dict[str, float]]], results: Results
+) -> None:
+    """Runs every engine once, in an order rotated by ``turn``; adds to ``results``."""
+    runs = list(engines.items())
+    at = turn % len(runs)
+    for engine, run in runs[at:] + runs[:at]:
+        measured = results.setdefault(engine, defaultdict(list))
+        for name, value in run().items():
+            measured[name].append(value)
 
 
 def max_generate(folder: Path, *flags: str) -> dict[str, float]:
@@ -105,20 +127,23 @@ def engines(folder: Path, encoding: str) -> dict[str, Any]:
     return chosen
 
 
-def table(results: Results) -> str:
-    """Returns medians, and in brackets the ratio to llama.cpp's.
+def table(
+    results: Results, measures: Iterable[str] = MEASURES, base: str = "llama.cpp"
+) -> str:
+    """Returns medians, and in brackets the ratio to the engine ``base``'s.
 
     The memory is the peak over the weights and the KV cache that the engine
     reserves: for 8 requests of 4,224 tokens in float32, for one in float16.
     """
-    lines = [f"{'':12}" + "".join(f"{name:>16}" for name in MEASURES) + "  peak GB"]
+    head = f"{'':12}" + "".join(f"{name:>16}" for name in measures)
+    lines = [head + "  peak GB" * any("peak_bytes" in m for m in results.values())]
     for engine, measured in results.items():
         cells = []
-        for name in MEASURES:
+        for name in measures:
             if name not in measured:
                 cells.append(f"{'':>16}")
                 continue
-            ratio = ratios(results, engine, name)
+            ratio = ratios(results, engine, name, base)
             value = statistics.median(measured[name])
             cells.append(f"{f'{value:.1f} ({ratio:.2f}x)':>16}")
         if "peak_bytes" in measured:
@@ -130,10 +155,10 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def ratios(results: Results, engine: str, name: str) -> float:
-    """Returns the median of an engine's ratios to llama.cpp, round by round."""
-    pairs = zip(results[engine][name], results["llama.cpp"][name], strict=True)
-    return statistics.median(value / base for value, base in pairs)
+def ratios(results: Results, engine: str, name: str, base: str = "llama.cpp") -> float:
+    """Returns the median of an engine's ratios to ``base``'s, round by round."""
+    pairs = zip(results[engine][name], results[base][name], strict=True)
+    return statistics.median(value / other for value, other in pairs)
 
 
 def cpu_name() -> str:
@@ -172,13 +197,9 @@ def main() -> None:
             speeds = []
             for turn in range(arguments.rounds):
                 speeds.append(bandwidth())
-                runs = list(engines(folder, encoding).items())
-                at = turn % len(runs)
-                for engine, run in runs[at:] + runs[:at]:
-                    measured = results.setdefault(engine, defaultdict(list))
-                    for name, value in run().items():
-                        measured[name].append(value)
-            ordered = {name: results[name] for name, _ in runs}
+                runs = engines(folder, encoding)
+                run_round(turn, runs, results)
+            ordered = {name: results[name] for name in runs}
             speed = statistics.median(speeds)
             size = results["llama.cpp"]["weight_bytes"][0]
             reads = statistics.median(results["max_mistral"]["decode"]) * size

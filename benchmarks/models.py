@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import gguf
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 from max.dtype import DType
 from max.graph.weights import load_weights
 from safetensors.numpy import save_file
@@ -76,12 +78,10 @@ def make(shape: str, folder: Path) -> Path:
     theirs = expected_tensors(hf, "gguf", tied=False)
     ours = expected_tensors(hf, "huggingface", tied=False)
     for (name, tensor), gguf_name in zip(ours.items(), theirs, strict=True):
-        weight = rng.standard_normal(tensor.shape, dtype=np.float32) * 0.02
+        tensors[name] = random_weight(rng, tensor.shape)
         if len(tensor.shape) == 1:
-            tensors[name] = (weight + 1).astype(ml_dtypes.bfloat16)
             writer.add_tensor(gguf_name, tensors[name].astype(np.float32))
             continue
-        tensors[name] = weight.astype(ml_dtypes.bfloat16)
         heads = rotary_heads(tensor.graph, hf)
         stored = tensors[name] if heads is None else interleave(tensors[name], heads)
         writer.add_tensor(
@@ -96,6 +96,40 @@ def make(shape: str, folder: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     (folder / "partial.gguf").rename(gguf_path)
+    return folder
+
+
+def random_weight(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Returns bfloat16 values: those of a norm near 1, of a matrix near 0."""
+    weight = rng.standard_normal(shape, dtype=np.float32) * 0.02
+    return (weight + 1 if len(shape) == 1 else weight).astype(ml_dtypes.bfloat16)
+
+
+def make_safetensors(values: dict[str, Any], folder: Path) -> Path:
+    """Writes a config with random bfloat16 weights; returns ``folder``.
+
+    A file for each layer: all together would need twice the model's memory.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    write_tokenizer(folder, values["vocab_size"])
+    expected = expected_tensors(
+        AutoConfig.for_model(**values), "huggingface", tied=False
+    )
+    layers: dict[str, list[str]] = defaultdict(list)
+    for name in expected:
+        layers["".join(filter(str.isdigit, name))].append(name)
+    rng = np.random.default_rng(0)
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(layers.values(), start=1):
+        file = f"model-{i:05d}-of-{len(layers):05d}.safetensors"
+        part = {name: random_weight(rng, expected[name].shape) for name in names}
+        save_file(part, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 

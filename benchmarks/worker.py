@@ -13,24 +13,18 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
-PREFILL, DEPTH, STEPS, DEEP_STEPS, BATCH = 512, 4096, 32, 8, 8
+from benchmarks.measure import BATCH, DEPTH, PREFILL, Engine, Prompts, measure, tokens
+
 CONTEXT = DEPTH + 128
 VOCAB = 32000
-Prompts = list[list[int]]
-
-
-def tokens(count: int, seed: int = 0) -> list[int]:
-    """Returns random tokens of the model's vocabulary."""
-    return [int(t) for t in np.random.default_rng(seed).integers(300, 31999, count)]
 
 
 def kv_bytes(folder: Path) -> int:
@@ -39,47 +33,6 @@ def kv_bytes(folder: Path) -> int:
     head_dim = values["hidden_size"] // values["num_attention_heads"]
     width = values["num_key_value_heads"] * head_dim
     return 2 * 2 * values["num_hidden_layers"] * width * CONTEXT
-
-
-class Engine(Protocol):
-    """What is measured."""
-
-    kv_bytes: int
-    """The KV cache that the engine reserves."""
-
-    def start(self, prompts: Prompts) -> Callable[[], object]:
-        """Returns a function that computes each request's next token.
-
-        Its first call reads the prompts. Whatever was started before has ended.
-        """
-
-
-def measure(engine: Engine) -> dict[str, float]:
-    """Returns an engine's rates."""
-    rates = []
-    for seed in range(3):
-        step = engine.start([tokens(PREFILL, seed)])
-        rates.append(median_rate(step, 1, PREFILL))
-    result = {"prefill": statistics.median(rates)}
-    for name, prompts, steps in (
-        ("decode", [tokens(16)], STEPS),
-        ("decode_batch", [tokens(16, i) for i in range(BATCH)], STEPS),
-        ("decode_deep", [tokens(DEPTH)], DEEP_STEPS),
-    ):
-        step = engine.start(prompts)
-        step()
-        result[name] = median_rate(step, steps, len(prompts))
-    return result
-
-
-def median_rate(step: Callable[[], object], count: int, per_step: int) -> float:
-    """Returns tokens a second over the median of ``count`` steps."""
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return per_step / statistics.median(times)
 
 
 class MaxMistral:
@@ -112,11 +65,15 @@ class MaxMistral:
             inputs = model.prepare_initial_token_inputs(
                 [contexts], kv_cache_inputs=self.runner.kv_inputs(contexts)
             )
-            logits = model.execute(inputs).next_token_logits.to_numpy()
-            for context, row in zip(contexts, logits, strict=True):
-                context.update(int(row.argmax()))
+            logits = model.execute(inputs).next_token_logits
+            for context, token in zip(contexts, self.choose(logits), strict=True):
+                context.update(int(token))
 
         return step
+
+    def choose(self, logits: Any) -> Iterable[int]:
+        """Returns each request's next token, from a buffer ``[batch, VOCAB]``."""
+        return logits.to_numpy().argmax(axis=-1)
 
 
 class LlamaCpp:
@@ -178,17 +135,16 @@ class LlamaCpp:
 class Torch:
     """Hugging Face transformers, in the checkpoint's bfloat16."""
 
-    def __init__(self, folder: Path, gguf: Path | None) -> None:
+    def __init__(self, folder: Path, gguf: Path | None, device: str = "cpu") -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(2)
         torch.set_grad_enabled(False)
-        self.torch = torch
+        self.torch, self.device = torch, device
         self.kv_bytes = kv_bytes(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16
-        ).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        self.model.to(device).eval()
 
     def start(self, prompts: Prompts) -> Callable[[], object]:
         """See :class:`Engine`."""
@@ -196,9 +152,8 @@ class Torch:
 
         def step() -> None:
             nonlocal cache, todo
-            out = self.model(
-                self.torch.tensor(todo), past_key_values=cache, logits_to_keep=1
-            )
+            rows = self.torch.tensor(todo, device=self.device)
+            out = self.model(rows, past_key_values=cache, logits_to_keep=1)
             cache = out.past_key_values
             todo = out.logits[:, -1].argmax(-1, keepdim=True).tolist()
 

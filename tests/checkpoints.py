@@ -92,6 +92,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.1,
         },
     },
+    # The family's head_dim, for which a GPU has attention kernels of its own,
+    # behind a full and a windowed layer.
+    "head_dim_128": BASE
+    | {
+        "architectures": ["MinistralForCausalLM"],
+        "model_type": "ministral",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "head_dim": 128,
+        "num_hidden_layers": 2,
+        "sliding_window": 128,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "max_position_embeddings": 1024,
+    },
 }
 
 

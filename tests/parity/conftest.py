@@ -12,13 +12,8 @@ def runner(checkpoints):
     def get(name, return_logits):
         key = (name, return_logits)
         if key not in made:
-            case = CASES[name]
-            longest = max(case.prompt_lengths) + case.steps
-            made[key] = Runner(
-                checkpoints[name],
-                return_logits,
-                {"max_length": 256 if longest <= 256 else 640},
-            )
+            flags = {"max_length": CASES[name].max_length}
+            made[key] = Runner(checkpoints[name], return_logits, flags)
         return made[key]
 
     return get

@@ -1,0 +1,65 @@
+"""What is measured of an engine, whichever it is."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+
+PREFILL, DEPTH, STEPS, DEEP_STEPS, BATCH = 512, 4096, 32, 8, 8
+# What is decoded: requests at a time, tokens of each before it, steps timed.
+DECODES = {
+    "decode": (1, 16, STEPS),
+    "decode_batch": (BATCH, 16, STEPS),
+    "decode_deep": (1, DEPTH, DEEP_STEPS),
+}
+Prompts = list[list[int]]
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    """Returns random tokens of the model's vocabulary."""
+    return [int(t) for t in np.random.default_rng(seed).integers(300, 31999, count)]
+
+
+class Engine(Protocol):
+    """What is measured."""
+
+    kv_bytes: int
+    """The KV cache that the engine reserves."""
+
+    def start(self, prompts: Prompts) -> Callable[[], object]:
+        """Returns a function that computes each request's next token.
+
+        Its first call reads the prompts. Whatever was started before has ended.
+        """
+
+
+def measure(
+    engine: Engine,
+    decodes: Mapping[str, tuple[int, int, int]] = DECODES,
+    prefills: int = 3,
+) -> dict[str, float]:
+    """Returns an engine's rates."""
+    rates = []
+    for seed in range(prefills):
+        step = engine.start([tokens(PREFILL, seed)])
+        rates.append(median_rate(step, 1, PREFILL))
+    result = {"prefill": statistics.median(rates)}
+    for name, (batch, before, steps) in decodes.items():
+        step = engine.start([tokens(before, i) for i in range(batch)])
+        step()
+        result[name] = median_rate(step, steps, batch)
+    return result
+
+
+def median_rate(step: Callable[[], object], count: int, per_step: int) -> float:
+    """Returns tokens a second over the median of ``count`` steps."""
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return per_step / statistics.median(times)
