@@ -1,11 +1,14 @@
 """Draw a report of ``benchmarks/cpu.py``: each measure as a ratio to llama.cpp.
 
-python -m benchmarks.plot REPORT.json PICTURE.png
+    python -m benchmarks.plot REPORT.json PICTURE.png
+
+Prints it too, as a table in Markdown: tokens a second, and the ratio in brackets.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -15,6 +18,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.cpu import MEASURES, ratios
+from benchmarks.models import SHAPES
 
 LABELS = {
     "prefill": "prefill 512",
@@ -25,9 +29,28 @@ LABELS = {
 }
 
 
+def models_of(report: dict) -> list[str]:
+    """Returns the models of a report, from the smallest."""
+    models = [name for name, value in report.items() if isinstance(value, dict)]
+    return sorted(models, key=lambda name: list(SHAPES).index(name.split()[0]))
+
+
+def markdown(report: dict) -> str:
+    """Returns the medians of max_mistral, with their ratios to llama.cpp."""
+    lines = ["| model | " + " | ".join(LABELS.values()) + " |", "|---" * 6 + "|"]
+    for name in models_of(report):
+        cells = [
+            f"{statistics.median(report[name]['max_mistral'][measure]):.3g} "
+            f"({ratios(report[name], 'max_mistral', measure):.2f}x)"
+            for measure in LABELS
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def draw(report: dict, target: Path) -> None:
     """Writes the picture: a group of bars for each model."""
-    models = [name for name, value in report.items() if isinstance(value, dict)]
+    models = models_of(report)
     figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
     width = 0.8 / len(MEASURES)
     for i, measure in enumerate(MEASURES):
@@ -45,7 +68,9 @@ def draw(report: dict, target: Path) -> None:
 
 def main() -> None:
     source, target = map(Path, sys.argv[1:])
-    draw(json.loads(source.read_text()), target)
+    report = json.loads(source.read_text())
+    draw(report, target)
+    print(markdown(report))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m benchmarks.timeline --model FOLDER --devices cpu ...
 
 Runs ``max generate`` with these arguments in this process, with clocks around
-its parts, and prints the milliseconds that each takes of a decode step.
+its parts, and prints the milliseconds that each takes of a decode step. Then
+runs the model's linear layers by themselves, in a graph of their own.
 """
 
 from __future__ import annotations
@@ -15,11 +16,23 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from max._entrypoints.pipelines import main as max_main
+from max.driver import CPU, Buffer
+from max.engine import InferenceSession
+from max.graph import (
+    DeviceRef,
+    Graph,
+    TensorType,
+    TensorValue,
+    Value,
+    default_custom_extensions_scope,
+)
 from max.pipelines.lib.generate import GenerateIterator
 from max.pipelines.lib.pipeline_variants import text_generation
 
-from max_mistral import MistralModel
+from max_mistral import MistralModel, kernels
+from max_mistral.mistral import Mistral
 
 PIPELINE = text_generation.TextGenerationPipeline
 # What is timed; what is indented is part of what stands above it.
@@ -32,13 +45,48 @@ PARTS = {
 }
 
 
+def linear_layers(model: MistralModel, repeats: int = 50) -> float:
+    """Returns the median seconds of a token's linear layers, on a CPU."""
+    weights = model._load_state_dict()
+    config = model._create_model_config(weights)
+    decoder = Mistral(config)
+    decoder.load_state_dict(weights, weight_alignment=1)
+    width = config.num_attention_heads * config.head_dim
+
+    def forward(value: Value[Any]) -> TensorValue:
+        x = value.tensor
+        for block in decoder.layers:
+            attention: Any = block.self_attn
+            x = block.mlp(attention.o_proj(attention.qkv_proj(x)[:, :width]))
+        head: Any = decoder.lm_head
+        return head([x], [])[0]
+
+    token = TensorType(config.dtype, ["rows", config.hidden_size], DeviceRef.CPU())
+    extensions = [kernels.library()] if config.encodings else []
+    with default_custom_extensions_scope(*extensions):
+        graph = Graph("linear_layers", forward, input_types=[token])
+    session = InferenceSession(devices=[CPU()])
+    registry = decoder.state_dict(auto_initialize=False)
+    compiled = session.load(graph, weights_registry=registry)
+    x = Buffer.from_numpy(np.ones((1, config.hidden_size), np.float32))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        compiled.execute(x)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 def main() -> None:
+    models: list[MistralModel] = []
     spent: dict[str, list[float]] = defaultdict(list)
 
     def timed(owner: Any, attribute: str, part: str) -> None:
         function = getattr(owner, attribute)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if owner is MistralModel:
+                models[:] = args[:1]
             start = time.perf_counter()
             result = function(*args, **kwargs)
             spent[part].append(time.perf_counter() - start)
@@ -66,6 +114,9 @@ def main() -> None:
         # The first step reads the prompt.
         decoded = spent[part][1 - len(ends) :]
         print(f"{part:26}{statistics.median(decoded) * 1e3:8.2f}")
+        if models and part.strip() == "the model":
+            alone = linear_layers(models[0])
+            print(f"{'      linear layers alone':26}{alone * 1e3:8.2f}")
 
 
 if __name__ == "__main__":

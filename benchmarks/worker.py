@@ -67,7 +67,7 @@ class MaxMistral:
             )
             logits = model.execute(inputs).next_token_logits
             for context, token in zip(contexts, self.choose(logits), strict=True):
-                context.update(int(token))
+                self.runner.advance(context, int(token))
 
         return step
 

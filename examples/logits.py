@@ -77,9 +77,10 @@ def main() -> None:
     for step in range(args.steps):
         logits = model.execute(inputs).logits.to_numpy()[0]
         chosen = print_top(tokenizer, logits, step, args.top)
-        # The context learns the token, the cache makes room for it, and both
-        # go into the inputs of the next step.
+        # The context learns the token, the cache makes room for it (and lets go
+        # of what a window left behind), and both go into the next step's inputs.
         context.update(chosen)
+        kv_manager.step(context)
         kv_manager.alloc(context)
         inputs = model.prepare_next_token_inputs(
             Buffer.from_numpy(np.array([chosen], dtype=np.int64)), inputs

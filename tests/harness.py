@@ -112,6 +112,11 @@ class Runner:
             self.kv_manager.alloc(context)
         return self.kv_manager.runtime_inputs([contexts])
 
+    def advance(self, context: TextContext, token: int) -> None:
+        """Adds a token to a context, and frees the pages that windows left behind."""
+        context.update(token)
+        self.kv_manager.step(context)
+
     def generate(
         self,
         prompts: list[list[int]],
@@ -143,7 +148,7 @@ class Runner:
             if continuations is not None:
                 chosen = np.array([row[step] for row in continuations])
             for context, token in zip(contexts, chosen, strict=True):
-                context.update(int(token))
+                self.advance(context, int(token))
             if step == steps - 1:
                 break
             inputs = self.model.prepare_next_token_inputs(

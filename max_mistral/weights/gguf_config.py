@@ -43,7 +43,7 @@ def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:
         "sliding_window": file.get(f"{arch}.attention.sliding_window"),
         "tie_word_embeddings": "output.weight" not in file.tensor_names,
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": file.require("tokenizer.ggml.eos_token_id"),
         "rope_parameters": _rope(checkpoint),
         "dtype": "float32",
     }

@@ -72,6 +72,7 @@ def test_chunked_prefill_agrees(model, generated, assert_same, chunk):
         if not chunked:
             break
         context.tokens.advance_chunk()
+        model.kv_manager.step(context)
     model.release(contexts)
     assert_same(np.concatenate(rows), logits[: len(PROMPT)])
 
@@ -82,8 +83,7 @@ def test_a_prefix_from_the_cache_agrees(model, generated, assert_same):
     first = model.claim([PROMPT])
     inputs = model.model.prepare_initial_token_inputs([first], model.kv_inputs(first))
     model.model.execute(inputs)
-    first[0].update(int(logits[len(PROMPT) - 1].argmax()))
-    model.kv_manager.step(first[0])
+    model.advance(first[0], int(logits[len(PROMPT) - 1].argmax()))
     model.release(first)
 
     second = model.claim([PROMPT], reuse_prefixes=True)

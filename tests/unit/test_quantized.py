@@ -18,6 +18,7 @@ from max_mistral.weights.safetensors import convert_safetensor_state_dict
 from tests import quantized
 from tests.harness import make_pipeline_config
 from tests.quantized import CONFIG, LAYOUTS, write_quantized
+from tests.quantized_reference import GOLDEN, NAMES, digest
 
 GPU = DeviceSpec.accelerator(0)
 FP8_LAYOUTS = [name for name, layout in LAYOUTS.items() if layout.scales != "group"]
@@ -94,6 +95,14 @@ def test_the_weights_are_worth_what_was_written(tmp_path, name):
     for key, want in worth.items():
         found = dequantize(weights, key.removeprefix("model."))
         assert np.array_equal(found, want), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weights_are_worth_what_hugging_face_says(tmp_path, name):
+    write_quantized(tmp_path, LAYOUTS[name])
+    weights = load(tmp_path)
+    for key, want in json.loads(GOLDEN.read_text())[name].items():
+        assert digest(dequantize(weights, key.removeprefix("model."))) == want, key
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

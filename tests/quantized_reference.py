@@ -1,0 +1,54 @@
+"""What Hugging Face transformers makes of the FP8 checkpoints it can read.
+
+The committed golden is made here, from the seeded checkpoints:
+
+    pip install torch==2.13.0 accelerate
+    python -m tests.quantized_reference
+
+It holds a hash of each projection in float32, weight times scale, which is the
+same to the bit on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tests.quantized import LAYOUTS, Array, write_quantized
+
+GOLDEN = Path(__file__).parent / "fixtures" / "fp8.json"
+# transformers' own names for the scales; a scale it does not know it leaves out.
+NAMES = ("static", "block")
+
+
+def digest(weight: Array) -> str:
+    """Returns a hash of a weight in float32."""
+    data = np.ascontiguousarray(weight, np.float32)
+    return hashlib.sha256(data.tobytes()).hexdigest()[:16]
+
+
+def main() -> None:
+    """Makes the golden anew."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    golden = {}
+    for name in NAMES:
+        with tempfile.TemporaryDirectory() as folder:
+            write_quantized(Path(folder), LAYOUTS[name])
+            # Without a GPU it dequantizes.
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        golden[name] = {
+            key: digest(tensor.numpy())
+            for key, tensor in model.state_dict().items()
+            if key.endswith("_proj.weight")
+        }
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
