@@ -58,7 +58,7 @@ def draw(report: dict, target: Path) -> None:
         places = [x + (i - (len(MEASURES) - 1) / 2) * width for x in range(len(models))]
         axes.bar(places, heights, width, label=LABELS[measure])
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(models)), models)
+    axes.set_xticks(range(len(models)), [m.replace(" ", "\n") for m in models])
     axes.set_ylabel("speed / llama.cpp's")
     axes.set_title(f"max_mistral on {report['cpu']}, 2 threads", fontsize=10)
     axes.legend(fontsize=8, ncols=len(MEASURES), loc="upper center")

@@ -16,6 +16,9 @@ from .flat_graph import FlatGraph
 from .mistral import Mistral
 from .model_config import MistralConfig
 
+# Of a replica's weights, as its place in ``models`` makes it.
+_PREFIX = "models.{i}."
+
 
 class DataParallelMistral(FlatGraph):
     """``data_parallel_degree`` replicas, tensor-parallel if they have several devices.
@@ -27,16 +30,11 @@ class DataParallelMistral(FlatGraph):
     def __init__(self, config: MistralConfig) -> None:
         super().__init__(config)
         self.width = len(config.devices) // config.data_parallel_degree
-        self.replicas = [
-            Mistral(
-                replace(
-                    config,
-                    devices=config.devices[start : start + self.width],
-                    data_parallel_degree=1,
-                )
-            )
-            for start in range(0, len(config.devices), self.width)
-        ]
+        self.replicas = []
+        for i in range(config.data_parallel_degree):
+            devices = config.devices[i * self.width : (i + 1) * self.width]
+            alone = replace(config, devices=devices, data_parallel_degree=1)
+            self.replicas.append(Mistral(alone, prefix=_PREFIX.format(i=i)))
         self.models = LayerList(self.replicas)
 
     def __call__(
@@ -69,10 +67,16 @@ class DataParallelMistral(FlatGraph):
                     [caches[mine] for caches in kv_collections],
                 )
             )
-        return tuple(
-            ops.concat([output.to(first) for output in part])
-            for part in zip(*outputs, strict=True)
+        logits, *rest = (
+            [output.to(first) for output in part] for part in zip(*outputs, strict=True)
         )
+        if not rest:
+            return (ops.concat(logits),)
+        all_logits, (offsets, *others) = rest
+        # Each replica counts its rows from 0.
+        for other in others:
+            offsets = ops.concat([offsets, other[1:] + offsets[-1]])
+        return ops.concat(logits), ops.concat(all_logits), offsets
 
 
 def replicate(
@@ -81,7 +85,7 @@ def replicate(
     """Returns the weights under the names of each replica's own."""
     return {
         # Loading changes dtype and shape in place; the data is shared.
-        f"models.{i}.{name}": copy(weight)
+        _PREFIX.format(i=i) + name: copy(weight)
         for i in range(replicas)
         for name, weight in weights.items()
     }

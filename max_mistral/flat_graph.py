@@ -89,8 +89,9 @@ class FlatGraph(Module):
             return_n_logits: Value[Any],
             *rest: Value[Any],
         ) -> tuple[TensorValue, ...]:
-            splits = rest[0].tensor if replicated else None
-            rest = rest[replicated:]
+            splits = None
+            if replicated:
+                splits, rest = rest[0].tensor, rest[1:]
             kv_inputs = self.config.kv_params.unflatten_kv_inputs(iter(rest[signals:]))
             caches = tree.leaves(kv_inputs, leaf=KVCacheInputsPerDevice)
             return self(

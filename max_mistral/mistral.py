@@ -35,12 +35,19 @@ from .model_config import MistralConfig
 
 
 class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
-    """The whole decoder. Weight names are HF's without the ``model.`` prefix."""
+    """The whole decoder. Weight names are HF's without the ``model.`` prefix.
+
+    Args:
+        config: The model's config.
+        prefix: Stands before the names of weights and subgraphs, where the
+            graph holds several decoders.
+    """
 
     norm_shards: Sequence[Callable[[TensorValue], TensorValue]]
 
-    def __init__(self, config: MistralConfig) -> None:
+    def __init__(self, config: MistralConfig, prefix: str = "") -> None:
         super().__init__(config)
+        self.prefix = prefix
         self.devices = config.devices
         self.return_logits = config.return_logits
         self.rope = ScaledRotaryEmbedding(
@@ -111,7 +118,8 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
             inputs_for_layer=layer_inputs,
             initial_hidden_states=hs,
             subgraph_layer_groups=self._layer_groups(),
-            weight_prefix_for_layer=lambda idx: f"layers.{idx}.",
+            name_for_subgraph=lambda group: f"{self.prefix}transformer_block_{group}",
+            weight_prefix_for_layer=lambda idx: f"{self.prefix}layers.{idx}.",
         )
         return self._postprocess_logits(
             hs, row_offsets, return_n_logits, signal_buffers

@@ -98,22 +98,26 @@ CASES = {
     "bfloat16": Case(),
     "tensor-parallel": Case(devices=2),
     "float32": Case(dtype="float32"),
-    "copied-kv-heads": Case(devices=4),
+    "copied-kv-heads": Case(config=DENSE | {"tie_word_embeddings": True}, devices=4),
     "replicas": Case(REPLICAS, devices=2),
     "tensor-parallel-replicas": Case(REPLICAS, devices=4),
-    "windows": Case(config=like("window")),
     "windows-on-some-layers": Case(config=like("ministral")),
     "scaled-queries": Case(config=like("ministral3")),
-    "tied-tensor-parallel": Case(config=like("mha_tied"), devices=2),
     "fp8-kv-cache": Case(("--kv-cache-format", "float8_e4m3fn")),
-    "structured-output": Case(("--enable-structured-output",)),
-    "echo": Case(("--enable-echo", "--no-enable-overlap-scheduler")),
-    "no-overlap": Case(("--no-enable-overlap-scheduler", "--no-device-graph-capture")),
-    **{
-        f"fp8-{name}": Case(layout=name)
-        for name in ("static", "block", "channel", "autofp8_dynamic")
-    },
-    "fp8-tensor-parallel": Case(layout="static", devices=2),
+    # Log-probabilities need the scheduler without overlap.
+    "echo-and-structured-output": Case(
+        (
+            "--enable-echo",
+            "--enable-structured-output",
+            "--no-enable-overlap-scheduler",
+            "--no-device-graph-capture",
+        )
+    ),
+    "fp8-static": Case(layout="static"),
+    "fp8-static-tensor-parallel": Case(layout="static", devices=2),
+    "fp8-dynamic": Case(layout="autofp8_dynamic"),
+    "fp8-channel": Case(layout="channel"),
+    "fp8-block": Case(layout="block"),
     "gptq": Case(layout="gptq"),
     "gptq-desc-act": Case(layout="gptq_desc_act"),
     "amd": Case(target="hip:gfx942"),

@@ -1,15 +1,16 @@
 """How devices share a model: what is refused, what is copied, what the graph takes."""
 
-from copy import copy
+from contextlib import contextmanager
 from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import pytest
-from max import tree
+from max import driver, tree
 from max.driver import Buffer, DeviceSpec
 from max.dtype import DType
 from max.graph.weights import load_weights
+from max.nn.transformer import ReturnLogits
 
 from max_mistral import MistralConfig, MistralInputs
 from max_mistral.data_parallel import DataParallelMistral, replicate
@@ -43,19 +44,34 @@ def load(pipeline_config):
     )
 
 
-def trace(pipeline_config):
+@contextmanager
+def virtual_gpus():
+    """GPUs to build a graph for, where there are none: as ``max warm-cache`` does."""
+    driver.set_virtual_device_api("cuda")
+    driver.set_virtual_device_target_arch("sm_90a")
+    driver.set_virtual_device_count(8)
+    try:
+        yield
+    finally:
+        driver.set_virtual_device_count(0)
+        driver.set_virtual_device_target_arch("")
+        driver.set_virtual_device_api("")
+
+
+def trace(pipeline_config, return_logits=ReturnLogits.LAST_TOKEN):
     """Traces the graph that MAX would compile, with all its weights."""
     config, weights = MistralConfig.initialize(pipeline_config), load(pipeline_config)
+    config.return_logits = return_logits
     if isinstance(config.quantization, FP8):
         config.quant_config = make_quant_config(config.quantization, weights)
-    if config.data_parallel_degree > 1:
-        graph = DataParallelMistral(config)
+    replicated = config.data_parallel_degree > 1
+    if replicated:
         weights = replicate(weights, config.data_parallel_degree)
-    else:
-        graph = Mistral(config)
-    graph.load_state_dict(weights, weight_alignment=1)
-    types = tree.leaves(graph.input_tree())
-    graph.trace(*types)
+    with virtual_gpus():
+        graph = (DataParallelMistral if replicated else Mistral)(config)
+        graph.load_state_dict(weights, weight_alignment=1)
+        types = tree.leaves(graph.input_tree())
+        graph.trace(*types)
     return types
 
 
@@ -65,6 +81,12 @@ def trace(pipeline_config):
 def test_devices_and_replicas(tmp_path, devices, replicas):
     write_checkpoint(tmp_path, WIDE, dtype="bfloat16")
     trace(pipeline(tmp_path, devices, data_parallel_degree=replicas))
+
+
+@pytest.mark.parametrize("return_logits", [ReturnLogits.ALL, ReturnLogits.VARIABLE])
+def test_replicas_with_more_logits(tmp_path, return_logits):
+    write_checkpoint(tmp_path, WIDE, dtype="bfloat16")
+    trace(pipeline(tmp_path, 4, data_parallel_degree=2), return_logits)
 
 
 @pytest.mark.parametrize("name", ["window", "ministral", "ministral3", "mha_tied"])
@@ -148,6 +170,6 @@ def test_the_inputs_are_the_graphs(tmp_path):
     assert len(two) == 3 + 1 + 2 * kv
     assert len(four) - len(two) > 4  # four signals, and the KV of two more devices
     some = Buffer.from_numpy(np.zeros(1, np.int64))
-    inputs = MistralInputs(some, some, [], some, data_parallel_splits=copy(some))
-    assert len(inputs.buffers) == 4
-    assert replace(inputs, data_parallel_splits=None).buffers[3:] == ()
+    inputs = MistralInputs(some, some, [], some, data_parallel_splits=some)
+    without = replace(inputs, data_parallel_splits=None)
+    assert len(inputs.buffers) == len(without.buffers) + 1
