@@ -20,6 +20,8 @@ from max.pipelines.lib import KVCacheConfig
 from transformers import PretrainedConfig
 
 from . import hf_config as hf
+from .errors import UserError
+from .quantization import gpu_architecture
 
 # Their order in a model that has both.
 FULL, SLIDING = 0, 1
@@ -77,6 +79,22 @@ def make_kv_params(
     (window,) = sliding
     tree = {"full": params(None), "sliding": params(window)}
     return MultiKVCacheParams.from_params(tree)
+
+
+def check_cache_dtype(dtype: DType) -> None:
+    """Raises a ``UserError`` if MAX's attention has no kernel for a GPU's KV cache.
+
+    Args:
+        dtype: Of keys and values.
+    """
+    gpu = gpu_architecture()
+    fp8 = dtype in (DType.float8_e4m3fn, DType.float8_e4m3fnuz)
+    if fp8 and gpu is not None and not gpu.startswith(("sm_10", "gfx950")):
+        raise UserError(
+            f"The KV cache would be {dtype.name}, which MAX's attention reads on "
+            f"sm_100 and gfx950 only, and this GPU is {gpu}. Leave "
+            "--kv-cache-format out."
+        )
 
 
 def kv_groups(kv_params: KVCacheParamInterface) -> list[KVCacheParams]:

@@ -42,7 +42,7 @@ from .quantization import FP8
 from .weights.gguf import convert_gguf_state_dict
 from .weights.names import HEAD
 from .weights.packed import PackedWeight
-from .weights.quantized import make_quant_config
+from .weights.quantized import finalize_fp8
 from .weights.safetensors import convert_safetensor_state_dict
 
 WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
@@ -161,6 +161,10 @@ class MistralModel(
                 "kv_manager.runtime_inputs([contexts])."
             )
         self._last_inputs = model_inputs
+        if self.devices[0].is_host:
+            # MAX copies a step's inputs in the background, and on a CPU does not
+            # wait for it: on a busy machine the graph would read the step before's.
+            self.devices[0].synchronize()
         outputs = self.model.execute(*model_inputs.buffers)
         assert self.batch_processor is not None
         return self.batch_processor.process_outputs(outputs)
@@ -218,7 +222,7 @@ class MistralModel(
             if isinstance(weight, PackedWeight)
         }
         if isinstance(config.quantization, FP8):
-            config.quant_config = make_quant_config(config.quantization, state_dict)
+            state_dict = finalize_fp8(config, config.quantization, state_dict)
         self._state_dict = state_dict
         return config
 

@@ -27,7 +27,13 @@ from . import kernels
 from ._arguments import find_configs
 from .errors import UserError
 from .kernels.packing import Encoding
-from .kv_cache import effective_windows, kv_groups, kv_places, make_kv_params
+from .kv_cache import (
+    check_cache_dtype,
+    effective_windows,
+    kv_groups,
+    kv_places,
+    make_kv_params,
+)
 from .layers.rope import RopeScaling
 from .parallelism import replicated_kv_heads
 from .quantization import Quantization, check_runs, read_quantization
@@ -94,6 +100,8 @@ class MistralConfig(ArchConfigWithKVCache):
     """How a checkpoint for GPUs is quantized."""
     quant_config: QuantConfig | None = None
     """With FP8, which layers are and how, for ``max.nn``."""
+    scaled_by_rows: bool = False
+    """Whether FP8 weights have a scale a row that is applied after the product."""
     data_parallel_degree: int = 1
     """How many replicas of the model share the devices."""
     use_subgraphs: bool = True
@@ -104,9 +112,10 @@ class MistralConfig(ArchConfigWithKVCache):
     def __post_init__(self) -> None:
         if self.quantization is not None:
             check_runs(self.quantization, self.devices, self.dtype)
-        if not any(device.is_cpu() for device in self.devices):
-            return
         kv_dtype = self.kv_groups[0].dtype
+        if not any(device.is_cpu() for device in self.devices):
+            check_cache_dtype(kv_dtype)
+            return
         if kv_dtype != DType.float32:
             raise UserError(
                 f"The KV cache would be {kv_dtype}, but on a CPU it is "

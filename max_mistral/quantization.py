@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from max.driver import accelerator_architecture_name, accelerator_count
 from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.quantization import QuantizationConfig
@@ -84,6 +85,20 @@ class FP8:
 # MAX's own; its name says as much of FP8.
 GPTQ = QuantizationConfig
 Quantization = FP8 | GPTQ
+
+
+def gpu_architecture() -> str | None:
+    """Returns the GPUs' architecture, such as ``sm_90a``; ``None`` without GPUs."""
+    return accelerator_architecture_name() if accelerator_count() else None
+
+
+def lacks_scaled_product() -> bool:
+    """Whether MAX's FP8 products do not compile for these GPUs, but for blocks.
+
+    On Hopper in 26.7 its kernel for a product with a scale a tensor or a row
+    stops with "static coordinate 2 is out of bounds" (``tile_writer.mojo``).
+    """
+    return (gpu_architecture() or "").startswith("sm_90")
 
 
 def read_quantization(config: PretrainedConfig) -> Quantization | None:

@@ -4,7 +4,7 @@
     python scripts/check_gpu_compile.py bfloat16    # or those named
 
 compiles tiny models with ``max warm-cache``, for an H100 or, where the case says
-so, an MI300X. Two to three minutes a case the first time, of which MAX keeps
+so, a B200 or an MI355X. Two to three minutes a case the first time, of which MAX keeps
 what it compiled.
 """
 
@@ -103,7 +103,7 @@ CASES = {
     "tensor-parallel-replicas": Case(REPLICAS, devices=4),
     "windows-on-some-layers": Case(config=like("ministral")),
     "scaled-queries": Case(config=like("ministral3")),
-    "fp8-kv-cache": Case(("--kv-cache-format", "float8_e4m3fn")),
+    "fp8-kv-cache": Case(("--kv-cache-format", "float8_e4m3fn"), target="cuda:sm_100a"),
     # Log-probabilities need the scheduler without overlap.
     "echo-and-structured-output": Case(
         (
@@ -118,9 +118,13 @@ CASES = {
     "fp8-dynamic": Case(layout="autofp8_dynamic"),
     "fp8-channel": Case(layout="channel"),
     "fp8-block": Case(layout="block"),
+    # Where MAX's own products with a scale a tensor or a row compile.
+    "fp8-static-blackwell": Case(layout="static", target="cuda:sm_100a"),
+    "fp8-channel-blackwell": Case(layout="channel", target="cuda:sm_100a"),
     "gptq": Case(layout="gptq"),
     "gptq-desc-act": Case(layout="gptq_desc_act"),
-    "amd": Case(target="hip:gfx942"),
+    # Not gfx942: for that MAX 26.7 cannot compile its attention (head_dim 128).
+    "amd": Case(target="hip:gfx950"),
 }
 
 

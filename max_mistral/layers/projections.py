@@ -12,14 +12,20 @@ from typing import Any
 from max.dtype import DType
 from max.graph.quantization import QuantizationEncoding
 from max.nn.attention import AttentionWithRope, MHAMaskVariant
-from max.nn.linear import MLP
+from max.nn.linear import MLP, Linear
 from max.nn.quant_config import QuantConfig
 from max.nn.rotary_embedding import RotaryEmbedding
 
 from ..model_config import MistralConfig
 from ..quantization import GPTQ
 from .packed import PackedLinear, PackedMLP
-from .quantized import SeparateQKV, StaticFP8QKV, gptq_linear
+from .quantized import (
+    RowScaledLinear,
+    RowScaledQKV,
+    SeparateQKV,
+    StaticFP8QKV,
+    gptq_linear,
+)
 
 
 def make_attention(
@@ -50,6 +56,7 @@ def make_attention(
         dtype=dtype,
         scale=config.attention_multiplier,
         quant_config=quant,
+        linear_cls=_linear_cls(config, quant),
         mask_variant=(
             MHAMaskVariant.CAUSAL_MASK
             if window is None
@@ -76,14 +83,11 @@ def make_attention(
             {name: linear(hidden, out_dim) for name, out_dim in out_dims.items()}
         )
         projections.o_proj = linear(queries, hidden)
-    elif quant is not None and quant.is_static:
-        projections.qkv_proj = StaticFP8QKV(
-            hidden,
-            list(out_dims.values()),
-            list(out_dims),
-            dtype,
-            device,
-            quant_config=quant,
+    elif quant is not None and (config.scaled_by_rows or quant.is_static):
+        stacked = RowScaledQKV if config.scaled_by_rows else StaticFP8QKV
+        sizes, names = list(out_dims.values()), list(out_dims)
+        projections.qkv_proj = stacked(
+            hidden, sizes, names, dtype, device, quant_config=quant
         )
     return attention
 
@@ -110,9 +114,21 @@ def make_mlp(config: MistralConfig, layer: int) -> MLP | PackedMLP:
     quant = config.quant_config
     if quant is not None and layer not in quant.mlp_quantized_layers:
         quant = None
-    dtype = _weight_dtype(config, quant)
-    return MLP(dtype, None, hidden, wide, config.devices, quant_config=quant)
+    return MLP(
+        _weight_dtype(config, quant),
+        None,
+        hidden,
+        wide,
+        config.devices,
+        linear_cls=_linear_cls(config, quant),
+        quant_config=quant,
+    )
 
 
 def _weight_dtype(config: MistralConfig, quant: QuantConfig | None) -> DType:
     return config.dtype if quant is None else DType.float8_e4m3fn
+
+
+def _linear_cls(config: MistralConfig, quant: QuantConfig | None) -> type[Linear]:
+    by_rows = quant is not None and config.scaled_by_rows
+    return RowScaledLinear if by_rows else Linear

@@ -10,9 +10,11 @@ from max.graph import DeviceRef, TensorValue, ops
 from max.graph.quantization import QuantizationEncoding
 from max.nn.layer import Module
 from max.nn.linear import GPTQLinear, Linear
+from max.nn.quant_ops import quantized_matmul
 from max.nn.stacked_linear import StackedLinear
+from max.support.math import ceildiv
 
-from ..quantization import GPTQ
+from ..quantization import BLOCK, FP8, GPTQ
 
 QKV = ["q_proj", "k_proj", "v_proj"]
 
@@ -59,12 +61,71 @@ class StaticFP8QKV(StackedLinear):
             rows.append(ops.broadcast_to(scale, [child.weight.shape[0], 1]))
         return ops.concat(rows)
 
-    def shard(self, devices: Iterable[DeviceRef]) -> list[StackedLinear]:
+    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
         """Returns one shard per device, of this class."""
-        shards = super().shard(devices)
-        for shard in shards:
-            shard.__class__ = StaticFP8QKV
-        return shards
+        return _of_class(StaticFP8QKV, super().shard(devices))
+
+
+def scaled_by_rows(
+    x: TensorValue, weight: TensorValue, scales: TensorValue
+) -> TensorValue:
+    """Returns ``x @ weight.T`` with the scales of an FP8 weight's rows applied after.
+
+    MAX's product for blocks, with all their scales 1, where it has none for
+    rows; see :func:`..quantization.lacks_scaled_product`. Each token is scaled
+    as it comes, 128 columns at a time.
+
+    Args:
+        x: bfloat16 ``[tokens, in_dim]``.
+        weight: float8_e4m3fn ``[out_dim, in_dim]``.
+        scales: float32 ``[out_dim, 1]``.
+
+    Returns:
+        bfloat16 ``[tokens, out_dim]``.
+    """
+    rows, columns = (int(size) for size in weight.shape)
+    blocks = FP8("block", static=False).quant_config([], [], fuse_mlp=False)
+    ones = ops.broadcast_to(
+        ops.constant(1.0, DType.float32, device=DeviceRef.CPU()),
+        [ceildiv(rows, BLOCK), ceildiv(columns, BLOCK)],
+    )
+    y = quantized_matmul(x, weight.to(x.device), ones, None, blocks)
+    # [out_dim, 1] -> [1, out_dim]
+    scales = scales.to(x.device).reshape([1, rows])
+    return ops.cast(ops.cast(y, DType.float32) * scales, x.dtype)
+
+
+class RowScaledLinear(Linear):
+    """A projection that runs as :func:`scaled_by_rows`."""
+
+    def __call__(self, x: TensorValue) -> TensorValue:
+        """Maps ``[tokens, in_dim]`` to ``[tokens, out_dim]``."""
+        assert self.weight_scale is not None
+        return scaled_by_rows(x, self.weight, self.weight_scale)
+
+    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
+        """Returns one shard per device, of this class."""
+        return _of_class(RowScaledLinear, super().shard(devices))
+
+
+class RowScaledQKV(StackedLinear):
+    """The three projections in one product, as :func:`scaled_by_rows`."""
+
+    def __call__(self, x: TensorValue) -> TensorValue:
+        """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
+        assert self.stacked_weight_scale is not None
+        return scaled_by_rows(x, self.stacked_weight, self.stacked_weight_scale)
+
+    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
+        """Returns one shard per device, of this class."""
+        return _of_class(RowScaledQKV, super().shard(devices))
+
+
+def _of_class(cls: type[Module], shards: list[Any]) -> list[Any]:
+    # max.nn makes shards of its own class.
+    for shard in shards:
+        shard.__class__ = cls
+    return shards
 
 
 def gptq_linear(

@@ -14,10 +14,10 @@ from max.dtype import DType
 from max.graph import Shape
 from max.graph.weights import WeightData
 from max.nn.float8_scale_stacking import can_use_fused_mlp
-from max.nn.quant_config import QuantConfig
 
 from ..errors import UserError
-from ..quantization import BLOCK, FP8, GPTQ, Quantization
+from ..model_config import MistralConfig
+from ..quantization import BLOCK, FP8, GPTQ, Quantization, lacks_scaled_product
 from .names import ExpectedTensor
 
 # MAX's names, and what the checkpoints call them: Hugging Face's fp8;
@@ -207,21 +207,40 @@ def quantized_layers(weights: Mapping[str, WeightData]) -> dict[str, set[int]]:
     return layers
 
 
-def make_quant_config(
-    fp8: FP8, weights: Mapping[str, WeightData]
-) -> QuantConfig | None:
-    """Returns which layers are in FP8 and how, or ``None`` if none is.
+def finalize_fp8(
+    config: MistralConfig, fp8: FP8, weights: dict[str, WeightData]
+) -> dict[str, WeightData]:
+    """Tells ``config`` which layers are in FP8 and how; returns the weights for it.
 
     Args:
-        fp8: What the config says.
-        weights: The tensors by their names in the graph, which decide.
+        config: The model's, whose ``quant_config`` and ``scaled_by_rows`` are set.
+        fp8: What the checkpoint's config says.
+        weights: The tensors by their names in the graph.
     """
     layers = quantized_layers(weights)
     if not any(layers.values()):
-        return None
+        return weights
+    if fp8.scales != "block" and lacks_scaled_product():
+        config.scaled_by_rows = True
+        fp8, weights = FP8("channel", static=False), scales_by_rows(weights)
     whole = fp8.scales == "tensor" and not fp8.static
-    return fp8.quant_config(
+    config.quant_config = fp8.quant_config(
         layers["self_attn"],
         layers["mlp"],
-        fuse_mlp=can_use_fused_mlp(weights, tensor_wise=whole),
+        # Gate and up in one product, but not in ours.
+        fuse_mlp=not config.scaled_by_rows
+        and can_use_fused_mlp(weights, tensor_wise=whole),
     )
+    return weights
+
+
+def scales_by_rows(weights: Mapping[str, WeightData]) -> dict[str, WeightData]:
+    """Returns FP8 weights with a scale a row, and none for the activations."""
+    changed = {n: w for n, w in weights.items() if not n.endswith(".input_scale")}
+    for name, weight in weights.items():
+        if name.endswith(".weight_scale"):
+            rows = int(weights[name.removesuffix("_scale")].shape[0])
+            scale = weight.to_buffer().to_numpy().reshape(-1, 1)
+            wide = np.ascontiguousarray(np.broadcast_to(scale, (rows, 1)))
+            changed[name] = WeightData.from_numpy(wide, name)
+    return changed

@@ -8,6 +8,7 @@ import pytest
 from tests.checkpoints import BASE, write_checkpoint
 from tests.demo import GGUF
 from tests.e2e.conftest import DEMO_FLAGS, run_max, run_python
+from tests.quantized import LAYOUTS, write_quantized
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 
@@ -63,6 +64,11 @@ OURS = {
         lambda folder: change_config(folder, intermediate_size=128),
         [],
         "config.json makes it [128, 96]",
+    ),
+    "FP8 on a CPU": (
+        lambda folder: write_quantized(folder, LAYOUTS["static"]),
+        ["--quantization-encoding", "float32"],
+        "runs on GPUs only",
     ),
     "max length": (lambda folder: None, ["--max-length", "513"], "is 512"),
     "no length": (lambda folder: None, ["--max-length", "0"], "max_length is 0"),

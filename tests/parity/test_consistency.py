@@ -125,3 +125,30 @@ def test_graph_inputs_are_what_execute_passes(model):
     model.release(contexts)
     assert [t.dtype for t in types] == [b.dtype for b in inputs.buffers]
     assert [t.rank for t in types] == [b.rank for b in inputs.buffers]
+
+
+def test_a_step_waits_for_its_inputs(model, monkeypatch):
+    """MAX copies them in the background; on a busy machine the copy came too late."""
+    calls = []
+    graph = model.model.model
+
+    class Device:
+        is_host = True
+
+        def synchronize(self):
+            calls.append("wait")
+
+    class Graph:
+        def execute(self, *buffers):
+            calls.append("run")
+            return graph.execute(*buffers)
+
+    contexts = model.claim([PROMPT[:3]])
+    inputs = model.model.prepare_initial_token_inputs(
+        [contexts], model.kv_inputs(contexts)
+    )
+    monkeypatch.setattr(model.model, "devices", [Device()])
+    monkeypatch.setattr(model.model, "model", Graph())
+    model.model.execute(inputs)
+    model.release(contexts)
+    assert calls == ["wait", "run"]

@@ -19,7 +19,9 @@ from max_mistral.weights.packed import PackedWeight
 from tests.checkpoints import interleave
 
 
-def write_gguf(path: Path, *, architecture="llama", drop=(), scaling=None) -> Path:
+def write_gguf(
+    path: Path, *, architecture="llama", drop=(), scaling=None, eos=2
+) -> Path:
     """Writes a one-layer GGUF of hidden size 8 with four tokens."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_embedding_length(8)
@@ -42,6 +44,8 @@ def write_gguf(path: Path, *, architecture="llama", drop=(), scaling=None) -> Pa
     writer.add_token_types([3, 1, 1, 1])
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(0)
+    if eos is not None:
+        writer.add_eos_token_id(eos)
     rng = np.random.default_rng(0)
     shapes = {
         "token_embd.weight": (4, 8),
@@ -210,6 +214,12 @@ def test_another_architecture(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", architecture="gemma")
     with pytest.raises(UserError, match="holds the architecture 'gemma'"):
         GGUFCheckpoint(path)
+
+
+def test_without_an_end_token_no_answer_would_end(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", eos=None)
+    with pytest.raises(UserError, match=r"no metadata 'tokenizer\.ggml\.eos_token_id'"):
+        prepare(path, tmp_path / "dst")
 
 
 def test_an_unknown_rope_scaling_is_refused(tmp_path):

@@ -18,7 +18,7 @@ from max_mistral.errors import UserError
 from max_mistral.mistral import Mistral
 from max_mistral.quantization import FP8
 from max_mistral.weights.heads import repeat_heads
-from max_mistral.weights.quantized import make_quant_config
+from max_mistral.weights.quantized import finalize_fp8
 from max_mistral.weights.safetensors import convert_safetensor_state_dict
 from tests.checkpoints import BASE, CONFIGS, make_tensors, write_checkpoint
 from tests.harness import make_pipeline_config
@@ -45,10 +45,10 @@ def load(pipeline_config):
 
 
 @contextmanager
-def virtual_gpus():
+def virtual_gpus(architecture):
     """GPUs to build a graph for, where there are none: as ``max warm-cache`` does."""
     driver.set_virtual_device_api("cuda")
-    driver.set_virtual_device_target_arch("sm_90a")
+    driver.set_virtual_device_target_arch(architecture)
     driver.set_virtual_device_count(8)
     try:
         yield
@@ -58,16 +58,16 @@ def virtual_gpus():
         driver.set_virtual_device_api("")
 
 
-def trace(pipeline_config, return_logits=ReturnLogits.LAST_TOKEN):
+def trace(pipeline_config, return_logits=ReturnLogits.LAST_TOKEN, gpu="sm_90a"):
     """Traces the graph that MAX would compile, with all its weights."""
     config, weights = MistralConfig.initialize(pipeline_config), load(pipeline_config)
     config.return_logits = return_logits
-    if isinstance(config.quantization, FP8):
-        config.quant_config = make_quant_config(config.quantization, weights)
     replicated = config.data_parallel_degree > 1
-    if replicated:
-        weights = replicate(weights, config.data_parallel_degree)
-    with virtual_gpus():
+    with virtual_gpus(gpu):
+        if isinstance(config.quantization, FP8):
+            weights = finalize_fp8(config, config.quantization, weights)
+        if replicated:
+            weights = replicate(weights, config.data_parallel_degree)
         graph = (DataParallelMistral if replicated else Mistral)(config)
         graph.load_state_dict(weights, weight_alignment=1)
         types = tree.leaves(graph.input_tree())
@@ -98,15 +98,20 @@ def test_every_kind_of_model(tmp_path, name, devices, replicas):
 
 @pytest.mark.parametrize("name", ["static", "block", "channel", "autofp8_dynamic"])
 @pytest.mark.parametrize(("devices", "replicas"), [(2, 1), (4, 1), (2, 2)])
-def test_fp8(tmp_path, name, devices, replicas):
+@pytest.mark.parametrize("gpu", ["sm_90a", "sm_100a"])
+def test_fp8(tmp_path, name, devices, replicas, gpu):
     write_quantized(tmp_path, LAYOUTS[name], CONFIG | {"intermediate_size": 512})
     flags = {"quantization_encoding": "float8_e4m3fn"}
-    trace(pipeline(tmp_path, devices, data_parallel_degree=replicas, **flags))
+    flags["data_parallel_degree"] = replicas
+    trace(pipeline(tmp_path, devices, **flags), gpu=gpu)
 
 
 def test_an_fp8_kv_cache(tmp_path):
     write_checkpoint(tmp_path, WIDE, dtype="bfloat16")
-    trace(pipeline(tmp_path, 1, kv_cache_format="float8_e4m3fn"))
+    pipeline_config = pipeline(tmp_path, 1, kv_cache_format="float8_e4m3fn")
+    trace(pipeline_config, gpu="sm_100a")
+    with virtual_gpus("sm_90a"), pytest.raises(UserError, match=r"this GPU is sm_90a"):
+        MistralConfig.initialize(pipeline_config)
 
 
 def test_heads_are_copied_beside_each_other(tmp_path):

@@ -13,7 +13,11 @@ from transformers import AutoConfig
 from max_mistral import MistralConfig
 from max_mistral.errors import UserError
 from max_mistral.quantization import FP8, GPTQ, read_quantization
-from max_mistral.weights.quantized import make_quant_config, quantized_layers
+from max_mistral.weights.quantized import (
+    finalize_fp8,
+    quantized_layers,
+    scales_by_rows,
+)
 from max_mistral.weights.safetensors import convert_safetensor_state_dict
 from tests import quantized
 from tests.harness import make_pipeline_config
@@ -116,10 +120,23 @@ def test_the_graph_takes_them(tmp_path, name):
     weights = load(tmp_path)
     config = MistralConfig.initialize(pipeline(tmp_path))
     if isinstance(config.quantization, FP8):
-        config.quant_config = make_quant_config(config.quantization, weights)
+        weights = finalize_fp8(config, config.quantization, weights)
     graph = Mistral(config)
     graph.load_state_dict(weights, weight_alignment=1)
     graph.trace(*tree.leaves(graph.input_tree()))
+
+
+@pytest.mark.parametrize("name", [n for n in FP8_LAYOUTS if n != "block"])
+def test_scales_by_rows_are_worth_the_same(tmp_path, name):
+    worth = write_quantized(tmp_path, LAYOUTS[name])
+    weights = scales_by_rows(load(tmp_path))
+    assert not any(key.endswith("input_scale") for key in weights)
+    for key, want in worth.items():
+        name = key.removeprefix("model.")
+        assert np.array_equal(dequantize(weights, name), want), key
+        if key.endswith("_proj.weight"):
+            scale = weights[name + "_scale"]
+            assert [int(size) for size in scale.shape] == [len(want), 1]
 
 
 @pytest.mark.parametrize("name", FP8_LAYOUTS)
