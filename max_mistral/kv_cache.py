@@ -20,8 +20,13 @@ from max.pipelines.lib import KVCacheConfig
 from transformers import PretrainedConfig
 
 from . import hf_config as hf
+from . import kernels
 from .errors import UserError
 from .quantization import gpu_architecture
+
+# MAX's CPU kernel does not compile for a window below 8 SIMD registers of
+# float32: 128 tokens with AVX-512, the widest there is.
+MIN_CPU_WINDOW = 128
 
 # Their order in a model that has both.
 FULL, SLIDING = 0, 1
@@ -81,19 +86,38 @@ def make_kv_params(
     return MultiKVCacheParams.from_params(tree)
 
 
-def check_cache_dtype(dtype: DType) -> None:
-    """Raises a ``UserError`` if MAX's attention has no kernel for a GPU's KV cache.
+def check_cache(
+    dtype: DType, windows: Sequence[int | None], devices: Sequence[DeviceRef]
+) -> None:
+    """Raises a ``UserError`` if the attention has no kernel for a KV cache.
 
     Args:
         dtype: Of keys and values.
+        windows: Each layer's, as it has an effect.
+        devices: Where the model runs.
     """
-    gpu = gpu_architecture()
-    fp8 = dtype in (DType.float8_e4m3fn, DType.float8_e4m3fnuz)
-    if fp8 and gpu is not None and not gpu.startswith(("sm_10", "gfx950")):
+    if not any(device.is_cpu() for device in devices):
+        gpu = gpu_architecture()
+        fp8 = dtype in (DType.float8_e4m3fn, DType.float8_e4m3fnuz)
+        if fp8 and gpu is not None and not gpu.startswith(("sm_10", "gfx950")):
+            raise UserError(
+                f"The KV cache would be {dtype.name}, which MAX's attention reads "
+                f"on sm_100 and gfx950 only, and this GPU is {gpu}. Leave "
+                "--kv-cache-format out."
+            )
+        return
+    if dtype != DType.float32:
         raise UserError(
-            f"The KV cache would be {dtype.name}, which MAX's attention reads on "
-            f"sm_100 and gfx950 only, and this GPU is {gpu}. Leave "
+            f"The KV cache would be {dtype}, but on a CPU it is float32. Leave "
             "--kv-cache-format out."
+        )
+    window = min((w for w in windows if w is not None), default=MIN_CPU_WINDOW)
+    if window < MIN_CPU_WINDOW and kernels.mode() == "off":
+        raise UserError(
+            f"sliding_window is {window}, but on a CPU MAX's attention "
+            f"needs a window of at least {MIN_CPU_WINDOW} tokens. "
+            f"Leave MAX_MISTRAL_KERNELS=off out, or set --max-length {window} "
+            "or less, where the window has no effect."
         )
 
 

@@ -23,12 +23,11 @@ from max.pipelines.modeling.config_enums import SupportedEncoding
 from transformers import PretrainedConfig
 
 from . import hf_config as hf
-from . import kernels
 from ._arguments import find_configs
 from .errors import UserError
 from .kernels.packing import Encoding
 from .kv_cache import (
-    check_cache_dtype,
+    check_cache,
     effective_windows,
     kv_groups,
     kv_places,
@@ -37,10 +36,6 @@ from .kv_cache import (
 from .layers.rope import RopeScaling
 from .parallelism import replicated_kv_heads
 from .quantization import Quantization, check_runs, read_quantization
-
-# MAX's CPU kernel does not compile for a window below 8 SIMD registers of
-# float32: 128 tokens with AVX-512, the widest there is.
-MIN_CPU_SLIDING_WINDOW = 128
 
 
 @dataclass(kw_only=True)
@@ -112,24 +107,7 @@ class MistralConfig(ArchConfigWithKVCache):
     def __post_init__(self) -> None:
         if self.quantization is not None:
             check_runs(self.quantization, self.devices, self.dtype)
-        kv_dtype = self.kv_groups[0].dtype
-        if not any(device.is_cpu() for device in self.devices):
-            check_cache_dtype(kv_dtype)
-            return
-        if kv_dtype != DType.float32:
-            raise UserError(
-                f"The KV cache would be {kv_dtype}, but on a CPU it is "
-                "float32. Leave --kv-cache-format out."
-            )
-        windows = [window for window in self.layer_windows if window is not None]
-        window = min(windows, default=MIN_CPU_SLIDING_WINDOW)
-        if window < MIN_CPU_SLIDING_WINDOW and kernels.mode() == "off":
-            raise UserError(
-                f"sliding_window is {window}, but on a CPU MAX's attention "
-                f"needs a window of at least {MIN_CPU_SLIDING_WINDOW} tokens. "
-                f"Leave MAX_MISTRAL_KERNELS=off out, or set --max-length {window} "
-                "or less, where the window has no effect."
-            )
+        check_cache(self.kv_groups[0].dtype, self.layer_windows, self.devices)
 
     @property
     def layer_windows(self) -> list[int | None]:

@@ -6,6 +6,7 @@ the weight's place.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
 
@@ -19,6 +20,8 @@ from ..errors import UserError
 from ..model_config import MistralConfig
 from ..quantization import BLOCK, FP8, GPTQ, Quantization, lacks_scaled_product
 from .names import ExpectedTensor
+
+logger = logging.getLogger("max.pipelines")
 
 # MAX's names, and what the checkpoints call them: Hugging Face's fp8;
 # compressed-tensors and AutoFP8; Mistral's own format.
@@ -221,6 +224,11 @@ def finalize_fp8(
     if not any(layers.values()):
         return weights
     if fp8.scales != "block" and lacks_scaled_product():
+        logger.info(
+            "MAX has no FP8 product with a scale a tensor or a row for this GPU: "
+            "the one for blocks runs%s.",
+            ", without the checkpoint's scales of activations" if fp8.static else "",
+        )
         config.scaled_by_rows = True
         fp8, weights = FP8("channel", static=False), scales_by_rows(weights)
     whole = fp8.scales == "tensor" and not fp8.static
