@@ -219,11 +219,17 @@ def finalize_fp8(
         config: The model's, whose ``quant_config`` and ``scaled_by_rows`` are set.
         fp8: What the checkpoint's config says.
         weights: The tensors by their names in the graph.
+
+    Raises:
+        UserError: (a ``ValueError``) if only a part of an attention or MLP is in
+            FP8, or devices would share a block.
     """
     layers = quantized_layers(weights)
     if not any(layers.values()):
         return weights
-    if fp8.scales != "block" and lacks_scaled_product():
+    if fp8.scales == "block":
+        _check_blocks(config)
+    elif lacks_scaled_product():
         logger.info(
             "MAX has no FP8 product with a scale a tensor or a row for this GPU: "
             "the one for blocks runs%s.",
@@ -240,6 +246,22 @@ def finalize_fp8(
         and can_use_fused_mlp(weights, tensor_wise=whole),
     )
     return weights
+
+
+def _check_blocks(config: MistralConfig) -> None:
+    # max.nn puts the scales of Q, K and V under each other, and of gate and up.
+    degree = len(config.devices) // config.data_parallel_degree
+    sizes = {
+        "query": config.num_attention_heads * config.head_dim,
+        "key": config.num_replicated_kv_heads * config.head_dim,
+        "MLP": config.feed_forward_length,
+    }
+    for name, size in sizes.items():
+        if size % (degree * BLOCK):
+            raise UserError(
+                f"The {name} width {size} on {degree} devices is not in whole blocks "
+                f"of {BLOCK}, as FP8 with a scale a block needs it. Use fewer devices."
+            )
 
 
 def scales_by_rows(weights: Mapping[str, WeightData]) -> dict[str, WeightData]:

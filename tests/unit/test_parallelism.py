@@ -149,6 +149,13 @@ def test_a_block_over_two_heads_cannot_be_copied(tmp_path):
         load(pipeline(tmp_path, 4, **flags))
 
 
+def test_devices_do_not_share_a_block(tmp_path):
+    write_quantized(tmp_path, LAYOUTS["block"])
+    flags = {"quantization_encoding": "float8_e4m3fn"}
+    with pytest.raises(UserError, match="MLP width 384 on 2 devices"):
+        trace(pipeline(tmp_path, 2, **flags))
+
+
 @pytest.mark.parametrize(
     ("devices", "replicas", "named"),
     [
