@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.checkpoints import BASE, CONFIGS, write_checkpoint
-from tests.quantized import LAYOUTS, write_quantized
+from tests.quantized import CONFIG, LAYOUTS, write_quantized
 
 # Heads of 128, as the published models have.
 DENSE = BASE | {
@@ -72,7 +72,9 @@ class Case:
         if self.layout is None:
             write_checkpoint(folder, self.config, dtype=self.dtype)
         else:
-            write_quantized(folder, LAYOUTS[self.layout])
+            # Two devices have whole blocks of 128.
+            config = CONFIG | {"intermediate_size": 512}
+            write_quantized(folder, LAYOUTS[self.layout], config)
 
     def command(self, folder: Path) -> list[str]:
         """Returns the command that compiles it."""

@@ -227,9 +227,10 @@ def finalize_fp8(
     layers = quantized_layers(weights)
     if not any(layers.values()):
         return weights
-    if fp8.scales == "block":
+    by_rows = fp8.scales != "block" and lacks_scaled_product()
+    if by_rows or fp8.scales == "block":
         _check_blocks(config)
-    elif lacks_scaled_product():
+    if by_rows:
         logger.info(
             "MAX has no FP8 product with a scale a tensor or a row for this GPU: "
             "the one for blocks runs%s.",
@@ -249,7 +250,8 @@ def finalize_fp8(
 
 
 def _check_blocks(config: MistralConfig) -> None:
-    # max.nn puts the scales of Q, K and V under each other, and of gate and up.
+    # max.nn puts the scales of Q, K and V under each other, and of gate and up;
+    # MAX's kernel takes whole blocks of columns.
     degree = len(config.devices) // config.data_parallel_degree
     sizes = {
         "query": config.num_attention_heads * config.head_dim,
@@ -260,7 +262,8 @@ def _check_blocks(config: MistralConfig) -> None:
         if size % (degree * BLOCK):
             raise UserError(
                 f"The {name} width {size} on {degree} devices is not in whole blocks "
-                f"of {BLOCK}, as FP8 with a scale a block needs it. Use fewer devices."
+                f"of {BLOCK}, as FP8 needs it on this GPU or in this checkpoint. Use "
+                "fewer devices."
             )
 
 
