@@ -29,7 +29,7 @@ class DataParallelMistral(FlatGraph):
 
     def __init__(self, config: MistralConfig) -> None:
         super().__init__(config)
-        self.width = len(config.devices) // config.data_parallel_degree
+        self.width = config.tensor_parallel_degree
         self.replicas = []
         for i in range(config.data_parallel_degree):
             devices = config.devices[i * self.width : (i + 1) * self.width]

@@ -127,10 +127,14 @@ class MistralConfig(ArchConfigWithKVCache):
         return kv_places(self.kv_params, windows)
 
     @property
+    def tensor_parallel_degree(self) -> int:
+        """How many devices share a replica of the model."""
+        return len(self.devices) // self.data_parallel_degree
+
+    @property
     def num_replicated_kv_heads(self) -> int:
         """The key-value heads of a replica's devices together, copies included."""
-        degree = len(self.devices) // self.data_parallel_degree
-        return max(self.num_key_value_heads, degree)
+        return max(self.num_key_value_heads, self.tensor_parallel_degree)
 
     def layer_encodings(self, layer: int) -> dict[str, Encoding]:
         """Returns how a block's projections are packed, by their last names."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer, DeviceSpec, load_devices
 from max.engine import InferenceSession
-from max.graph.weights import load_weights, weights_format
+from max.graph.weights import WeightData, load_weights, weights_format
 from max.nn.transformer import ReturnLogits
 from max.pipelines.context import TextContext, TokenBuffer
 from max.pipelines.kv_cache import load_kv_manager
@@ -18,6 +18,7 @@ from max.pipelines.lib import PipelineArgs, PipelineConfig, SupportedArchitectur
 from max.pipelines.lib.memory_estimation import MemoryEstimator
 
 from max_mistral.arch import mistral_arch
+from max_mistral.weights.safetensors import convert_safetensor_state_dict
 
 Array = npt.NDArray[np.float32]
 
@@ -33,6 +34,16 @@ def make_pipeline_config(folder: Path | str, **kwargs: Any) -> PipelineConfig:
     }
     return PipelineConfig.from_args(
         PipelineArgs.from_flat_kwargs(model_path=str(folder), **defaults | kwargs)
+    )
+
+
+def load_safetensors(pipeline_config: PipelineConfig) -> dict[str, WeightData]:
+    """Returns a checkpoint's tensors as its graph gets them."""
+    model = pipeline_config.model
+    return convert_safetensor_state_dict(
+        dict(load_weights(model.resolved_weight_paths()).items()),
+        huggingface_config=model.huggingface_config,
+        pipeline_config=pipeline_config,
     )
 
 

@@ -39,7 +39,18 @@ class SeparateQKV(Module):
         return ops.concat([getattr(self, name)(x) for name in QKV], axis=-1)
 
 
-class StaticFP8QKV(StackedLinear):
+class _OwnShards:
+    """Before a layer of ``max.nn``: its shards are of its class, not ``max.nn``'s."""
+
+    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
+        """Returns one shard per device."""
+        shards = super().shard(devices)  # type: ignore[misc]
+        for shard in shards:
+            shard.__class__ = type(self)
+        return shards
+
+
+class StaticFP8QKV(_OwnShards, StackedLinear):
     """The three projections in one product, each row under its own scale.
 
     ``StackedLinear`` rounds the weights a second time, to the largest of the
@@ -60,10 +71,6 @@ class StaticFP8QKV(StackedLinear):
             scale = child.weight_scale.reshape([1, 1])
             rows.append(ops.broadcast_to(scale, [child.weight.shape[0], 1]))
         return ops.concat(rows)
-
-    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
-        """Returns one shard per device, of this class."""
-        return _of_class(StaticFP8QKV, super().shard(devices))
 
 
 def scaled_by_rows(
@@ -95,7 +102,7 @@ def scaled_by_rows(
     return ops.cast(ops.cast(y, DType.float32) * scales, x.dtype)
 
 
-class RowScaledLinear(Linear):
+class RowScaledLinear(_OwnShards, Linear):
     """A projection that runs as :func:`scaled_by_rows`."""
 
     def __call__(self, x: TensorValue) -> TensorValue:
@@ -103,29 +110,14 @@ class RowScaledLinear(Linear):
         assert self.weight_scale is not None
         return scaled_by_rows(x, self.weight, self.weight_scale)
 
-    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
-        """Returns one shard per device, of this class."""
-        return _of_class(RowScaledLinear, super().shard(devices))
 
-
-class RowScaledQKV(StackedLinear):
+class RowScaledQKV(_OwnShards, StackedLinear):
     """The three projections in one product, as :func:`scaled_by_rows`."""
 
     def __call__(self, x: TensorValue) -> TensorValue:
         """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
         assert self.stacked_weight_scale is not None
         return scaled_by_rows(x, self.stacked_weight, self.stacked_weight_scale)
-
-    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
-        """Returns one shard per device, of this class."""
-        return _of_class(RowScaledQKV, super().shard(devices))
-
-
-def _of_class(cls: type[Module], shards: list[Any]) -> list[Any]:
-    # max.nn makes shards of its own class.
-    for shard in shards:
-        shard.__class__ = cls
-    return shards
 
 
 def gptq_linear(

@@ -252,7 +252,7 @@ def finalize_fp8(
 def _check_blocks(config: MistralConfig) -> None:
     # max.nn puts the scales of Q, K and V under each other, and of gate and up;
     # MAX's kernel takes whole blocks of columns.
-    degree = len(config.devices) // config.data_parallel_degree
+    degree = config.tensor_parallel_degree
     sizes = {
         "query": config.num_attention_heads * config.head_dim,
         "key": config.num_replicated_kv_heads * config.head_dim,

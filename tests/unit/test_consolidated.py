@@ -4,13 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from max.graph.weights import load_weights
 from transformers import AutoTokenizer
 
 from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
 from max_mistral.weights.consolidated import read_config
-from max_mistral.weights.safetensors import convert_safetensor_state_dict
 from tests.checkpoints import (
     BASE,
     DTYPES,
@@ -19,7 +17,7 @@ from tests.checkpoints import (
     write_checkpoint,
     write_native,
 )
-from tests.harness import make_pipeline_config
+from tests.harness import load_safetensors, make_pipeline_config
 from tests.quantized import STATIC
 
 PARAMS = {
@@ -158,11 +156,7 @@ def test_the_weights_come_back(tmp_path, monkeypatch, dtype, shards):
     paths = pipeline_config.model.resolved_weight_paths()
     assert len(paths) == shards
     assert all(path.is_symlink() for path in paths)  # no gigabytes copied
-    weights = convert_safetensor_state_dict(
-        dict(load_weights(paths).items()),
-        huggingface_config=pipeline_config.model.huggingface_config,
-        pipeline_config=pipeline_config,
-    )
+    weights = load_safetensors(pipeline_config)
     for name, tensor in make_tensors(BASE).items():
         want = tensor.astype(DTYPES[dtype]).astype(np.float32)
         found = weights[name.removeprefix("model.")]
@@ -218,13 +212,7 @@ def test_image_towers_are_dropped_by_name(tmp_path, monkeypatch):
 
 
 def load(folder):
-    pipeline_config = make_pipeline_config(folder)
-    paths = pipeline_config.model.resolved_weight_paths()
-    return convert_safetensor_state_dict(
-        dict(load_weights(paths).items()),
-        huggingface_config=pipeline_config.model.huggingface_config,
-        pipeline_config=pipeline_config,
-    )
+    return load_safetensors(make_pipeline_config(folder))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from max import driver, tree
 from max.driver import Buffer, DeviceSpec
 from max.dtype import DType
-from max.graph.weights import load_weights
 from max.nn.transformer import ReturnLogits
 
 from max_mistral import MistralConfig, MistralInputs
@@ -19,9 +18,8 @@ from max_mistral.mistral import Mistral
 from max_mistral.quantization import FP8
 from max_mistral.weights.heads import repeat_heads
 from max_mistral.weights.quantized import finalize_fp8
-from max_mistral.weights.safetensors import convert_safetensor_state_dict
 from tests.checkpoints import BASE, CONFIGS, make_tensors, write_checkpoint
-from tests.harness import make_pipeline_config
+from tests.harness import load_safetensors, make_pipeline_config
 from tests.quantized import CONFIG, LAYOUTS, write_quantized
 
 WIDE = BASE | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
@@ -34,14 +32,6 @@ def pipeline(folder, devices, **flags):
         "weight_path": [folder / "model.safetensors"],
     } | flags
     return make_pipeline_config(folder, **flags)
-
-
-def load(pipeline_config):
-    return convert_safetensor_state_dict(
-        dict(load_weights(pipeline_config.model.resolved_weight_paths()).items()),
-        huggingface_config=pipeline_config.model.huggingface_config,
-        pipeline_config=pipeline_config,
-    )
 
 
 @contextmanager
@@ -60,7 +50,10 @@ def virtual_gpus(architecture):
 
 def trace(pipeline_config, return_logits=ReturnLogits.LAST_TOKEN, gpu="sm_90a"):
     """Traces the graph that MAX would compile, with all its weights."""
-    config, weights = MistralConfig.initialize(pipeline_config), load(pipeline_config)
+    config, weights = (
+        MistralConfig.initialize(pipeline_config),
+        load_safetensors(pipeline_config),
+    )
     config.return_logits = return_logits
     replicated = config.data_parallel_degree > 1
     with virtual_gpus(gpu):
@@ -116,7 +109,7 @@ def test_an_fp8_kv_cache(tmp_path):
 
 def test_heads_are_copied_beside_each_other(tmp_path):
     write_checkpoint(tmp_path, WIDE, dtype="bfloat16")
-    weights = load(pipeline(tmp_path, 4))
+    weights = load_safetensors(pipeline(tmp_path, 4))
     want = make_tensors(WIDE)
     for name in ("k_proj", "v_proj"):
         name = f"layers.1.self_attn.{name}.weight"
@@ -131,7 +124,7 @@ def test_scales_of_channels_are_copied_with_their_heads(tmp_path):
     write_quantized(tmp_path, LAYOUTS["channel"])
     flags = {"quantization_encoding": "float8_e4m3fn"}
     once, twice = (
-        load(pipeline(tmp_path, devices, **flags))[
+        load_safetensors(pipeline(tmp_path, devices, **flags))[
             "layers.0.self_attn.v_proj.weight_scale"
         ]
         .to_buffer()
@@ -146,7 +139,7 @@ def test_a_block_over_two_heads_cannot_be_copied(tmp_path):
     write_quantized(tmp_path, LAYOUTS["block"], config)
     flags = {"quantization_encoding": "float8_e4m3fn"}
     with pytest.raises(UserError, match="1 rows of scales for 2 key-value heads"):
-        load(pipeline(tmp_path, 4, **flags))
+        load_safetensors(pipeline(tmp_path, 4, **flags))
 
 
 def test_devices_do_not_share_a_block(tmp_path):

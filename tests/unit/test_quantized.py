@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from max.driver import DeviceSpec
 from max.dtype import DType
-from max.graph.weights import load_weights
 from transformers import AutoConfig
 
 from max_mistral import MistralConfig
@@ -18,9 +17,8 @@ from max_mistral.weights.quantized import (
     quantized_layers,
     scales_by_rows,
 )
-from max_mistral.weights.safetensors import convert_safetensor_state_dict
 from tests import quantized
-from tests.harness import make_pipeline_config
+from tests.harness import load_safetensors, make_pipeline_config
 from tests.quantized import CONFIG, LAYOUTS, write_quantized
 from tests.quantized_reference import GOLDEN, NAMES, digest
 
@@ -44,12 +42,7 @@ def pipeline(folder, **flags):
 
 
 def load(folder, **flags):
-    pipeline_config = pipeline(folder, **flags)
-    return convert_safetensor_state_dict(
-        dict(load_weights([folder / "model.safetensors"]).items()),
-        huggingface_config=pipeline_config.model.huggingface_config,
-        pipeline_config=pipeline_config,
-    )
+    return load_safetensors(pipeline(folder, **flags))
 
 
 # NumPy has no such dtypes of its own.

@@ -5,16 +5,14 @@ import json
 import numpy as np
 import pytest
 from max.dtype import DType
-from max.graph.weights import load_weights
 
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.weights.safetensors import (
     check_complete,
-    convert_safetensor_state_dict,
 )
 from tests.checkpoints import BASE, DTYPES, make_tensors, write_checkpoint
-from tests.harness import make_pipeline_config
+from tests.harness import load_safetensors, make_pipeline_config
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
@@ -22,11 +20,7 @@ Q1 = "model.layers.1.self_attn.q_proj.weight"
 def load(folder):
     paths = sorted(folder.glob("*.safetensors"))
     pipeline_config = make_pipeline_config(folder, weight_path=paths)
-    return convert_safetensor_state_dict(
-        dict(load_weights(paths).items()),
-        huggingface_config=pipeline_config.model.huggingface_config,
-        pipeline_config=pipeline_config,
-    )
+    return load_safetensors(pipeline_config)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
