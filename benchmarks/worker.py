@@ -61,12 +61,22 @@ class MaxMistral:
         self.running = contexts = self.runner.claim(prompts)
         model = self.runner.model
 
-        def step() -> None:
+        def logits() -> Any:
             inputs = model.prepare_initial_token_inputs(
                 [contexts], kv_cache_inputs=self.runner.kv_inputs(contexts)
             )
-            logits = model.execute(inputs).next_token_logits
-            for context, token in zip(contexts, self.choose(logits), strict=True):
+            return model.execute(inputs).next_token_logits
+
+        def step() -> None:
+            (first, *others) = contexts
+            # A long prompt in steps of as many tokens as llama.cpp's.
+            while first.tokens.active_length > PREFILL:
+                assert not others
+                first.tokens.chunk(PREFILL)
+                logits()
+                first.tokens.advance_chunk()
+                self.runner.kv_manager.step(first)
+            for context, token in zip(contexts, self.choose(logits()), strict=True):
                 self.runner.advance(context, int(token))
 
         return step
@@ -189,6 +199,9 @@ def main() -> None:
         assert gguf is not None
         print(json.dumps(llama_cpp_user(gguf)))
         return
+    if name == "max_mistral":
+        # MAX imports torch where it is installed. A user's environment has none.
+        sys.modules["torch"] = None  # type: ignore[assignment]
     start = time.perf_counter()
     engine: Engine = ENGINES[name](Path(folder), gguf)
     load = time.perf_counter() - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from max import tree
@@ -39,6 +40,7 @@ from .inputs import MistralInputs, input_tree
 from .mistral import Mistral
 from .model_config import MistralConfig
 from .quantization import FP8
+from .scheduling import threads_that_wait
 from .weights.gguf import convert_gguf_state_dict
 from .weights.names import HEAD
 from .weights.packed import PackedWeight
@@ -160,12 +162,14 @@ class MistralModel(
                 "each, and set model_inputs.kv_cache_inputs = "
                 "kv_manager.runtime_inputs([contexts])."
             )
+        context = threads_that_wait() if self._last_inputs is None else nullcontext()
         self._last_inputs = model_inputs
         if self.devices[0].is_host:
             # MAX copies a step's inputs in the background, and on a CPU does not
             # wait for it: on a busy machine the graph would read the step before's.
             self.devices[0].synchronize()
-        outputs = self.model.execute(*model_inputs.buffers)
+        with context:
+            outputs = self.model.execute(*model_inputs.buffers)
         assert self.batch_processor is not None
         return self.batch_processor.process_outputs(outputs)
 

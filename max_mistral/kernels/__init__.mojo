@@ -1,4 +1,5 @@
 """CPU kernels: linear layers and embeddings on packed weights, and attention."""
 
-from .ops import *
+from .embedding import Embedding
+from .linear import Linear
 from .paged import Attention

@@ -151,19 +151,23 @@ def span[
     q: Reads,
     cache: Cache,
     heads: Int,
+    kv_begin: Int,
+    kv_end: Int,
     tokens: Int,
     position: Int,
     window: Int,
     begin: Int,
     scale: Float32,
 ):
-    """Adds a span's keys to the states of some tokens, `[tokens, heads]`.
+    """Adds some heads of a span's keys to some tokens' states, `[tokens, heads]`.
 
     Args:
         states: As `clear` leaves them.
         q: `[tokens, heads, padded(head_dim)]`.
         cache: Where the keys are.
         heads: Heads of queries.
+        kv_begin: The first head of keys.
+        kv_end: The end of the heads of keys.
         tokens: How many tokens, at most `TILE`.
         position: The first token's.
         window: Keys that a token sees, itself included.
@@ -176,8 +180,7 @@ def span[
     var packed = Array[Float32, 2 * STEP * width](uninitialized=True)
     var keys = packed.unsafe_ptr()
     var values = keys.unsafe_offset(STEP * width)
-    var kv_heads = cache.width // head_dim
-    var group = heads // kv_heads
+    var group = heads // (cache.width // head_dim)
     var end = min(begin + SPAN, position + tokens)
     var start = max(begin, (position - window + 1) // STEP * STEP)
     while start < end:
@@ -189,7 +192,7 @@ def span[
             next = cache.offset(stop) - cache.offset(start)
         # One token reads the cache where it is; more read a copy that is dense.
         var in_place = tokens == 1 and head_dim % W == 0
-        for kv_head in range(kv_heads):
+        for kv_head in range(kv_begin, kv_end):
             var k = cache.blocks.unsafe_offset(
                 cache.offset(start) + kv_head * head_dim
             )
@@ -237,14 +240,10 @@ def span[
                     run[False](k, v, cache.width)
 
             var row = 0
-            while row + max_mr <= tokens * group:
-                rows[max_mr](row)
-                row += max_mr
-            comptime if max_mr == 4:
-                if row + 2 <= tokens * group:
-                    rows[2](row)
-                    row += 2
-            while row < tokens * group:
-                rows[1](row)
-                row += 1
+            comptime for step in range(3):
+                comptime MR = max_mr >> step
+                comptime if MR > 0:
+                    while row + MR <= tokens * group:
+                        rows[MR](row)
+                        row += MR
         start = stop

@@ -25,6 +25,11 @@ class Encoding(enum.IntEnum):
     Q5_K = 7
     Q6_K = 8
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether a weight is a floating-point number, not a code."""
+        return self <= Encoding.F16
+
 
 # Columns and bytes of a block of one row in a GGUF file; ``ggml-common.h``.
 BLOCKS = {

@@ -5,11 +5,12 @@ from extensibility import InputTensor, OutputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu.host import DeviceContext
 from max.runtime.asyncrt import parallelism_level
+from std.atomic import Atomic
 from std.math import ceildiv
 
 from .attention import SPAN, TILE, span
 from .cache import Cache, pack
-from .states import clear, finish, merge, padded, state_size
+from .states import Reads, clear, finish, merge, padded, state_size
 
 
 @fieldwise_init
@@ -26,42 +27,71 @@ struct Task(ImplicitlyCopyable):
     """The first span's first key."""
     var spans: Int
     """How many spans there are from `begin`."""
+    var kv_begin: Int
+    """The first head of keys."""
+    var kv_end: Int
     var slot: Int
-    """Where this span's state is kept until the others are there too; -1 if
-    this task does them all."""
+    """Where the one span's states are kept until the others' are there too; -1
+    if this task does all of its tokens' spans and heads."""
 
 
-def tasks(
-    row_offsets: ImmPointer[UInt32, _],
-    cache_lengths: ImmPointer[UInt32, _],
-    requests: Int,
-    window: Int,
-) -> List[Task]:
-    """Shares out the tokens; a token alone in its step also by its spans."""
-    var list = List[Task]()
-    var slots = 0
-    for request in range(requests):
-        var first = Int(row_offsets.unsafe_load(request))
-        var end = Int(row_offsets.unsafe_load(request + 1))
-        var cached = Int(cache_lengths.unsafe_load(request))
-        var alone = end - first == 1
-        for token in range(first, end, TILE):
-            var count = min(TILE, end - token)
-            var position = cached + token - first
-            var begin = max(0, position - window + 1) // SPAN * SPAN
-            var spans = ceildiv(position + count - begin, SPAN)
-            if not alone:
-                list.append(
-                    Task(request, token, count, position, begin, spans, -1)
+@fieldwise_init
+struct Merge(ImplicitlyCopyable):
+    """A token whose spans are in slots."""
+
+    var token: Int
+    var slot: Int
+    """The first span's."""
+    var spans: Int
+
+
+struct Plan(Movable):
+    """How the tokens of a step are shared out."""
+
+    var tasks: List[Task]
+    var merges: List[Merge]
+    var slots: Int
+
+    def __init__(
+        out self,
+        row_offsets: ImmPointer[UInt32, _],
+        cache_lengths: ImmPointer[UInt32, _],
+        requests: Int,
+        window: Int,
+        kv_heads: Int,
+        threads: Int,
+    ):
+        """Makes tasks of tokens; of a token alone in its step, by spans and heads.
+        """
+        self.tasks = List[Task]()
+        self.merges = List[Merge]()
+        self.slots = 0
+        var parts = min(threads, kv_heads)
+        for request in range(requests):
+            var first = Int(row_offsets.unsafe_load(request))
+            var end = Int(row_offsets.unsafe_load(request + 1))
+            var cached = Int(cache_lengths.unsafe_load(request))
+            for token in range(first, end, TILE):
+                var count = min(TILE, end - token)
+                var position = cached + token - first
+                var begin = max(0, position - window + 1) // SPAN * SPAN
+                var spans = ceildiv(position + count - begin, SPAN)
+                var task = Task(
+                    request, token, count, position, begin, spans, 0, kv_heads, -1
                 )
-                continue
-            for i in range(spans):
-                var at = begin + i * SPAN
-                list.append(
-                    Task(request, token, 1, position, at, spans - i, slots)
-                )
-                slots += 1
-    return list^
+                if end - first > 1:
+                    self.tasks.append(task)
+                    continue
+                self.merges.append(Merge(token, self.slots, spans))
+                for i in range(spans):
+                    task.begin = begin + i * SPAN
+                    task.spans = 1
+                    task.slot = self.slots
+                    self.slots += 1
+                    for part in range(parts):
+                        task.kv_begin = part * kv_heads // parts
+                        task.kv_end = (part + 1) * kv_heads // parts
+                        self.tasks.append(task)
 
 
 @extensibility.register("mistral_attention")
@@ -102,37 +132,49 @@ struct Attention:
         var table = lookup_table.dim_size(1)
         var pool = blocks.unsafe_ptr()
 
-        var work = tasks(
+        var kv_heads = blocks.dim_size(4)
+        var group = heads // kv_heads
+        var threads = parallelism_level(None)
+        var plan = Plan(
             row_offsets.unsafe_ptr(),
             cache_lengths.unsafe_ptr(),
             cache_lengths.dim_size(0),
             window,
+            kv_heads,
+            threads,
         )
+        threads = min(threads, len(plan.tasks))
         comptime size = state_size(head_dim)
-        var tile = TILE * heads * size
-        var threads = min(parallelism_level(None), len(work))
-        var slots = 0
-        for task in work:
-            slots = max(slots, task.slot + 1)
-        # The states in slots; of each thread the states of a tile for one span,
-        # and for all spans so far.
-        var span_store = List[Float32](
-            unsafe_uninit_length=slots * heads * size + threads * tile
-        )
-        var total_store = List[Float32](unsafe_uninit_length=threads * tile)
-        var partial = span_store.unsafe_ptr()
-        var totals = total_store.unsafe_ptr()
         comptime depth = padded(head_dim)
-        var query_store = List[Float32](
-            unsafe_uninit_length=threads * TILE * heads * depth
+        comptime copied = 0 if depth == head_dim else depth
+        # The states in slots, then each thread's of a tile for one span.
+        var tile = TILE * heads
+        var span_store = List[Float32](
+            unsafe_uninit_length=plan.slots * heads * size
+            + threads * tile * size
         )
-        var packed = query_store.unsafe_ptr()
+        # Each thread's states of a tile for all spans so far, and its queries
+        # where head_dim is no whole number of vectors.
+        var total_store = List[Float32](
+            unsafe_uninit_length=threads * tile * size
+        )
+        var query_store = List[Float32](
+            unsafe_uninit_length=threads * tile * copied
+        )
+        var slots = span_store.unsafe_ptr()
+        var totals = total_store.unsafe_ptr()
+        var copies = query_store.unsafe_ptr()
+        var taken = Atomic[Int64](0)
+        var counter = Pointer(to=taken)
 
         @inline(.always)
         def attend(thread: Int) {imm}:
-            var total = totals.unsafe_offset(thread * tile)
-            for i in range(thread, len(work), threads):
-                var task = work[i]
+            var total = totals.unsafe_offset(thread * tile * size)
+            while True:
+                var i = Int(counter[].fetch_add(1))
+                if i >= len(plan.tasks):
+                    break
+                var task = plan.tasks[i]
                 var cache = Cache(
                     pool,
                     pages.unsafe_offset(task.request * table),
@@ -143,57 +185,63 @@ struct Attention:
                     width,
                 )
                 var rows = task.tokens * heads
-                var queries = packed.unsafe_offset(
-                    thread * TILE * heads * depth
-                )
-                var src = qp.unsafe_offset(task.token * heads * head_dim)
-                pack[head_dim](queries, src, head_dim, rows)
-                var whole = task.slot < 0
-                var place = task.slot * heads * size
-                if whole:
-                    place = slots * heads * size + thread * tile
-                    clear[head_dim](total, rows)
-                var state = partial.unsafe_offset(place)
-                for s in range(task.spans if whole else 1):
-                    clear[head_dim](state, rows)
-                    span[head_dim](
-                        state,
-                        queries,
-                        cache,
-                        heads,
-                        task.tokens,
-                        task.position,
-                        window,
-                        task.begin + s * SPAN,
-                        scale,
-                    )
+                var queries = qp.unsafe_offset(task.token * heads * head_dim)
+
+                @inline(.always)
+                def run(q: Reads) {imm}:
+                    var whole = task.slot < 0
+                    var place = (plan.slots * heads + thread * tile) * size
                     if whole:
-                        merge[head_dim](total, state, rows)
-                if whole:
-                    finish[head_dim](
-                        yp.unsafe_offset(task.token * heads * head_dim),
-                        total,
-                        rows,
-                    )
+                        clear[head_dim](total, rows)
+                    else:
+                        place = task.slot * heads * size
+                    var states = slots.unsafe_offset(place)
+                    for s in range(task.spans):
+                        clear[head_dim](
+                            states.unsafe_offset(task.kv_begin * group * size),
+                            rows * (task.kv_end - task.kv_begin) // kv_heads,
+                        )
+                        span[head_dim](
+                            states,
+                            q,
+                            cache,
+                            heads,
+                            task.kv_begin,
+                            task.kv_end,
+                            task.tokens,
+                            task.position,
+                            window,
+                            task.begin + s * SPAN,
+                            scale,
+                        )
+                        if whole:
+                            merge[head_dim](total, states, rows)
+                    if whole:
+                        var out = task.token * heads * head_dim
+                        finish[head_dim](yp.unsafe_offset(out), total, rows)
+
+                comptime if depth == head_dim:
+                    run(queries)
+                else:
+                    var own = copies.unsafe_offset(thread * tile * depth)
+                    pack[head_dim](own, queries, head_dim, rows)
+                    run(own)
 
         ctx.enqueue_cpu_range(attend, count=threads)
         ctx.synchronize()
 
-        var i = 0
-        while i < len(work):
-            var task = work[i]
-            if task.slot < 0:
-                i += 1
-                continue
+        for token in plan.merges:
             clear[head_dim](totals, heads)
-            for s in range(task.spans):
-                var place = (task.slot + s) * heads * size
-                merge[head_dim](totals, partial.unsafe_offset(place), heads)
+            for s in range(token.spans):
+                var place = (token.slot + s) * heads * size
+                merge[head_dim](totals, slots.unsafe_offset(place), heads)
             finish[head_dim](
-                yp.unsafe_offset(task.token * heads * head_dim), totals, heads
+                yp.unsafe_offset(token.token * heads * head_dim),
+                totals,
+                heads,
             )
-            i += task.spans
+        _ = taken^
         _ = span_store^
         _ = total_store^
         _ = query_store^
-        _ = work^
+        _ = plan^

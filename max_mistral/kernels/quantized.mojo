@@ -109,50 +109,25 @@ def quantized_tile[
                 (b * parts + part) * _block_row_bytes[vnni]() * MR
             )
             var dots = Array[Floats, halves * MR * NR](fill=0)
-            comptime if vnni:
-                var sums = Array[SIMD[.int32, ROWS], 2 * MR * NR](fill=0)
-                var xi = xb.unsafe_bitcast[Int32]()
-                comptime for i in range(4):
-                    comptime for r in range(NR):
-                        var pair = quads[kind, i](
-                            w.unsafe_offset(
-                                r * panel + b * block_bytes[kind]()
-                            ),
-                            part,
-                        )
-                        comptime for m in range(MR):
-                            comptime at = 2 * (m * NR + r)
-                            sums[at] = _dot4(
-                                sums[at],
-                                pair[0],
-                                SIMD[.int32, ROWS](xi.unsafe_load(i * MR + m)),
-                            )
-                            sums[at + 1] = _dot4(
-                                sums[at + 1],
-                                pair[1],
-                                SIMD[.int32, ROWS](
-                                    xi.unsafe_load((4 + i) * MR + m)
-                                ),
-                            )
-                comptime for at in range(MR * NR):
-                    comptime if halves == 2:
-                        dots[at] = sums[2 * at].cast[.float32]()
-                        dots[MR * NR + at] = sums[2 * at + 1].cast[.float32]()
-                    else:
-                        dots[at] = (sums[2 * at] + sums[2 * at + 1]).cast[
-                            .float32
-                        ]()
-            else:
-                var xf = xb.unsafe_bitcast[Float32]()
-                comptime for i in range(4):
-                    comptime for r in range(NR):
-                        var pair = quads[kind, i](
-                            w.unsafe_offset(
-                                r * panel + b * block_bytes[kind]()
-                            ),
-                            part,
-                        )
-                        comptime for half in range(2):
+            var sums = Array[SIMD[.int32, ROWS], 2 * MR * NR](fill=0)
+            var xi = xb.unsafe_bitcast[Int32]()
+            var xf = xb.unsafe_bitcast[Float32]()
+            comptime for i in range(4):
+                comptime for r in range(NR):
+                    var block = w.unsafe_offset(
+                        r * panel + b * block_bytes[kind]()
+                    )
+                    # Columns 4 i to 4 i + 3 of each 16.
+                    var pair = quads[kind, i](block, part)
+                    comptime for half in range(2):
+                        comptime if vnni:
+                            comptime for m in range(MR):
+                                comptime at = 2 * (m * NR + r) + half
+                                var x = xi.unsafe_load((4 * half + i) * MR + m)
+                                sums[at] = _dot4(
+                                    sums[at], pair[half], SIMD[.int32, ROWS](x)
+                                )
+                        else:
                             var quad = bitcast[.uint32, ROWS](pair[half])
                             comptime for j in range(4):
                                 comptime column = 16 * half + 4 * i + j
@@ -168,6 +143,15 @@ def quantized_tile[
                                         Floats(xf.unsafe_load(column * MR + m)),
                                         dots[at],
                                     )
+            comptime if vnni:
+                comptime for at in range(MR * NR):
+                    comptime if halves == 2:
+                        dots[at] = sums[2 * at].cast[.float32]()
+                        dots[MR * NR + at] = sums[2 * at + 1].cast[.float32]()
+                    else:
+                        dots[at] = (sums[2 * at] + sums[2 * at + 1]).cast[
+                            .float32
+                        ]()
             var rest = xb.unsafe_offset(
                 (32 if vnni else 128) * MR
             ).unsafe_bitcast[Float32]()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, Weight, ops
 from max.nn.kv_cache import PagedCacheValues
@@ -53,16 +54,59 @@ class PackedLinear(Module):
 
     def __call__(self, x: TensorValue) -> TensorValue:
         """Maps float32 ``[tokens, in_dim]`` to float32 ``[tokens, out_dim]``."""
-        return ops.custom(
-            "mistral_linear",
-            CPU,
-            [x, self.weight],
-            [TensorType(DType.float32, [x.shape[0], self.out_dim], CPU)],
-            parameters={
-                "kind": int(self.encoding),
-                "portable": kernels.mode() == "portable",
-            },
-        )[0].tensor
+        return linear(x, [self])
+
+
+def linear(x: TensorValue, layers: Sequence[PackedLinear]) -> TensorValue:
+    """Returns what linear layers make of the same activations, side by side.
+
+    One operation, which reads the activations once and keeps the threads at
+    work from one weight to the next.
+
+    Args:
+        x: float32 ``[tokens, in_dim]``.
+        layers: Of this ``in_dim`` each.
+
+    Returns:
+        float32 ``[tokens, sum(out_dims)]``.
+    """
+    if len({layer.encoding.is_dense for layer in layers}) == 2:
+        # The kernels round the activations for some of them only.
+        return ops.concat([layer(x) for layer in layers], axis=-1)
+    out_dims = [layer.out_dim for layer in layers]
+    kinds = sum(int(layer.encoding) << 4 * i for i, layer in enumerate(layers))
+    return ops.custom(
+        "mistral_linear",
+        CPU,
+        [
+            x,
+            ops.constant(np.array(out_dims, np.int64), device=CPU),
+            *(layer.weight for layer in layers),
+        ],
+        [TensorType(DType.float32, [x.shape[0], sum(out_dims)], CPU)],
+        parameters={"kinds": kinds, "portable": kernels.mode() == "portable"},
+    )[0].tensor
+
+
+class PackedQKV(Module):
+    """The three projections of attention.
+
+    Args:
+        projections: ``q_proj``, ``k_proj`` and ``v_proj``, in this order.
+    """
+
+    # The weights are named after the projections, as StackedLinear's are.
+    _omit_module_attr_name = True
+
+    def __init__(self, projections: Mapping[str, PackedLinear]) -> None:
+        super().__init__()
+        self._names = list(projections)
+        for name, projection in projections.items():
+            setattr(self, name, projection)
+
+    def __call__(self, x: TensorValue) -> TensorValue:
+        """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
+        return linear(x, [getattr(self, name) for name in self._names])
 
 
 def packed_attention(
@@ -129,7 +173,9 @@ class PackedMLP(Module):
 
     def __call__(self, x: TensorValue) -> TensorValue:
         """Maps ``[tokens, hidden_size]`` to the same."""
-        return self.down_proj(ops.silu(self.gate_proj(x)) * self.up_proj(x))
+        width = self.gate_proj.out_dim
+        both = linear(x, [self.gate_proj, self.up_proj])
+        return self.down_proj(ops.silu(both[:, :width]) * both[:, width:])
 
 
 class PackedEmbedding(Module):

@@ -18,7 +18,7 @@ from max.nn.rotary_embedding import RotaryEmbedding
 
 from ..model_config import MistralConfig
 from ..quantization import GPTQ
-from .packed import PackedLinear, PackedMLP
+from .packed import PackedLinear, PackedMLP, PackedQKV
 from .quantized import (
     RowScaledLinear,
     RowScaledQKV,
@@ -70,7 +70,7 @@ def make_attention(
     hidden = config.hidden_size
     projections: Any = attention
     if encodings := config.layer_encodings(layer):
-        projections.qkv_proj = SeparateQKV(
+        projections.qkv_proj = PackedQKV(
             {
                 name: PackedLinear(hidden, out_dim, encodings[name])
                 for name, out_dim in out_dims.items()

@@ -1,25 +1,36 @@
 """Calls the linear layers and attention's parts, so that they are compiled."""
 
-from kernels import attention, cache, ops, states
-from kernels.layout import Q6_K
-from max.gpu.host import DeviceContext
+from kernels import attention, cache, states, tiles
+from kernels.layout import Q6_K, is_dense
 
 
 def main() raises:
-    var ctx = DeviceContext(api="cpu")
     var floats = List[Float32](length=4096, fill=0)
     var packed = List[UInt8](length=65536, fill=0)
     var y = List[Float32](length=4096, fill=0)
+    var out = y.unsafe_ptr()
+
+    @inline(.always)
+    def write(token: Int, column: Int, sums: tiles.Floats, count: Int) {imm}:
+        out.unsafe_store(column, sums)
+
     comptime for kind in range(Q6_K + 1):
         comptime for portable in [False, True]:
-            ops.linear[kind, portable](
-                y.unsafe_ptr(),
-                floats.unsafe_ptr(),
+            comptime vnni = tiles.has_vnni[portable]()
+            var matrix = tiles.Matrix(65536, 16, 0)
+            tiles.pack_rows[is_dense[kind](), vnni, 1](
+                packed.unsafe_ptr(), floats.unsafe_ptr(), 256
+            )
+            tiles.multiply_panels[kind, portable](
+                write,
                 packed.unsafe_ptr(),
+                packed.unsafe_ptr(),
+                matrix,
+                0,
+                1,
                 1,
                 256,
-                16,
-                ctx,
+                1024,
             )
     comptime for head_dim in [64, 128, 20]:
         var pages = List[UInt32](length=1, fill=0)
@@ -34,7 +45,7 @@ def main() raises:
         )
         states.clear[head_dim](y.unsafe_ptr(), 1)
         attention.span[head_dim](
-            y.unsafe_ptr(), floats.unsafe_ptr(), one, 1, 1, 0, 1, 0, 1.0
+            y.unsafe_ptr(), floats.unsafe_ptr(), one, 1, 0, 1, 1, 0, 1, 0, 1.0
         )
         states.merge[head_dim](y.unsafe_ptr(), floats.unsafe_ptr(), 1)
         states.finish[head_dim](y.unsafe_ptr(), floats.unsafe_ptr(), 1)

@@ -25,6 +25,8 @@ DENSE = {
     Encoding.BF16: ml_dtypes.bfloat16,
     Encoding.F16: np.float16,
 }
+# Kinds of weights in one operation, one of them twice.
+MIXED = [Encoding.Q4_K, Encoding.Q6_K, Encoding.Q4_K]
 # Where the float16 numbers of a block are.
 SCALES = {Encoding.Q6_K: [208], Encoding.Q8_0: [0], Encoding.Q4_0: [0]}
 
@@ -59,7 +61,10 @@ TOKENS = np.array([0, 17, 99, 5, 17], np.int64)
 
 @pytest.fixture(scope="module")
 def run():
-    """Runs every kernel on ``tokens`` rows: name -> (linear, portable, embedding)."""
+    """Runs every kernel on ``tokens`` rows.
+
+    Returns encoding -> (linear, portable, embedding), and outputs by name.
+    """
     cpu = DeviceRef.CPU()
     encodings = list(Encoding)
     weights = {e: random_weight(e)[0] for e in encodings}
@@ -76,16 +81,23 @@ def run():
     ) as graph:
         dense, quantized, ids, *packed = (value.tensor for value in graph.inputs)
         outputs = []
+
+        def linear(x, encodings, portable):
+            weights = [packed[int(encoding)] for encoding in encodings]
+            kinds = sum(int(e) << 4 * i for i, e in enumerate(encodings))
+            rows = ops.constant(np.full(len(weights), ROWS, np.int64), device=cpu)
+            return ops.custom(
+                "mistral_linear",
+                cpu,
+                [x, rows, *weights],
+                [TensorType(DType.float32, [x.shape[0], ROWS * len(weights)], cpu)],
+                parameters={"kinds": kinds, "portable": portable},
+            )[0].tensor
+
         for encoding, weight in zip(encodings, packed, strict=True):
             x = dense if encoding in DENSE else quantized
             for portable in (False, True):
-                outputs += ops.custom(
-                    "mistral_linear",
-                    cpu,
-                    [x, weight],
-                    [TensorType(DType.float32, [x.shape[0], ROWS], cpu)],
-                    parameters={"kind": int(encoding), "portable": portable},
-                )
+                outputs.append(linear(x, [encoding], portable))
             outputs += ops.custom(
                 "mistral_embedding",
                 cpu,
@@ -93,6 +105,11 @@ def run():
                 [TensorType(DType.float32, [ids.shape[0], x.shape[1]], cpu)],
                 parameters={"kind": int(encoding)},
             )
+        for stack, x in ((DENSE, dense), (MIXED, quantized)):
+            outputs.append(linear(x, list(stack), False))
+        # What comes before and after is part of the operation.
+        halved = linear(quantized * 0.5, [Encoding.Q4_K], False)
+        outputs.append(halved + quantized[:, :ROWS])
         graph.output(*outputs)
     model = InferenceSession(devices=[CPU()]).load(graph)
     buffers = [Buffer.from_numpy(pack(w, e, columns(e))) for e, w in weights.items()]
@@ -105,7 +122,8 @@ def run():
             *buffers,
         )
         arrays = [output.to_numpy() for output in found]
-        return {e: arrays[3 * i : 3 * i + 3] for i, e in enumerate(encodings)}
+        each = {e: arrays[3 * i : 3 * i + 3] for i, e in enumerate(encodings)}
+        return each | dict(zip(["dense", "mixed", "fused"], arrays[-3:], strict=True))
 
     return run
 
@@ -145,6 +163,19 @@ def test_a_linear_layer(many, encoding, portable):
         bound = bound + quantization(weight, x)
     error = np.abs(many[encoding][portable] - x @ weight.T)
     assert (error <= bound).all(), (error / bound).max()
+
+
+@pytest.mark.parametrize(("name", "encodings"), [("dense", DENSE), ("mixed", MIXED)])
+def test_weights_side_by_side_are_as_each_alone(many, name, encodings):
+    want = np.concatenate([many[encoding][0] for encoding in encodings], axis=1)
+    assert np.array_equal(many[name], want)
+
+
+def test_what_is_fused_is_as_it_would_be_alone(many):
+    # A power of two scales float32 sums and int8 steps without rounding.
+    x = activations(13, QUANTIZED_COLUMNS)[:, :ROWS]
+    want = many[Encoding.Q4_K][0] * np.float32(0.5) + x
+    assert np.array_equal(many["fused"], want)
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))

@@ -1,0 +1,47 @@
+"""The op of embeddings."""
+
+import extensibility
+from extensibility import InputTensor, OutputTensor
+from max.gpu.host import DeviceContext
+
+from . import codes, dense
+from .layout import ROWS, is_dense, panel_bytes
+
+
+@extensibility.register("mistral_embedding")
+struct Embedding:
+    """`y[i] = w[tokens[i]]` for a packed weight."""
+
+    @staticmethod
+    def execute[
+        kind: Int, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        tokens: InputTensor[dtype=DType.int64, rank=1, ...],
+        w: InputTensor[dtype=DType.uint8, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var columns = y.dim_size(1)
+        var panel = panel_bytes[kind](columns)
+        var yp = y.unsafe_ptr()
+        var tp = tokens.unsafe_ptr()
+        var wp = w.unsafe_ptr()
+
+        @inline(.always)
+        def gather(i: Int) {imm}:
+            var row = Int(tp.unsafe_load(i))
+            var p = wp.unsafe_offset(row // ROWS * panel)
+            for k in range(columns):
+                comptime if is_dense[kind]():
+                    yp.unsafe_store(
+                        i * columns + k,
+                        dense.dense_weight[kind](p, row % ROWS, k),
+                    )
+                else:
+                    yp.unsafe_store(
+                        i * columns + k,
+                        codes.quantized_weight[kind](p, row % ROWS, k),
+                    )
+
+        ctx.enqueue_cpu_range(gather, count=y.dim_size(0))
+        ctx.synchronize()

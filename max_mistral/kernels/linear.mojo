@@ -1,0 +1,193 @@
+"""The op of linear layers, and how its work is shared among threads."""
+
+import extensibility
+from extensibility import InputTensor, InputVariadicTensors
+from extensibility import _FusedInputTensor as FusedInputTensor
+from extensibility import _FusedOutputTensor as FusedOutputTensor
+from max.gpu.host import DeviceContext
+from max.runtime.asyncrt import parallelism_level
+from std.atomic import Atomic
+from std.math import ceildiv
+from std.utils import IndexList
+
+from . import dense, quantized
+from .layout import ROWS, is_dense, panel_bytes
+from .tiles import (
+    Floats,
+    Matrix,
+    alone_panels,
+    has_vnni,
+    max_panels,
+    max_rows,
+    multiply_panels,
+    pack_rows,
+)
+
+# Bytes of weights that a thread takes at a time: many, so that it reads them
+# from end to end, but few of the last ones, so that no thread waits for long.
+comptime LARGEST_SHARE = 256 * 1024
+comptime SMALLEST_SHARE = 32 * 1024
+
+
+def _kind(kinds: Int, i: Int) -> Int:
+    return (kinds >> (4 * i)) & 15
+
+
+@fieldwise_init
+struct Share(ImplicitlyCopyable):
+    """Some panels of one of the weights."""
+
+    var matrix: Int
+    var begin: Int
+    var end: Int
+
+
+def _shares(matrices: List[Matrix], unit: Int, threads: Int) -> List[Share]:
+    """Cuts the weights into multiples of `unit` panels, smaller towards the end."""
+    var left = 0
+    for matrix in matrices:
+        left += ceildiv(matrix.rows, ROWS) * matrix.panel
+    var shares = List[Share]()
+    for i in range(len(matrices)):
+        var panel = matrices[i].panel
+        var panels = ceildiv(matrices[i].rows, ROWS)
+        var begin = 0
+        while begin < panels:
+            var size = min(LARGEST_SHARE, left // (2 * threads))
+            size = max(SMALLEST_SHARE, size)
+            var count = max(1, size // (panel * unit)) * unit
+            var end = min(panels, begin + count)
+            shares.append(Share(i, begin, end))
+            left -= (end - begin) * panel
+            begin = end
+    return shares^
+
+
+@extensibility.register("mistral_linear")
+struct Linear:
+    """`y = x @ w.T` for packed weights, side by side in `y`."""
+
+    @staticmethod
+    def execute[
+        kinds: Int, portable: Bool, target: StaticString
+    ](
+        y: FusedOutputTensor[dtype=DType.float32, rank=2, ...],
+        x: FusedInputTensor[dtype=DType.float32, rank=2, ...],
+        rows: InputTensor[dtype=DType.int64, rank=1, ...],
+        weights: InputVariadicTensors[dtype=DType.uint8, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        """Writes `y`, `[tokens, sum(rows)]`, from `x`, `[tokens, columns]`.
+
+        `rows` has those of each weight, `kinds` four bits for the kind of each:
+        all are dense, or none.
+        """
+        comptime count = weights.size
+        comptime dense_weights = is_dense[_kind(kinds, 0)]()
+        comptime vnni = has_vnni[portable]()
+        comptime max_mr = max_rows[portable]()
+        var tokens = x.dim_size(0)
+        var columns = x.dim_size(1)
+        var x_row: Int
+        comptime if dense_weights:
+            x_row = dense.packed_row_bytes(columns)
+        else:
+            x_row = quantized.packed_row_bytes[vnni](columns)
+        var store = List[UInt8](unsafe_uninit_length=tokens * x_row + 64)
+        var buffer = store.unsafe_ptr()
+        var tiles = ceildiv(tokens, max_mr)
+
+        @inline(.always)
+        def pack(tile: Int) {imm}:
+            var begin = tile * max_mr
+            var end = min(tokens, begin + max_mr)
+            var rows = List[Float32](
+                unsafe_uninit_length=(end - begin) * columns
+            )
+            var floats = rows.unsafe_ptr()
+            for row in range(end - begin):
+                var k = 0
+                while k + ROWS <= columns:
+                    floats.unsafe_store(
+                        row * columns + k,
+                        x._fused_load[ROWS](IndexList[2](begin + row, k)),
+                    )
+                    k += ROWS
+                while k < columns:
+                    floats.unsafe_store(
+                        row * columns + k,
+                        x._fused_load[1](IndexList[2](begin + row, k)),
+                    )
+                    k += 1
+            var m = begin
+            comptime for step in range(4):
+                comptime MR = max_mr >> step
+                comptime if MR > 0:
+                    while end - m >= MR:
+                        pack_rows[dense_weights, vnni, MR](
+                            buffer.unsafe_offset(m * x_row),
+                            floats.unsafe_offset((m - begin) * columns),
+                            columns,
+                        )
+                        m += MR
+            _ = rows^
+
+        if tiles <= 2:
+            for tile in range(tiles):
+                pack(tile)
+        else:
+            ctx.enqueue_cpu_range(pack, count=tiles)
+            ctx.synchronize()
+
+        var matrices = List[Matrix]()
+        var first = 0
+        comptime for i in range(count):
+            comptime kind = _kind(kinds, i)
+            var n = Int(rows.unsafe_ptr().unsafe_load(i))
+            matrices.append(Matrix(panel_bytes[kind](columns), n, first))
+            first += n
+        comptime unit = max(
+            alone_panels[_kind(kinds, 0), portable](), max_panels[portable]()
+        )
+        var threads = parallelism_level(None)
+        var shares = _shares(matrices, unit, threads)
+        # Threads take shares as they come free, for they do not get the same
+        # part of the memory's time.
+        var taken = Atomic[Int64](0)
+        var counter = Pointer(to=taken)
+
+        @inline(.always)
+        def write(token: Int, column: Int, sums: Floats, count: Int) {imm}:
+            if count >= ROWS:
+                y._fused_store[ROWS](IndexList[2](token, column), sums)
+                return
+            for i in range(count):
+                y._fused_store[1](IndexList[2](token, column + i), sums[i])
+
+        @inline(.always)
+        def multiply(thread: Int) {imm}:
+            while True:
+                var i = Int(counter[].fetch_add(1))
+                if i >= len(shares):
+                    break
+                var share = shares[i]
+                comptime for k in range(count):
+                    if share.matrix == k:
+                        multiply_panels[_kind(kinds, k), portable](
+                            write,
+                            buffer,
+                            weights[k].unsafe_ptr(),
+                            matrices[k],
+                            share.begin,
+                            share.end,
+                            tokens,
+                            columns,
+                            x_row,
+                        )
+
+        ctx.enqueue_cpu_range(multiply, count=min(threads, len(shares)))
+        ctx.synchronize()
+        _ = taken^
+        _ = store^
+        _ = shares^
+        _ = matrices^
