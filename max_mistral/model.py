@@ -41,10 +41,10 @@ from .mistral import Mistral
 from .model_config import MistralConfig
 from .quantization import FP8
 from .scheduling import threads_that_wait
+from .weights.fp8 import finalize_fp8
 from .weights.gguf import convert_gguf_state_dict
 from .weights.names import HEAD
 from .weights.packed import PackedWeight
-from .weights.quantized import finalize_fp8
 from .weights.safetensors import convert_safetensor_state_dict
 
 WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {

@@ -9,13 +9,9 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers, processors
 
 from ..errors import UserError
+from .bpe import make_byte_level, make_sentencepiece
 from .gguf import GGUFCheckpoint
-from .mistral_tokenizer import (
-    TEKKEN_PATTERN,
-    make_byte_level,
-    make_sentencepiece,
-    tekken_cuts,
-)
+from .mistral_tokenizer import TEKKEN_PATTERN, tekken_cuts
 
 # How text is cut before BPE, by ``tokenizer.ggml.pre``; llama.cpp
 # ``src/llama-vocab.cpp`` has the expressions.

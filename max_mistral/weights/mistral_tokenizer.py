@@ -10,27 +10,20 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import (
-    AddedToken,
     Regex,
     Tokenizer,
-    decoders,
-    models,
-    normalizers,
     pre_tokenizers,
     processors,
 )
-from tqdm import tqdm
 
 from ..errors import UserError
+from .bpe import UNK, byte_spelling, find_merges, make_byte_level, make_sentencepiece
 from .chat_template import chat_template
-
-Piece = TypeVar("Piece", str, bytes)
 
 # How text is cut before BPE in every tekken.json so far.
 TEKKEN_PATTERN = "|".join(
@@ -45,7 +38,7 @@ TEKKEN_PATTERN = "|".join(
     ]
 )
 
-_UNK, _BOS, _EOS = "<unk>", "<s>", "</s>"
+_BOS, _EOS = "<s>", "</s>"
 
 # Tekken files up to version 7 leave out their first special tokens
 # (mistral-common, ``tekken.py``).
@@ -96,7 +89,7 @@ def write_tokenizer(path: Path, folder: Path) -> int:
         raise UserError(
             f"{path} is not a complete tokenizer ({error}). Fetch it again."
         ) from error
-    for token, expected in ((_UNK, 0), (_BOS, 1), (_EOS, 2)):
+    for token, expected in ((UNK, 0), (_BOS, 1), (_EOS, 2)):
         if tokenizer.token_to_id(token) != expected:
             raise UserError(
                 f"{path} has {token} at {tokenizer.token_to_id(token)}; the "
@@ -108,7 +101,7 @@ def write_tokenizer(path: Path, folder: Path) -> int:
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": _UNK,
+        "unk_token": UNK,
         "bos_token": _BOS,
         "eos_token": _EOS,
         "clean_up_tokenization_spaces": False,
@@ -135,14 +128,14 @@ def _read_tekken(path: Path) -> tuple[Tokenizer, int]:
     }
     if len(ranks) != size:
         raise ValueError(f"{len(ranks)} tokens, not {size}")
-    spell = _byte_spelling()
+    spell = byte_spelling()
 
     def spelled(token: bytes) -> str:
         return "".join(spell[byte] for byte in token)
 
     vocab = {token: i for i, token in enumerate(special)}
     vocab |= {spelled(token): count + rank for token, rank in ranks.items()}
-    merges = [(spelled(left), spelled(right)) for left, right in _merges(ranks)]
+    merges = [(spelled(left), spelled(right)) for left, right in find_merges(ranks)]
     tokenizer = make_byte_level(
         vocab, merges, tekken_cuts(config["pattern"]), special, whole_words=True
     )
@@ -155,31 +148,6 @@ def tekken_cuts(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
         pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
-
-
-def make_byte_level(
-    vocab: dict[str, int],
-    merges: Sequence[tuple[str, str]],
-    cuts: Sequence[pre_tokenizers.PreTokenizer],
-    special: Sequence[str],
-    *,
-    whole_words: bool,
-) -> Tokenizer:
-    """Returns a byte-level BPE.
-
-    Args:
-        vocab: The ids of the pieces, bytes spelled as ``ByteLevel`` does.
-        merges: Pairs of pieces, the first to merge first.
-        cuts: How text is cut before.
-        special: The control tokens.
-        whole_words: Whether a word that is a piece is looked up before any
-            merge, as tiktoken does and so tekken.
-    """
-    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=whole_words))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
-    tokenizer.decoder = decoders.ByteLevel()
-    _add_special(tokenizer, special)
-    return tokenizer
 
 
 def _read_sentencepiece(path: Path) -> tuple[Tokenizer, int]:
@@ -205,99 +173,7 @@ def _guess_version(tokenizer: Tokenizer) -> int:
     return 3 if tokenizer.token_to_id("[SYSTEM_PROMPT]") is None else 7
 
 
-def make_sentencepiece(
-    pieces: Sequence[str],
-    scores: Sequence[float],
-    special: Collection[int],
-    byte_pieces: Collection[int],
-    *,
-    space_before_all: bool,
-) -> Tokenizer:
-    """Returns the BPE of sentencepiece, with byte fallback.
-
-    Args:
-        pieces: The vocabulary, in the order of its ids.
-        scores: Of the pieces; the highest merge first.
-        special: The ids of control tokens and of the unknown one.
-        byte_pieces: The ids of ``<0x00>`` to ``<0xFF>``.
-        space_before_all: Whether a space goes in front of each stretch of text
-            between control tokens, as in mistral-common, or of the first only,
-            as in Hugging Face's tokenizers and templates.
-    """
-    # Merged pieces have a negative score; those with none stand by themselves.
-    merged = {
-        piece: -scores[i]
-        for i, piece in enumerate(pieces)
-        if scores[i] < 0 and i not in byte_pieces and i not in special
-    }
-    whole = [
-        piece
-        for i, piece in enumerate(pieces)
-        if i not in byte_pieces and i not in special and piece not in merged
-    ]
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab, _merges(merged), unk_token=_UNK, fuse_unk=True, byte_fallback=True
-        )
-    )
-    if space_before_all:
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-            prepend_scheme="first", split=False
-        )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    _add_special(tokenizer, [pieces[i] for i in sorted(special)])
-    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in whole])
-    return tokenizer
-
-
 def _version(path: Path) -> int:
     """The 7 of ``tokenizer.model.v7`` or ``.v7m1``; 0 where the name says none."""
     match = re.search(r"\.v(\d+)(m\d+)?$", path.name)
     return int(match[1]) if match else 0
-
-
-def _merges(ranks: dict[Piece, Any]) -> list[tuple[Piece, Piece]]:
-    """Returns every pair of pieces that makes a piece, the lowest rank first.
-
-    Runs of spaces share one rank in sentencepiece, which then merges from left
-    to right: a longer left piece goes first.
-    """
-    found = []
-    for piece, rank in tqdm(
-        ranks.items(), desc="Converting tokenizer", unit=" tokens", disable=None
-    ):
-        for i in range(1, len(piece)):
-            left, right = piece[:i], piece[i:]
-            if left in ranks and right in ranks:
-                found.append((rank, -i, left, right))
-    found.sort()
-    return [(left, right) for *_, left, right in found]
-
-
-def _byte_spelling() -> dict[int, str]:
-    """GPT-2's printable character for each byte, as ``ByteLevel`` has them."""
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    spelling = {byte: chr(byte) for byte in printable}
-    spelling |= {byte: chr(256 + i) for i, byte in enumerate(others)}
-    assert set(spelling.values()) == set(level.alphabet())
-    return spelling
-
-
-def _add_special(tokenizer: Tokenizer, special: Sequence[str]) -> None:
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in special]
-    )

@@ -16,8 +16,8 @@ from max_mistral.data_parallel import DataParallelMistral, replicate
 from max_mistral.errors import UserError
 from max_mistral.mistral import Mistral
 from max_mistral.quantization import FP8
+from max_mistral.weights.fp8 import finalize_fp8
 from max_mistral.weights.heads import repeat_heads
-from max_mistral.weights.quantized import finalize_fp8
 from tests.checkpoints import BASE, CONFIGS, make_tensors, write_checkpoint
 from tests.harness import load_safetensors, make_pipeline_config
 from tests.quantized import CONFIG, LAYOUTS, write_quantized

@@ -12,11 +12,7 @@ from transformers import AutoConfig
 from max_mistral import MistralConfig
 from max_mistral.errors import UserError
 from max_mistral.quantization import FP8, GPTQ, read_quantization
-from max_mistral.weights.quantized import (
-    finalize_fp8,
-    quantized_layers,
-    scales_by_rows,
-)
+from max_mistral.weights.fp8 import finalize_fp8, quantized_layers, scales_by_rows
 from tests import quantized
 from tests.harness import load_safetensors, make_pipeline_config
 from tests.quantized import CONFIG, LAYOUTS, write_quantized

@@ -1,0 +1,137 @@
+"""Byte-pair encodings as Hugging Face's ``tokenizers`` run them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, TypeVar
+
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
+from tqdm import tqdm
+
+Piece = TypeVar("Piece", str, bytes)
+
+UNK = "<unk>"
+
+
+def make_byte_level(
+    vocab: dict[str, int],
+    merges: Sequence[tuple[str, str]],
+    cuts: Sequence[pre_tokenizers.PreTokenizer],
+    special: Sequence[str],
+    *,
+    whole_words: bool,
+) -> Tokenizer:
+    """Returns a byte-level BPE.
+
+    Args:
+        vocab: The ids of the pieces, bytes spelled as ``ByteLevel`` does.
+        merges: Pairs of pieces, the first to merge first.
+        cuts: How text is cut before.
+        special: The control tokens.
+        whole_words: Whether a word that is a piece is looked up before any
+            merge, as tiktoken does and so tekken.
+    """
+    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=whole_words))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_special(tokenizer, special)
+    return tokenizer
+
+
+def make_sentencepiece(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    special: Collection[int],
+    byte_pieces: Collection[int],
+    *,
+    space_before_all: bool,
+) -> Tokenizer:
+    """Returns the BPE of sentencepiece, with byte fallback.
+
+    Args:
+        pieces: The vocabulary, in the order of its ids.
+        scores: Of the pieces; the highest merge first.
+        special: The ids of control tokens and of the unknown one.
+        byte_pieces: The ids of ``<0x00>`` to ``<0xFF>``.
+        space_before_all: Whether a space goes in front of each stretch of text
+            between control tokens, as in mistral-common, or of the first only,
+            as in Hugging Face's tokenizers and templates.
+    """
+    # Merged pieces have a negative score; those with none stand by themselves.
+    merged = {
+        piece: -scores[i]
+        for i, piece in enumerate(pieces)
+        if scores[i] < 0 and i not in byte_pieces and i not in special
+    }
+    whole = [
+        piece
+        for i, piece in enumerate(pieces)
+        if i not in byte_pieces and i not in special and piece not in merged
+    ]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab, find_merges(merged), unk_token=UNK, fuse_unk=True, byte_fallback=True
+        )
+    )
+    if space_before_all:
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+            prepend_scheme="first", split=False
+        )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    _add_special(tokenizer, [pieces[i] for i in sorted(special)])
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in whole])
+    return tokenizer
+
+
+def find_merges(ranks: dict[Piece, Any]) -> list[tuple[Piece, Piece]]:
+    """Returns every pair of pieces that makes a piece, the lowest rank first.
+
+    Runs of spaces share one rank in sentencepiece, which then merges from left
+    to right: a longer left piece goes first.
+    """
+    found = []
+    for piece, rank in tqdm(
+        ranks.items(), desc="Converting tokenizer", unit=" tokens", disable=None
+    ):
+        for i in range(1, len(piece)):
+            left, right = piece[:i], piece[i:]
+            if left in ranks and right in ranks:
+                found.append((rank, -i, left, right))
+    found.sort()
+    return [(left, right) for *_, left, right in found]
+
+
+def byte_spelling() -> dict[int, str]:
+    """GPT-2's printable character for each byte, as ``ByteLevel`` has them."""
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    spelling = {byte: chr(byte) for byte in printable}
+    spelling |= {byte: chr(256 + i) for i, byte in enumerate(others)}
+    assert set(spelling.values()) == set(level.alphabet())
+    return spelling
+
+
+def _add_special(tokenizer: Tokenizer, special: Sequence[str]) -> None:
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in special]
+    )
