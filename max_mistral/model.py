@@ -162,13 +162,13 @@ class MistralModel(
                 "each, and set model_inputs.kv_cache_inputs = "
                 "kv_manager.runtime_inputs([contexts])."
             )
-        context = threads_that_wait() if self._last_inputs is None else nullcontext()
         self._last_inputs = model_inputs
-        if self.devices[0].is_host:
+        on_cpu = self.devices[0].is_host
+        if on_cpu:
             # MAX copies a step's inputs in the background, and on a CPU does not
             # wait for it: on a busy machine the graph would read the step before's.
             self.devices[0].synchronize()
-        with context:
+        with threads_that_wait() if on_cpu and last is None else nullcontext():
             outputs = self.model.execute(*model_inputs.buffers)
         assert self.batch_processor is not None
         return self.batch_processor.process_outputs(outputs)
