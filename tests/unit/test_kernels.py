@@ -16,6 +16,7 @@ from max.graph import DeviceRef, Graph, TensorType, ops
 from max_mistral import kernels
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import BLOCKS, Encoding, pack, packed_shape
+from max_mistral.layers.packed import PackedLinear, PackedQKV
 
 EPS = float(np.finfo(np.float32).eps)
 # Neither is a multiple of a panel; 77 is odd.
@@ -169,6 +170,37 @@ def test_a_linear_layer(many, encoding, portable):
 def test_weights_side_by_side_are_as_each_alone(many, name, encodings):
     want = np.concatenate([many[encoding][0] for encoding in encodings], axis=1)
     assert np.array_equal(many[name], want)
+
+
+def test_dense_and_quantized_projections_of_one_input():
+    names = {
+        "q_proj": Encoding.Q4_K,
+        "k_proj": Encoding.BF16,
+        "v_proj": Encoding.Q8_0,
+    }
+    rng = np.random.default_rng(0)
+    weights = {}
+    for name, encoding in names.items():
+        shape = packed_shape(encoding, ROWS, QUANTIZED_COLUMNS)
+        data = random_weight(encoding)[0]
+        if encoding in DENSE:
+            values = rng.standard_normal((ROWS, QUANTIZED_COLUMNS))
+            data = values.astype(DENSE[encoding]).view(np.uint8)
+        weights[f"{name}.weight"] = pack(data, encoding, QUANTIZED_COLUMNS)
+        assert weights[f"{name}.weight"].shape == shape
+    layer = PackedQKV(
+        {n: PackedLinear(QUANTIZED_COLUMNS, ROWS, e) for n, e in names.items()}
+    )
+    layer.load_state_dict(weights, weight_alignment=1)
+    x = TensorType(DType.float32, ["tokens", QUANTIZED_COLUMNS], DeviceRef.CPU())
+    with Graph("qkv", input_types=[x], custom_extensions=[kernels.library()]) as graph:
+        value = graph.inputs[0].tensor
+        graph.output(layer(value), *(getattr(layer, name)(value) for name in names))
+    session = InferenceSession(devices=[CPU()])
+    model = session.load(graph, weights_registry=layer.state_dict())
+    found = model.execute(Buffer.from_numpy(activations(3, QUANTIZED_COLUMNS)))
+    together, *each = [output.to_numpy() for output in found]
+    assert np.array_equal(together, np.concatenate(each, axis=1))
 
 
 def test_what_is_fused_is_as_it_would_be_alone(many):
