@@ -17,6 +17,7 @@ from max.nn.layer import Module
 
 from .. import kernels
 from ..kernels.packing import Encoding, packed_shape
+from .quantized import QKV, SeparateQKV
 
 CPU = DeviceRef.CPU()
 
@@ -73,40 +74,51 @@ def linear(x: TensorValue, layers: Sequence[PackedLinear]) -> TensorValue:
     if len({layer.encoding.is_dense for layer in layers}) == 2:
         # The kernels round the activations for some of them only.
         return ops.concat([layer(x) for layer in layers], axis=-1)
-    out_dims = [layer.out_dim for layer in layers]
-    kinds = sum(int(layer.encoding) << 4 * i for i, layer in enumerate(layers))
+    return multiply(
+        x,
+        [layer.weight for layer in layers],
+        [layer.encoding for layer in layers],
+        [layer.out_dim for layer in layers],
+        portable=kernels.mode() == "portable",
+    )
+
+
+def multiply(
+    x: TensorValue,
+    weights: Sequence[TensorValue],
+    encodings: Sequence[Encoding],
+    out_dims: Sequence[int],
+    *,
+    portable: bool,
+) -> TensorValue:
+    """Returns ``x @ weight.T`` of each packed weight, side by side.
+
+    Args:
+        x: float32 ``[tokens, in_dim]``.
+        weights: uint8, as ``packing.pack`` lays them out.
+        encodings: Theirs; all dense or none.
+        out_dims: Their rows.
+        portable: Whether to do without instructions that only some CPUs have.
+
+    Returns:
+        float32 ``[tokens, sum(out_dims)]``.
+    """
+    kinds = sum(int(encoding) << 4 * i for i, encoding in enumerate(encodings))
     return ops.custom(
         "mistral_linear",
         CPU,
-        [
-            x,
-            ops.constant(np.array(out_dims, np.int64), device=CPU),
-            *(layer.weight for layer in layers),
-        ],
+        [x, ops.constant(np.array(out_dims, np.int64), device=CPU), *weights],
         [TensorType(DType.float32, [x.shape[0], sum(out_dims)], CPU)],
-        parameters={"kinds": kinds, "portable": kernels.mode() == "portable"},
+        parameters={"kinds": kinds, "portable": portable},
     )[0].tensor
 
 
-class PackedQKV(Module):
-    """The three projections of attention.
-
-    Args:
-        projections: ``q_proj``, ``k_proj`` and ``v_proj``, in this order.
-    """
-
-    # The weights are named after the projections, as StackedLinear's are.
-    _omit_module_attr_name = True
-
-    def __init__(self, projections: Mapping[str, PackedLinear]) -> None:
-        super().__init__()
-        self._names = list(projections)
-        for name, projection in projections.items():
-            setattr(self, name, projection)
+class PackedQKV(SeparateQKV):
+    """The three projections of attention, in one operation."""
 
     def __call__(self, x: TensorValue) -> TensorValue:
         """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
-        return linear(x, [getattr(self, name) for name in self._names])
+        return linear(x, [getattr(self, name) for name in QKV])
 
 
 def packed_attention(

@@ -16,7 +16,7 @@ from max.graph import DeviceRef, Graph, TensorType, ops
 from max_mistral import kernels
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import BLOCKS, Encoding, pack, packed_shape
-from max_mistral.layers.packed import PackedLinear, PackedQKV
+from max_mistral.layers.packed import PackedLinear, PackedQKV, multiply
 
 EPS = float(np.finfo(np.float32).eps)
 # Neither is a multiple of a panel; 77 is odd.
@@ -85,15 +85,8 @@ def run():
 
         def linear(x, encodings, portable):
             weights = [packed[int(encoding)] for encoding in encodings]
-            kinds = sum(int(e) << 4 * i for i, e in enumerate(encodings))
-            rows = ops.constant(np.full(len(weights), ROWS, np.int64), device=cpu)
-            return ops.custom(
-                "mistral_linear",
-                cpu,
-                [x, rows, *weights],
-                [TensorType(DType.float32, [x.shape[0], ROWS * len(weights)], cpu)],
-                parameters={"kinds": kinds, "portable": portable},
-            )[0].tensor
+            rows = [ROWS] * len(weights)
+            return multiply(x, weights, encodings, rows, portable=portable)
 
         for encoding, weight in zip(encodings, packed, strict=True):
             x = dense if encoding in DENSE else quantized
