@@ -17,19 +17,35 @@ _SOURCES = Path(__file__).parent
 def mode() -> str:
     """Returns the environment's ``MAX_MISTRAL_KERNELS``.
 
-    ``on``, the default; ``portable``, without instructions that only some CPUs
-    have (VNNI, and with it int8 activations); or ``off``: weights are float32
-    in memory and MAX's own operations run.
+    ``on``, the default; ``bfloat16``, which rounds the activations of bfloat16
+    weights to bfloat16, for the CPU's products of those; ``portable``, without
+    instructions that only some CPUs have (VNNI, and with it int8 activations);
+    or ``off``: weights are float32 in memory and MAX's own operations run.
 
     Raises:
-        UserError: (a ``ValueError``) for another value.
+        UserError: (a ``ValueError``) for another value, and for ``bfloat16`` on
+            a CPU without AVX512-BF16.
     """
     found = os.environ.get("MAX_MISTRAL_KERNELS", "on")
-    if found not in ("on", "portable", "off"):
+    if found not in ("on", "bfloat16", "portable", "off"):
         raise UserError(
-            f"MAX_MISTRAL_KERNELS is {found!r}. Set it to on, portable or off."
+            f"MAX_MISTRAL_KERNELS is {found!r}. Set it to on, bfloat16, portable "
+            "or off."
+        )
+    if found == "bfloat16" and not has_bfloat16():
+        raise UserError(
+            "MAX_MISTRAL_KERNELS is 'bfloat16', which needs a CPU with AVX512-BF16; "
+            "this one has none. Leave it out: float32 activations are as fast here, "
+            "and exact."
         )
     return found
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers (x86's AVX512-BF16)."""
+    # MAX runs on x86 under Linux only.
+    known = Path("/proc/cpuinfo")
+    return known.exists() and "avx512_bf16" in known.read_text().split()
 
 
 def library() -> Path:

@@ -10,11 +10,11 @@ from .layout import (
     Q5_K,
     Q6_K,
     Q8_0,
+    Floats,
     block_bytes,
     block_columns,
 )
 
-comptime Floats = SIMD[DType.float32, ROWS]
 comptime Codes = SIMD[DType.uint8, 4 * ROWS]
 
 
@@ -30,9 +30,9 @@ def _codes_at[
     elif kind == Q6_K:
         return block.unsafe_offset(32 + 256 + part * (256 + 128))
     elif kind == Q5_K:
-        return block.unsafe_offset(64 + 256 + part * (256 + 64))
+        return block.unsafe_offset(64 + 192 + part * (256 + 64))
     else:
-        return block.unsafe_offset(64 + 256 + part * 256)
+        return block.unsafe_offset(64 + 192 + part * 256)
 
 
 @inline(.always)
@@ -77,6 +77,23 @@ def quads[
 
 
 @inline(.always)
+def _six_bits[
+    high: Int
+](block: ImmPointer[UInt8, _], part: Int) -> Floats:
+    """Q4_K's and Q5_K's scales (`high` 0) or minima (1) of the 32 columns `part`."""
+    var low = block.unsafe_load[width=ROWS](64 + part * ROWS).cast[.uint32]()
+    var upper = (
+        block.unsafe_offset(64 + 128)
+        .unsafe_bitcast[UInt32]()
+        .unsafe_load[width=ROWS]()
+    ) >> UInt32(4 * part)
+    comptime if high == 0:
+        return ((low & 15) | (upper & 3) << 4).cast[.float32]()
+    else:
+        return ((low >> 4) | (upper & 12) << 2).cast[.float32]()
+
+
+@inline(.always)
 def scales[
     kind: Int
 ](block: ImmPointer[UInt8, _], part: Int, half: Int) -> Floats:
@@ -87,9 +104,7 @@ def scales[
         .cast[.float32]()
     )
     comptime if kind == Q4_K or kind == Q5_K:
-        return (
-            d * block.unsafe_load[width=ROWS](64 + part * ROWS).cast[.float32]()
-        )
+        return d * _six_bits[0](block, part)
     elif kind == Q6_K:
         return (
             d
@@ -124,10 +139,7 @@ def minima[
             block.unsafe_bitcast[Float16]()
             .unsafe_load[width=ROWS](ROWS)
             .cast[.float32]()
-            * block.unsafe_load[width=ROWS](64 + 128 + part * ROWS).cast[
-                .float32
-            ]()
-        )
+        ) * _six_bits[1](block, part)
 
 
 def quantized_weight[

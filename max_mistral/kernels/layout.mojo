@@ -16,8 +16,10 @@ hold column `k` low and column `k + 16` of the same 32 high, `[4][16][4]`.
   Q8_0  32 columns:  [16] float16 scales, [8][16][4] codes (code - 128)
   Q4_0  32 columns:  [16] float16 scales, [4][16][4] nibbles (code - 8)
   Q4_1  32 columns:  [16] float16 scales, [16] float16 minima, [4][16][4] nibbles
-  Q4_K  256 columns: [16] float16 d, [16] float16 dmin, [8][16] uint8 scales,
-                     [8][16] uint8 minima, [8] x [4][16][4] nibbles
+  Q4_K  256 columns: [16] float16 d, [16] float16 dmin, [8][16] bytes with the
+                     low four bits of a scale low and of a minimum high, [16]
+                     uint32 with their upper two bits (nibble p: scale p's low,
+                     minimum p's high), [8] x [4][16][4] nibbles
   Q5_K  the same, but each 32 columns' nibbles are followed by [16][4] bytes of
         fifth bits: bit i of byte j belongs to column 4 i + j
   Q6_K  256 columns: [16] float16 d, [16][16] int8 scales (one per 16 columns),
@@ -36,6 +38,7 @@ comptime Q5_K = 7
 comptime Q6_K = 8
 
 comptime ROWS = 16
+comptime Floats = SIMD[DType.float32, ROWS]
 
 
 def is_dense[kind: Int]() -> Bool:
@@ -57,9 +60,9 @@ def block_bytes[kind: Int]() -> Int:
     elif kind == Q4_1:
         return 64 + 256
     elif kind == Q4_K:
-        return 64 + 256 + 2048
+        return 64 + 192 + 2048
     elif kind == Q5_K:
-        return 64 + 256 + 2048 + 512
+        return 64 + 192 + 2048 + 512
     else:
         return 32 + 256 + 2048 + 1024
 

@@ -10,17 +10,17 @@ from std.atomic import Atomic
 from std.math import ceildiv
 from std.utils import IndexList
 
-from . import dense, quantized
-from .layout import ROWS, is_dense, panel_bytes
+from .layout import ROWS, Floats, is_dense, panel_bytes
+from .norm import normalize
 from .tiles import (
-    Floats,
     Matrix,
     alone_panels,
-    has_vnni,
     max_panels,
     max_rows,
     multiply_panels,
     pack_rows,
+    packed_row_bytes,
+    rounds,
 )
 
 # Bytes of weights that a thread takes at a time: many, so that it reads them
@@ -65,14 +65,21 @@ def _shares(matrices: List[Matrix], unit: Int, threads: Int) -> List[Share]:
 
 @extensibility.register("mistral_linear")
 struct Linear:
-    """`y = x @ w.T` for packed weights, side by side in `y`."""
+    """`y = x @ w.T` for packed weights, side by side in `y`; `x` may be normed first.
+    """
 
     @staticmethod
     def execute[
-        kinds: Int, portable: Bool, target: StaticString
+        kinds: Int,
+        portable: Bool,
+        bfloat16: Bool,
+        normed: Bool,
+        target: StaticString,
     ](
         y: FusedOutputTensor[dtype=DType.float32, rank=2, ...],
         x: FusedInputTensor[dtype=DType.float32, rank=2, ...],
+        norm: InputTensor[dtype=DType.float32, rank=1, ...],
+        epsilon: Float32,
         rows: InputTensor[dtype=DType.int64, rank=1, ...],
         weights: InputVariadicTensors[dtype=DType.uint8, rank=2, ...],
         ctx: DeviceContext,
@@ -80,19 +87,17 @@ struct Linear:
         """Writes `y`, `[tokens, sum(rows)]`, from `x`, `[tokens, columns]`.
 
         `rows` has those of each weight, `kinds` four bits for the kind of each:
-        all are dense, or none.
+        all are dense, or none. With `bfloat16` the activations of bfloat16
+        weights are rounded to that, of all weights or none. If `normed`, `x`
+        is first normalized; `norm` is the weight of that, `[columns]`.
         """
         comptime count = weights.size
         comptime dense_weights = is_dense[_kind(kinds, 0)]()
-        comptime vnni = has_vnni[portable]()
+        comptime rounded = rounds[_kind(kinds, 0), portable, bfloat16]()
         comptime max_mr = max_rows[portable]()
         var tokens = x.dim_size(0)
         var columns = x.dim_size(1)
-        var x_row: Int
-        comptime if dense_weights:
-            x_row = dense.packed_row_bytes(columns)
-        else:
-            x_row = quantized.packed_row_bytes[vnni](columns)
+        var x_row = packed_row_bytes[dense_weights, rounded](columns)
         var store = List[UInt8](unsafe_uninit_length=tokens * x_row + 64)
         var buffer = store.unsafe_ptr()
         var tiles = ceildiv(tokens, max_mr)
@@ -101,10 +106,10 @@ struct Linear:
         def pack(tile: Int) {imm}:
             var begin = tile * max_mr
             var end = min(tokens, begin + max_mr)
-            var rows = List[Float32](
+            var scratch = List[Float32](
                 unsafe_uninit_length=(end - begin) * columns
             )
-            var floats = rows.unsafe_ptr()
+            var floats = scratch.unsafe_ptr()
             for row in range(end - begin):
                 var k = 0
                 while k + ROWS <= columns:
@@ -119,18 +124,25 @@ struct Linear:
                         x._fused_load[1](IndexList[2](begin + row, k)),
                     )
                     k += 1
+                comptime if normed:
+                    normalize(
+                        floats.unsafe_offset(row * columns),
+                        norm.unsafe_ptr(),
+                        columns,
+                        epsilon,
+                    )
             var m = begin
             comptime for step in range(4):
                 comptime MR = max_mr >> step
                 comptime if MR > 0:
                     while end - m >= MR:
-                        pack_rows[dense_weights, vnni, MR](
+                        pack_rows[dense_weights, rounded, MR](
                             buffer.unsafe_offset(m * x_row),
                             floats.unsafe_offset((m - begin) * columns),
                             columns,
                         )
                         m += MR
-            _ = rows^
+            _ = scratch^
 
         if tiles <= 2:
             for tile in range(tiles):
@@ -173,7 +185,7 @@ struct Linear:
                 var share = shares[i]
                 comptime for k in range(count):
                     if share.matrix == k:
-                        multiply_panels[_kind(kinds, k), portable](
+                        multiply_panels[_kind(kinds, k), portable, rounded](
                             write,
                             buffer,
                             weights[k].unsafe_ptr(),

@@ -50,8 +50,6 @@ def panel_bytes(encoding: Encoding, columns: int) -> int:
     if encoding == Encoding.BF16:
         return (columns + 1) // 2 * 64
     block_columns, block_bytes = BLOCKS[encoding]
-    if encoding in (Encoding.Q4_K, Encoding.Q5_K):
-        block_bytes += 4  # the six-bit scales and minima, unpacked
     return columns // block_columns * block_bytes * ROWS
 
 
@@ -146,12 +144,10 @@ def _scales_k4(blocks: Bytes) -> list[Bytes]:
     low, middle, high = packed[..., :4], packed[..., 4:8], packed[..., 8:]
     scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], -1)
     minima = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], -1)
-    return [
-        blocks[..., :2],
-        blocks[..., 2:4],
-        scales.swapaxes(-1, -2),
-        minima.swapaxes(-1, -2),
-    ]
+    lower = np.bitwise_or(scales & 15, minima << 4, dtype="u1")
+    upper = np.bitwise_or(scales >> 4, minima >> 4 << 2, dtype="u1")
+    upper = np.bitwise_or(upper[..., ::2], upper[..., 1::2] << 4, dtype="u1")
+    return [blocks[..., :2], blocks[..., 2:4], lower.swapaxes(-1, -2), upper]
 
 
 def _nibbles_k(codes: Bytes) -> Bytes:

@@ -13,8 +13,8 @@ from std.math import fma
 from std.memory import bitcast
 from std.sys import llvm_intrinsic
 
-from .codes import Codes, Floats, minima, quads, scales
-from .layout import ROWS, Q6_K, block_bytes, block_columns
+from .codes import Codes, minima, quads, scales
+from .layout import ROWS, Q6_K, Floats, block_bytes, block_columns
 
 
 def packed_row_bytes[vnni: Bool](columns: Int) -> Int:

@@ -3,9 +3,7 @@
 from std.sys.info import CompilationTarget
 
 from . import dense, quantized
-from .layout import ROWS, is_dense, panel_bytes
-
-comptime Floats = SIMD[DType.float32, ROWS]
+from .layout import BF16, ROWS, Floats, is_dense, panel_bytes
 
 
 def has_vnni[portable: Bool]() -> Bool:
@@ -13,6 +11,25 @@ def has_vnni[portable: Bool]() -> Bool:
         return False
     else:
         return CompilationTarget.has_vnni() and CompilationTarget.has_avx512f()
+
+
+def rounds[kind: Int, portable: Bool, bfloat16: Bool]() -> Bool:
+    """Whether the activations are rounded: to int8, or for dense weights bfloat16.
+    """
+    comptime if is_dense[kind]():
+        return kind == BF16 and bfloat16
+    else:
+        return has_vnni[portable]()
+
+
+def _has_bfloat16[portable: Bool]() -> Bool:
+    comptime if portable:
+        return False
+    else:
+        return (
+            CompilationTarget.has_avx512f()
+            and CompilationTarget._has_feature["avx512bf16"]()
+        )
 
 
 def max_rows[portable: Bool]() -> Int:
@@ -41,14 +58,22 @@ struct Matrix(ImplicitlyCopyable):
     """The column of `y` that its first row makes."""
 
 
+def packed_row_bytes[dense_weights: Bool, rounded: Bool](columns: Int) -> Int:
+    """Bytes of a packed row of activations."""
+    comptime if dense_weights:
+        return dense.packed_row_bytes[rounded](columns)
+    else:
+        return quantized.packed_row_bytes[rounded](columns)
+
+
 @inline(.always)
 def pack_rows[
-    dense_weights: Bool, vnni: Bool, MR: Int
+    dense_weights: Bool, rounded: Bool, MR: Int
 ](dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], columns: Int):
     comptime if dense_weights:
-        dense.pack_rows[MR](dst, x, columns)
+        dense.pack_rows[rounded, MR](dst, x, columns)
     else:
-        quantized.pack_rows[vnni, MR](dst, x, columns)
+        quantized.pack_rows[rounded, MR](dst, x, columns)
 
 
 @inline(.always)
@@ -56,7 +81,8 @@ def _tile[
     Write: def(Int, Int, Floats, Int) -> None,
     //,
     kind: Int,
-    vnni: Bool,
+    portable: Bool,
+    rounded: Bool,
     MR: Int,
     NR: Int,
 ](
@@ -71,10 +97,14 @@ def _tile[
     """Writes `MR` rows of `y` from `token`, at most `rows` columns from `column`."""
     var panel = panel_bytes[kind](columns)
     var acc: Array[Floats, MR * NR]
-    comptime if is_dense[kind]():
+    comptime if is_dense[kind]() and rounded:
+        acc = dense.rounded_tile[_has_bfloat16[portable](), MR, NR](
+            xp, w, columns, panel
+        )
+    elif is_dense[kind]():
         acc = dense.dense_tile[kind, MR, NR](xp, w, columns, panel)
     else:
-        acc = quantized.quantized_tile[kind, vnni, MR, NR](
+        acc = quantized.quantized_tile[kind, rounded, MR, NR](
             xp, w, columns, panel
         )
     comptime for m in range(MR):
@@ -92,8 +122,8 @@ def _panels[
     Write: def(Int, Int, Floats, Int) -> None,
     //,
     kind: Int,
-    vnni: Bool,
-    max_mr: Int,
+    portable: Bool,
+    rounded: Bool,
     NR: Int,
 ](
     write: Write,
@@ -106,12 +136,13 @@ def _panels[
     x_row: Int,
 ):
     """All rows of activations by `NR` panels, which stay in the cache."""
+    comptime max_mr = max_rows[portable]()
     var m = 0
     comptime for step in range(4):
         comptime MR = max_mr >> step
         comptime if MR > 0:
             while tokens - m >= MR:
-                _tile[kind, vnni, MR, NR](
+                _tile[kind, portable, rounded, MR, NR](
                     write,
                     m,
                     column,
@@ -128,6 +159,7 @@ def multiply_panels[
     //,
     kind: Int,
     portable: Bool,
+    rounded: Bool,
 ](
     write: Write,
     xp: ImmPointer[UInt8, _],
@@ -153,8 +185,6 @@ def multiply_panels[
         columns: Columns of the weight.
         x_row: Bytes of a packed row.
     """
-    comptime vnni = has_vnni[portable]()
-    comptime max_mr = max_rows[portable]()
     comptime max_nr = max_panels[portable]()
     comptime alone = alone_panels[kind, portable]()
     var p = begin
@@ -163,17 +193,17 @@ def multiply_panels[
         var column = matrix.first + p * ROWS
         var rows = matrix.rows - p * ROWS
         if tokens == 1 and p + alone <= end:
-            _tile[kind, vnni, 1, alone](
+            _tile[kind, portable, rounded, 1, alone](
                 write, 0, column, xp, wp, columns, rows
             )
             p += alone
         elif p + max_nr <= end:
-            _panels[kind, vnni, max_mr, max_nr](
+            _panels[kind, portable, rounded, max_nr](
                 write, column, xp, wp, tokens, columns, rows, x_row
             )
             p += max_nr
         else:
-            _panels[kind, vnni, max_mr, 1](
+            _panels[kind, portable, rounded, 1](
                 write, column, xp, wp, tokens, columns, rows, x_row
             )
             p += 1
@@ -186,5 +216,3 @@ def alone_panels[kind: Int, portable: Bool]() -> Int:
     take several, for sums that do not wait for one another.
     """
     return 2 * max_panels[portable]() if is_dense[kind]() else 1
-
-

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from max.dtype import DType
 from max.graph import TensorValue, ops
 from max.nn.attention import AttentionWithRope
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
 
-from .packed import PackedLinear, packed_attention
+from .packed import Activations, PackedLinear, packed_attention
 
 
 def attend(
     attention: AttentionWithRope,
     layer_idx: TensorValue,
-    x: TensorValue,
+    x: Activations,
     kv_collection: PagedCacheValues,
     freqs_cis: TensorValue,
     input_row_offsets: TensorValue,
@@ -42,7 +44,8 @@ def attend(
     """
     packed = isinstance(attention.o_proj, PackedLinear)
     cache_dtype = attention.kv_params.dtype
-    if query_scale is None and not packed and cache_dtype == x.dtype:
+    plain = query_scale is None and not packed
+    if plain and isinstance(x, TensorValue) and cache_dtype == x.dtype:
         return attention(
             layer_idx,
             x,
@@ -50,7 +53,8 @@ def attend(
             freqs_cis=freqs_cis,
             input_row_offsets=input_row_offsets,
         )
-    qkv = attention.qkv_proj(x)
+    qkv_proj: Any = attention.qkv_proj
+    qkv = qkv_proj(x)
     queries = rope_split_store_ragged(
         kv_params=attention.kv_params,
         qkv=qkv,
@@ -87,10 +91,10 @@ def attend(
             mask_variant=attention.mask_variant,
             scale=attention.scale,
             local_window_size=-1 if window is None else window,
-            output_dtype=x.dtype,
+            output_dtype=qkv.dtype,
         )
     # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
-    attended = attended.reshape((x.shape[0], attention.q_weight_dim))
+    attended = attended.reshape((qkv.shape[0], attention.q_weight_dim))
     return attention.o_proj(attended)
 
 

@@ -11,14 +11,15 @@ from max.nn.transformer.distributed_transformer import forward_sharded_layers
 
 from ..model_config import MistralConfig
 from .attention import attend
+from .packed import PackedNorm
 from .parallel import shard
 from .projections import make_attention, make_mlp
 
 
-def make_norm(config: MistralConfig) -> RMSNorm:
+def make_norm(config: MistralConfig, cls: type[RMSNorm] = RMSNorm) -> RMSNorm:
     """Returns an RMSNorm over the hidden size."""
     # Llama's order: normalize, cast to the activations' dtype, then scale.
-    return RMSNorm(
+    return cls(
         config.hidden_size,
         config.dtype,
         config.rms_norm_eps,
@@ -43,8 +44,9 @@ class MistralBlock(Module):
         super().__init__()
         self.self_attn = make_attention(config, rope, layer)
         self.mlp = make_mlp(config, layer)
-        self.input_layernorm = make_norm(config)
-        self.post_attention_layernorm = make_norm(config)
+        norm = PackedNorm if config.layer_encodings(layer) else RMSNorm
+        self.input_layernorm = make_norm(config, norm)
+        self.post_attention_layernorm = make_norm(config, norm)
 
         devices = config.devices
         split, copy = (

@@ -2,18 +2,20 @@
 
 Decoding streams every weight once a token, so bytes are time. Each layer's
 weight has the encoding that its tensor has in the checkpoint; activations and
-sums are float32.
+sums are float32, except where ``kernels.mode()`` says otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, Weight, ops
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.layer import Module
+from max.nn.norm import RMSNorm
 
 from .. import kernels
 from ..kernels.packing import Encoding, packed_shape
@@ -26,6 +28,28 @@ def packed_weight(encoding: Encoding, rows: int, columns: int) -> Weight:
     """Returns a weight of ``[rows, columns]`` as ``packing.pack`` lays it out."""
     shape = packed_shape(encoding, rows, columns)
     return Weight("weight", DType.uint8, list(shape), CPU)
+
+
+@dataclass(frozen=True)
+class Normed:
+    """What is normalized by the operation that takes it."""
+
+    x: TensorValue
+    """float32 ``[tokens, hidden_size]``."""
+    weight: TensorValue
+    """float32 ``[hidden_size]``."""
+    epsilon: float
+
+
+class PackedNorm(RMSNorm):
+    """An RMSNorm whose work the linear layers after it do."""
+
+    def __call__(self, x: TensorValue) -> Normed:  # type: ignore[override]
+        """Takes float32 ``[tokens, hidden_size]``."""
+        return Normed(x, self.weight, self.eps)
+
+
+Activations = TensorValue | Normed
 
 
 class PackedLinear(Module):
@@ -53,12 +77,12 @@ class PackedLinear(Module):
         else:
             self.set_shared_weight("weight", weight)
 
-    def __call__(self, x: TensorValue) -> TensorValue:
+    def __call__(self, x: Activations) -> TensorValue:
         """Maps float32 ``[tokens, in_dim]`` to float32 ``[tokens, out_dim]``."""
         return linear(x, [self])
 
 
-def linear(x: TensorValue, layers: Sequence[PackedLinear]) -> TensorValue:
+def linear(x: Activations, layers: Sequence[PackedLinear]) -> TensorValue:
     """Returns what linear layers make of the same activations, side by side.
 
     One operation, which reads the activations once and keeps the threads at
@@ -71,25 +95,35 @@ def linear(x: TensorValue, layers: Sequence[PackedLinear]) -> TensorValue:
     Returns:
         float32 ``[tokens, sum(out_dims)]``.
     """
-    if len({layer.encoding.is_dense for layer in layers}) == 2:
-        # The kernels round the activations for some of them only.
+    mode = kernels.mode()
+    bfloat16 = mode == "bfloat16"
+    if len({_rounding(layer.encoding, bfloat16) for layer in layers}) > 1:
         return ops.concat([layer(x) for layer in layers], axis=-1)
     return multiply(
         x,
         [layer.weight for layer in layers],
         [layer.encoding for layer in layers],
         [layer.out_dim for layer in layers],
-        portable=kernels.mode() == "portable",
+        portable=mode == "portable",
+        bfloat16=bfloat16,
     )
 
 
+def _rounding(encoding: Encoding, bfloat16: bool) -> str:
+    """What the kernels round the activations of a weight to."""
+    if not encoding.is_dense:
+        return "int8"
+    return "bfloat16" if bfloat16 and encoding == Encoding.BF16 else "float32"
+
+
 def multiply(
-    x: TensorValue,
+    x: Activations,
     weights: Sequence[TensorValue],
     encodings: Sequence[Encoding],
     out_dims: Sequence[int],
     *,
-    portable: bool,
+    portable: bool = False,
+    bfloat16: bool = False,
 ) -> TensorValue:
     """Returns ``x @ weight.T`` of each packed weight, side by side.
 
@@ -99,24 +133,42 @@ def multiply(
         encodings: Theirs; all dense or none.
         out_dims: Their rows.
         portable: Whether to do without instructions that only some CPUs have.
+        bfloat16: Whether the activations of bfloat16 weights, and only such
+            are there then, are rounded to bfloat16.
 
     Returns:
         float32 ``[tokens, sum(out_dims)]``.
     """
     kinds = sum(int(encoding) << 4 * i for i, encoding in enumerate(encodings))
+    normed = isinstance(x, Normed)
+    if isinstance(x, Normed):
+        norm, epsilon, x = x.weight, x.epsilon, x.x
+    else:
+        norm, epsilon = ops.constant(np.zeros(1, np.float32), device=CPU), 0.0
     return ops.custom(
         "mistral_linear",
         CPU,
-        [x, ops.constant(np.array(out_dims, np.int64), device=CPU), *weights],
+        [
+            x,
+            norm,
+            ops.constant(epsilon, DType.float32, device=CPU),
+            ops.constant(np.array(out_dims, np.int64), device=CPU),
+            *weights,
+        ],
         [TensorType(DType.float32, [x.shape[0], sum(out_dims)], CPU)],
-        parameters={"kinds": kinds, "portable": portable},
+        parameters={
+            "kinds": kinds,
+            "portable": portable,
+            "bfloat16": bfloat16,
+            "normed": normed,
+        },
     )[0].tensor
 
 
 class PackedQKV(SeparateQKV):
     """The three projections of attention, in one operation."""
 
-    def __call__(self, x: TensorValue) -> TensorValue:
+    def __call__(self, x: Activations) -> TensorValue:
         """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
         return linear(x, [getattr(self, name) for name in QKV])
 
@@ -183,7 +235,7 @@ class PackedMLP(Module):
         self.up_proj = PackedLinear(*wide, encodings["up_proj"])
         self.down_proj = PackedLinear(*wide[::-1], encodings["down_proj"])
 
-    def __call__(self, x: TensorValue) -> TensorValue:
+    def __call__(self, x: Activations) -> TensorValue:
         """Maps ``[tokens, hidden_size]`` to the same."""
         width = self.gate_proj.out_dim
         both = linear(x, [self.gate_proj, self.up_proj])

@@ -16,7 +16,7 @@ from max.graph import DeviceRef, Graph, TensorType, ops
 from max_mistral import kernels
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import BLOCKS, Encoding, pack, packed_shape
-from max_mistral.layers.packed import PackedLinear, PackedQKV, multiply
+from max_mistral.layers.packed import Normed, PackedLinear, PackedQKV, linear, multiply
 
 EPS = float(np.finfo(np.float32).eps)
 # Neither is a multiple of a panel; 77 is odd.
@@ -28,6 +28,7 @@ DENSE = {
 }
 # Kinds of weights in one operation, one of them twice.
 MIXED = [Encoding.Q4_K, Encoding.Q6_K, Encoding.Q4_K]
+EPSILON = 0.25
 # Where the float16 numbers of a block are.
 SCALES = {Encoding.Q6_K: [208], Encoding.Q8_0: [0], Encoding.Q4_0: [0]}
 
@@ -60,6 +61,15 @@ def activations(tokens, width):
 TOKENS = np.array([0, 17, 99, 5, 17], np.int64)
 
 
+# Outputs beside those of each encoding.
+ROUNDED = ["rounded", "rounded, portable"]
+NAMED = ["dense", "mixed", "fused", *ROUNDED, "normed"]
+
+
+def norm_weight():
+    return np.random.default_rng(2).standard_normal(DENSE_COLUMNS).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def run():
     """Runs every kernel on ``tokens`` rows.
@@ -83,15 +93,14 @@ def run():
         dense, quantized, ids, *packed = (value.tensor for value in graph.inputs)
         outputs = []
 
-        def linear(x, encodings, portable):
+        def linear(x, encodings, **how):
             weights = [packed[int(encoding)] for encoding in encodings]
-            rows = [ROWS] * len(weights)
-            return multiply(x, weights, encodings, rows, portable=portable)
+            return multiply(x, weights, encodings, [ROWS] * len(weights), **how)
 
         for encoding, weight in zip(encodings, packed, strict=True):
             x = dense if encoding in DENSE else quantized
             for portable in (False, True):
-                outputs.append(linear(x, [encoding], portable))
+                outputs.append(linear(x, [encoding], portable=portable))
             outputs += ops.custom(
                 "mistral_embedding",
                 cpu,
@@ -100,10 +109,15 @@ def run():
                 parameters={"kind": int(encoding)},
             )
         for stack, x in ((DENSE, dense), (MIXED, quantized)):
-            outputs.append(linear(x, list(stack), False))
+            outputs.append(linear(x, list(stack)))
         # What comes before and after is part of the operation.
-        halved = linear(quantized * 0.5, [Encoding.Q4_K], False)
+        halved = linear(quantized * 0.5, [Encoding.Q4_K])
         outputs.append(halved + quantized[:, :ROWS])
+        for portable in (False, True):
+            how = {"portable": portable, "bfloat16": True}
+            outputs.append(linear(dense, [Encoding.BF16], **how))
+        norm = ops.constant(norm_weight(), DType.float32, device=cpu)
+        outputs.append(linear(Normed(dense, norm, EPSILON), [Encoding.F32]))
         graph.output(*outputs)
     model = InferenceSession(devices=[CPU()]).load(graph)
     buffers = [Buffer.from_numpy(pack(w, e, columns(e))) for e, w in weights.items()]
@@ -117,7 +131,7 @@ def run():
         )
         arrays = [output.to_numpy() for output in found]
         each = {e: arrays[3 * i : 3 * i + 3] for i, e in enumerate(encodings)}
-        return each | dict(zip(["dense", "mixed", "fused"], arrays[-3:], strict=True))
+        return each | dict(zip(NAMED, arrays[-len(NAMED) :], strict=True))
 
     return run
 
@@ -156,6 +170,30 @@ def test_a_linear_layer(many, encoding, portable):
     if encoding not in DENSE and not portable:
         bound = bound + quantization(weight, x)
     error = np.abs(many[encoding][portable] - x @ weight.T)
+    assert (error <= bound).all(), (error / bound).max()
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_activations_rounded_to_bfloat16(many, name):
+    weight = random_weight(Encoding.BF16)[1]
+    x = activations(13, DENSE_COLUMNS).astype(np.float64)
+    exact = rounding(Encoding.BF16, weight, x)
+    # A bfloat16 has 8 bits, so an activation differs by 2^-9 to 2^-8 at most.
+    bound = exact + 2.0**-8 * (np.abs(x) @ np.abs(weight).T)
+    error = np.abs(many[name] - x @ weight.T)
+    assert (error <= bound).all(), (error / bound).max()
+    assert (error > exact).any()
+
+
+def test_a_norm_before(many):
+    weight = random_weight(Encoding.F32)[1]
+    x = activations(13, DENSE_COLUMNS).astype(np.float64)
+    scale = np.sqrt((x * x).mean(axis=1, keepdims=True) + EPSILON)
+    normed = x / scale * norm_weight()
+    # Half of the roundings of the mean, and those of root, quotient, products.
+    before = EPS * (DENSE_COLUMNS / 2 + 4) * (np.abs(normed) @ np.abs(weight).T)
+    bound = rounding(Encoding.F32, weight, normed) + before
+    error = np.abs(many["normed"] - normed @ weight.T)
     assert (error <= bound).all(), (error / bound).max()
 
 
@@ -223,19 +261,45 @@ def test_a_row_is_the_same_in_any_batch(run, many, tokens):
             assert np.array_equal(
                 few[encoding][kernel], many[encoding][kernel][:tokens]
             )
+    for name in NAMED:
+        assert np.array_equal(few[name], many[name][:tokens])
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))
-def test_packed_bytes_are_about_those_of_the_file(encoding):
+def test_packed_bytes_are_as_many_as_the_files(encoding):
     size, bytes_ = BLOCKS[encoding]
     panels, panel = packed_shape(encoding, 4096, 4096)
-    assert panels * panel <= 1.03 * 4096 * 4096 // size * bytes_
+    assert panels * panel == 4096 * 4096 // size * bytes_
 
 
 def test_an_unknown_mode_is_refused(monkeypatch):
     monkeypatch.setenv("MAX_MISTRAL_KERNELS", "fast")
     with pytest.raises(UserError, match="MAX_MISTRAL_KERNELS is 'fast'"):
         kernels.mode()
+
+
+def test_bfloat16_needs_a_cpu_that_has_it(monkeypatch):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "bfloat16")
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: False)
+    with pytest.raises(UserError, match="needs a CPU with AVX512-BF16"):
+        kernels.mode()
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
+    assert kernels.mode() == "bfloat16"
+
+
+@pytest.mark.parametrize(("mode", "operations"), [("on", 1), ("bfloat16", 2)])
+def test_activations_are_rounded_for_bfloat16_weights_only(
+    monkeypatch, mode, operations
+):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", mode)
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
+    layers = [PackedLinear(8, 16, e) for e in (Encoding.F32, Encoding.BF16)]
+    for i, layer in enumerate(layers):
+        layer.weight.name = f"weight{i}"
+    x = TensorType(DType.float32, ["tokens", 8], DeviceRef.CPU())
+    with Graph("two", input_types=[x], custom_extensions=[kernels.library()]) as graph:
+        graph.output(linear(graph.inputs[0].tensor, layers))
+    assert str(graph).count("mistral_linear") == operations
 
 
 def test_the_library_is_compiled_once(tmp_path, monkeypatch):
