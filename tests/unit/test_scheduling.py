@@ -3,28 +3,38 @@
 import os
 import sys
 import threading
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from max_mistral.scheduling import threads_that_wait
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has SCHED_BATCH")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has SCHED_IDLE")
 
 
-def policy_of_a_new_thread():
-    found = []
-    thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
+@contextmanager
+def another_thread():
+    """Within it a thread runs; gives its number."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
     thread.start()
-    thread.join()
-    return found[0]
+    try:
+        yield thread.native_id
+    finally:
+        end.set()
+        thread.join()
 
 
 @linux
 def test_only_threads_started_within_wait():
-    assert policy_of_a_new_thread() == os.SCHED_OTHER
-    with threads_that_wait():
-        assert policy_of_a_new_thread() == os.SCHED_BATCH
-    assert policy_of_a_new_thread() == os.SCHED_OTHER
+    with ExitStack() as running:
+        before = running.enter_context(another_thread())
+        with threads_that_wait():
+            within = running.enter_context(another_thread())
+        after = running.enter_context(another_thread())
+        assert os.sched_getscheduler(within) == os.SCHED_IDLE
+        for thread in (before, after, 0):
+            assert os.sched_getscheduler(thread) == os.SCHED_OTHER
 
 
 def test_a_machine_without_policies_is_left_as_it_is(monkeypatch):
@@ -39,5 +49,5 @@ def test_a_refusal_is_no_error(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
-    with threads_that_wait():
-        assert policy_of_a_new_thread() == os.SCHED_OTHER
+    with threads_that_wait(), another_thread() as within:
+        assert os.sched_getscheduler(within) == os.SCHED_OTHER
