@@ -59,24 +59,16 @@ class MaxMistral:
         """See :class:`Engine`."""
         self.runner.release(self.running)
         self.running = contexts = self.runner.claim(prompts)
-        model = self.runner.model
-
-        def logits() -> Any:
-            inputs = model.prepare_initial_token_inputs(
-                [contexts], kv_cache_inputs=self.runner.kv_inputs(contexts)
-            )
-            return model.execute(inputs).next_token_logits
+        (first, *others) = contexts
 
         def step() -> None:
-            (first, *others) = contexts
-            # A long prompt in steps of as many tokens as llama.cpp's.
-            while first.tokens.active_length > PREFILL:
-                assert not others
-                first.tokens.chunk(PREFILL)
-                logits()
-                first.tokens.advance_chunk()
-                self.runner.kv_manager.step(first)
-            for context, token in zip(contexts, self.choose(logits()), strict=True):
+            if others:
+                outputs = self.runner.step(contexts)
+            else:
+                # A long prompt in steps of as many tokens as llama.cpp's.
+                *_, outputs = self.runner.in_chunks(first, PREFILL)
+            chosen = self.choose(outputs.next_token_logits)
+            for context, token in zip(contexts, chosen, strict=True):
                 self.runner.advance(context, int(token))
 
         return step

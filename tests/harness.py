@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,28 @@ class Runner:
             self.kv_manager.alloc(context)
         return self.kv_manager.runtime_inputs([contexts])
 
+    def inputs(self, contexts: list[TextContext], **kwargs: Any) -> Any:
+        """Returns the inputs of the contexts' next step."""
+        return self.model.prepare_initial_token_inputs(
+            [contexts], kv_cache_inputs=self.kv_inputs(contexts), **kwargs
+        )
+
+    def step(self, contexts: list[TextContext]) -> Any:
+        """Computes the contexts' active tokens; returns the model's outputs."""
+        return self.model.execute(self.inputs(contexts))
+
+    def in_chunks(self, context: TextContext, size: int) -> Iterator[Any]:
+        """Computes a context's active tokens, at most ``size`` a step.
+
+        Yields each step's outputs.
+        """
+        while context.tokens.active_length > size:
+            context.tokens.chunk(size)
+            yield self.step([context])
+            context.tokens.advance_chunk()
+            self.kv_manager.step(context)
+        yield self.step([context])
+
     def advance(self, context: TextContext, token: int) -> None:
         """Adds a token to a context, and frees the pages that windows left behind."""
         context.update(token)
@@ -147,9 +170,7 @@ class Runner:
             otherwise, then one row a decode step.
         """
         contexts = self.claim(prompts)
-        inputs = self.model.prepare_initial_token_inputs(
-            [contexts], kv_cache_inputs=self.kv_inputs(contexts)
-        )
+        inputs = self.inputs(contexts)
         outputs = self.model.execute(inputs)
         rows = [[part] for part in split_logits(outputs)]
         for step in range(steps):

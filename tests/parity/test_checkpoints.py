@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from max.nn.transformer import ReturnLogits
 
+from max_mistral import kernels
 from max_mistral.prepare import prepare
 from max_mistral.weights.names import TEXT_TOWERS, in_text_tower
 from tests.checkpoints import BASE, make_tensors, write_checkpoint, write_native
-from tests.harness import Runner, tolerance
+from tests.harness import Runner, relative_error, rounding_error, tolerance
 from tests.reference import CASES, Reference, prompts
 
 
@@ -77,3 +78,18 @@ def test_bfloat16_stays_two_bytes_and_computes_the_same(tmp_path, monkeypatch):
     assert tokens == stock_tokens
     for got, want in zip(logits, stock, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(BASE, want))
+
+
+@pytest.mark.skipif(not kernels.has_bfloat16(), reason="needs AVX512-BF16")
+def test_activations_rounded_to_bfloat16_are_near(tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path, BASE, dtype="bfloat16")
+    case = CASES["gqa"]
+    rows = prompts(case, BASE["vocab_size"])
+    tokens, exact = Runner(folder, ReturnLogits.ALL).generate(rows, case.steps)
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "bfloat16")
+    same = [row[len(prompt) :] for row, prompt in zip(tokens, rows, strict=True)]
+    _, logits = Runner(folder, ReturnLogits.ALL).generate(rows, case.steps, same)
+    for got, want in zip(logits, exact, strict=True):
+        # Rounded at all, and no further off than that explains.
+        assert np.abs(got - want).max() > tolerance(BASE, want)
+        assert relative_error(got, want) <= rounding_error(BASE, 2.0**-8)

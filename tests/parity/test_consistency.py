@@ -47,10 +47,7 @@ def generated(model):
 def test_rescoring_in_one_pass_agrees(model, generated, assert_same):
     tokens, logits = generated
     contexts = model.claim([tokens])
-    inputs = model.model.prepare_initial_token_inputs(
-        [contexts], model.kv_inputs(contexts)
-    )
-    (rescored,) = split_logits(model.model.execute(inputs))
+    (rescored,) = split_logits(model.step(contexts))
     model.release(contexts)
     assert_same(rescored[:-1], logits)
 
@@ -61,18 +58,8 @@ def test_chunked_prefill_agrees(model, generated, assert_same, chunk):
     contexts = model.claim([PROMPT])
     (context,) = contexts
     rows = []
-    while True:
-        chunked = context.tokens.active_length > chunk
-        if chunked:
-            context.tokens.chunk(chunk)
-        inputs = model.model.prepare_initial_token_inputs(
-            [contexts], model.kv_inputs(contexts)
-        )
-        rows += split_logits(model.model.execute(inputs))
-        if not chunked:
-            break
-        context.tokens.advance_chunk()
-        model.kv_manager.step(context)
+    for outputs in model.in_chunks(context, chunk):
+        rows += split_logits(outputs)
     model.release(contexts)
     assert_same(np.concatenate(rows), logits[: len(PROMPT)])
 
@@ -81,13 +68,12 @@ def test_a_prefix_from_the_cache_agrees(model, generated, assert_same):
     """MAX reuses the pages of an earlier request with the same prefix."""
     _, logits = generated
     first = model.claim([PROMPT])
-    inputs = model.model.prepare_initial_token_inputs([first], model.kv_inputs(first))
-    model.model.execute(inputs)
+    model.step(first)
     model.advance(first[0], int(logits[len(PROMPT) - 1].argmax()))
     model.release(first)
 
     second = model.claim([PROMPT], reuse_prefixes=True)
-    inputs = model.model.prepare_initial_token_inputs([second], model.kv_inputs(second))
+    inputs = model.inputs(second)
     reused = len(PROMPT) - second[0].tokens.active_length
     assert reused == 128  # a whole page
     (rows,) = split_logits(model.model.execute(inputs))
@@ -104,9 +90,7 @@ def test_a_row_does_not_depend_on_its_neighbours(model, generated, assert_same):
 
 def test_stale_kv_inputs_are_refused(model):
     contexts = model.claim([PROMPT])
-    inputs = model.model.prepare_initial_token_inputs(
-        [contexts], model.kv_inputs(contexts)
-    )
+    inputs = model.inputs(contexts)
     model.model.execute(inputs)
     stale = model.model.prepare_next_token_inputs(
         Buffer.from_numpy(np.array([5], dtype=np.int64)), inputs
@@ -118,9 +102,7 @@ def test_stale_kv_inputs_are_refused(model):
 
 def test_graph_inputs_are_what_execute_passes(model):
     contexts = model.claim([PROMPT])
-    inputs = model.model.prepare_initial_token_inputs(
-        [contexts], model.kv_inputs(contexts)
-    )
+    inputs = model.inputs(contexts)
     types = model.model.graph_inputs()
     model.release(contexts)
     assert [t.dtype for t in types] == [b.dtype for b in inputs.buffers]
@@ -144,9 +126,7 @@ def test_a_step_waits_for_its_inputs(model, monkeypatch):
             return graph.execute(*buffers)
 
     contexts = model.claim([PROMPT[:3]])
-    inputs = model.model.prepare_initial_token_inputs(
-        [contexts], model.kv_inputs(contexts)
-    )
+    inputs = model.inputs(contexts)
     monkeypatch.setattr(model.model, "devices", [Device()])
     monkeypatch.setattr(model.model, "model", Graph())
     model.model.execute(inputs)

@@ -67,9 +67,7 @@ def test_variable_logits_are_the_trailing_ones(runner, reference):
     # The first prompt has one token only, so it cannot give three logits.
     prompts = expected.prompts[1:]
     contexts = model.claim(prompts)
-    inputs = model.model.prepare_initial_token_inputs(
-        [contexts], model.kv_inputs(contexts), return_n_logits=3
-    )
+    inputs = model.inputs(contexts, return_n_logits=3)
     rows = split_logits(model.model.execute(inputs))
     model.release(contexts)
     for prompt, got, want in zip(prompts, rows, expected.logits[1:], strict=True):
