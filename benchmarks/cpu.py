@@ -3,12 +3,15 @@
     make bench-cpu                       # or, to choose:
     python -m benchmarks.cpu --shapes 1.1B --encodings bf16 q8_0 --rounds 3
 
-The same seeded random weights for all. Every round runs every engine once, in
-rotated order, each in a process of its own, beside a probe of the memory's read
-bandwidth; the table has the medians, and the median of the rounds' ratios to
-llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
-llama-cpp-python gets it. MAX's own Llama runs through ``max generate``, in
-float32, which is what it has on a CPU. 7B has 4 bits only.
+The same seeded random weights for all. The engines' processes are loaded side
+by side and take turns of a few seconds, all others stopped: every round runs
+each measure on every engine, in rotated order, beside a probe of the memory's
+read bandwidth. The table has the medians, and the median of the rounds' ratios
+to llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
+llama-cpp-python gets it, each in a process of its own. "bfloat16" is max_mistral
+with ``MAX_MISTRAL_KERNELS=bfloat16``, where the CPU can. MAX's own Llama runs
+through ``max generate``, in float32, which is what it has on a CPU. 7B has 4 bits
+only.
 """
 
 from __future__ import annotations
@@ -24,16 +27,22 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from benchmarks import models
+from benchmarks.engine import Stopped
+from benchmarks.measure import DECODES
+from benchmarks.report import Results, table
+from max_mistral import kernels
 
-MEASURES = ("prefill", "decode", "decode_deep", "decode_batch", "end_to_end")
-Results = dict[str, dict[str, list[float]]]
+T = TypeVar("T")
+EMPTY: Mapping[str, str] = {}
 
 
 def bandwidth() -> float:
@@ -52,11 +61,6 @@ def bandwidth() -> float:
     return statistics.median(read() for _ in range(7))
 
 
-def worker(engine: str, folder: Path, gguf: Path | None) -> dict[str, float]:
-    """Runs ``benchmarks/worker.py`` and returns what it measured."""
-    return in_process(engine, folder, *([gguf] if gguf else []))
-
-
 def in_process(
     engine: str, *arguments: object, module: str = "benchmarks.worker"
 ) -> dict[str, float]:
@@ -73,26 +77,35 @@ def in_process(
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def rotated(runs: Mapping[str, Callable[[], T]], turn: int) -> Iterator[tuple[str, T]]:
+    """Runs each, in an order rotated by ``turn``; yields its name and result."""
+    names = list(runs)
+    at = turn % len(names)
+    for name in names[at:] + names[:at]:
+        yield name, runs[name]()
+
+
 def run_round(
-    turn: int, engines: dict[str, Callable[[], dict[str, float]]], results: Results
+    turn: int, engines: Mapping[str, Callable[[], dict[str, float]]], results: Results
 ) -> None:
     """Runs every engine once, in an order rotated by ``turn``; adds to ``results``."""
-    runs = list(engines.items())
-    at = turn % len(runs)
-    for engine, run in runs[at:] + runs[:at]:
+    for engine, values in rotated(engines, turn):
         measured = results.setdefault(engine, defaultdict(list))
-        for name, value in run().items():
+        for name, value in values.items():
             measured[name].append(value)
 
 
-def max_generate(folder: Path, *flags: str) -> dict[str, float]:
-    """Runs ``max generate`` and returns the rates that it prints."""
+def max_generate(
+    folder: Path, *flags: str, environment: Mapping[str, str] = EMPTY
+) -> dict[str, float]:
+    """Runs ``max generate`` and returns the rate that it prints."""
     prompt = "".join(chr(97 + i % 26) for i in range(500))
+    variables = {"PYTHONWARNINGS": "ignore", **environment}
     done = subprocess.run(
         [str(Path(sys.executable).parent / "max"), "generate", "--model", str(folder)]
         + ["--devices", "cpu", "--max-length", "1024", "--max-new-tokens", "100"]
         + ["--temperature", "0", "--prompt", prompt, *flags],
-        env=dict(os.environ) | {"PYTHONWARNINGS": "ignore"},
+        env=dict(os.environ) | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -103,62 +116,76 @@ def max_generate(folder: Path, *flags: str) -> dict[str, float]:
     return {"end_to_end": float(found[-1])}
 
 
-def engines(folder: Path, encoding: str) -> dict[str, Any]:
+@dataclass
+class Measured:
+    """What measures an engine."""
+
+    user: Callable[[], dict[str, float]] | None
+    """Runs it end to end."""
+    worker: Callable[[], Stopped] | None = None
+    """Starts a process for the measures of the model alone."""
+
+
+def engines(folder: Path, encoding: str) -> dict[str, Measured]:
     """Returns what measures each engine on a model in an encoding."""
     gguf = folder / "model-bf16.gguf"
     if encoding != "bf16":
         gguf = models.quantize(folder, encoding)
     ours = None if encoding == "bf16" else gguf.resolve()
-    flags = ["--custom-architectures", "max_mistral"]
-    flags += ["--quantization-encoding", "float32"]
+    float32 = ["--quantization-encoding", "float32"]
+    flags = ["--custom-architectures", "max_mistral", *float32]
     flags += ["--weight-path", str(ours)] if ours else []
-    chosen: dict[str, Any] = {
-        "max_mistral": lambda: (
-            worker("max_mistral", folder, ours) | max_generate(folder, *flags)
+    chosen = {
+        "max_mistral": Measured(
+            partial(max_generate, folder, *flags),
+            partial(Stopped, "max_mistral", folder, ours),
         ),
-        "llama.cpp": lambda: (
-            worker("llama.cpp", folder, gguf) | worker("llama.cpp-user", folder, gguf)
+        "llama.cpp": Measured(
+            partial(in_process, "llama.cpp-user", folder, gguf),
+            partial(Stopped, "llama.cpp", folder, gguf),
         ),
     }
     if encoding == "bf16":
-        chosen["torch"] = lambda: worker("torch", folder, None)
-        stock = ["--quantization-encoding", "float32"]
-        chosen["MAX float32"] = lambda: max_generate(models.stock(folder), *stock)
+        if kernels.has_bfloat16():
+            mode = {"MAX_MISTRAL_KERNELS": "bfloat16"}
+            chosen["bfloat16"] = Measured(
+                partial(max_generate, folder, *flags, environment=mode),
+                partial(Stopped, "max_mistral", folder, environment=mode),
+            )
+        chosen["torch"] = Measured(None, partial(Stopped, "torch", folder))
+        stock = models.stock(folder)
+        chosen["MAX float32"] = Measured(partial(max_generate, stock, *float32))
     return chosen
 
 
-def table(
-    results: Results, measures: Iterable[str] = MEASURES, base: str = "llama.cpp"
-) -> str:
-    """Returns medians, and in brackets the ratio to the engine ``base``'s.
-
-    The memory is the peak over the weights and the KV cache that the engine
-    reserves: for 8 requests of 4,224 tokens in float32, for one in float16.
-    """
-    head = f"{'':12}" + "".join(f"{name:>16}" for name in measures)
-    lines = [head + "  peak GB" * any("peak_bytes" in m for m in results.values())]
-    for engine, measured in results.items():
-        cells = []
-        for name in measures:
-            if name not in measured:
-                cells.append(f"{'':>16}")
-                continue
-            ratio = ratios(results, engine, name, base)
-            value = statistics.median(measured[name])
-            cells.append(f"{f'{value:.1f} ({ratio:.2f}x)':>16}")
-        if "peak_bytes" in measured:
-            # The first round may compile in the process, which takes memory too.
-            peak = min(measured["peak_bytes"])
-            over = peak / measured["needed_bytes"][0]
-            cells.append(f"{peak / 1e9:9.1f} ({over:.2f}x weights and KV)")
-        lines.append(f"{engine:12}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def ratios(results: Results, engine: str, name: str, base: str = "llama.cpp") -> float:
-    """Returns the median of an engine's ratios to ``base``'s, round by round."""
-    pairs = zip(results[engine][name], results[base][name], strict=True)
-    return statistics.median(value / other for value, other in pairs)
+def run(chosen: Mapping[str, Measured], rounds: int) -> tuple[Results, list[float]]:
+    """Returns what each engine did, and what the probe read, a round each."""
+    results: Results = {name: defaultdict(list) for name in chosen}
+    starts = {name: m.worker for name, m in chosen.items() if m.worker is not None}
+    for start in starts.values():
+        # The first compiles, which takes memory that is not the model's.
+        start().finish()
+    workers = {}
+    speeds = []
+    try:
+        for name, start in starts.items():
+            workers[name] = start()
+        for turn in range(rounds):
+            speeds.append(bandwidth())
+            for measure in ("prefill", *DECODES):
+                runs = {n: partial(w.rate, measure) for n, w in workers.items()}
+                for name, value in rotated(runs, turn):
+                    results[name][measure].append(value)
+        for name, worker in workers.items():
+            for key, value in worker.finish().items():
+                results[name][key] = [value]
+    finally:
+        for worker in workers.values():
+            worker.kill()
+    users = {name: m.user for name, m in chosen.items() if m.user is not None}
+    for turn in range(rounds):
+        run_round(turn, users, results)
+    return results, speeds
 
 
 def cpu_name() -> str:
@@ -193,13 +220,7 @@ def main() -> None:
             if shape == "7B" and encoding not in ("q4_0", "q4_k_m"):
                 print(f"\n7B has 4 bits only: {encoding} left out")
                 continue
-            results: Results = {}
-            speeds = []
-            for turn in range(arguments.rounds):
-                speeds.append(bandwidth())
-                runs = engines(folder, encoding)
-                run_round(turn, runs, results)
-            ordered = {name: results[name] for name in runs}
+            results, speeds = run(engines(folder, encoding), arguments.rounds)
             speed = statistics.median(speeds)
             size = results["llama.cpp"]["weight_bytes"][0]
             reads = statistics.median(results["max_mistral"]["decode"]) * size
@@ -207,8 +228,8 @@ def main() -> None:
                 f"\n{shape} {encoding}, tokens/s; decode reads {reads / 1e9:.1f} GB/s "
                 f"of weights, the probe read {speed / 1e9:.1f}"
             )
-            print(table(ordered), flush=True)
-            report[f"{shape} {encoding}"] = {"bandwidth": speeds, **ordered}
+            print(table(results), flush=True)
+            report[f"{shape} {encoding}"] = {"bandwidth": speeds, **results}
             if arguments.json:
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
                 arguments.json.write_text(json.dumps(report, indent=1))

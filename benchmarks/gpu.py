@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models
-from benchmarks.cpu import Results, in_process, run_round, table
+from benchmarks.cpu import in_process, run_round
 from benchmarks.measure import PREFILL, Engine, measure
+from benchmarks.report import Results, table
 from benchmarks.worker import MaxMistral, Torch
 from tests.demo import ROOT
 

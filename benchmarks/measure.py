@@ -38,21 +38,27 @@ class Engine(Protocol):
 
 
 def measure(
-    engine: Engine,
-    decodes: Mapping[str, tuple[int, int, int]] = DECODES,
-    prefills: int = 3,
+    engine: Engine, decodes: Mapping[str, tuple[int, int, int]], prefills: int
 ) -> dict[str, float]:
     """Returns an engine's rates."""
-    rates = []
-    for seed in range(prefills):
-        step = engine.start([tokens(PREFILL, seed)])
-        rates.append(median_rate(step, 1, PREFILL))
+    rates = [rate(engine, "prefill", seed=seed) for seed in range(prefills)]
     result = {"prefill": statistics.median(rates)}
-    for name, (batch, before, steps) in decodes.items():
-        step = engine.start([tokens(before, i) for i in range(batch)])
-        step()
-        result[name] = median_rate(step, steps, batch)
-    return result
+    return result | {name: rate(engine, name, decodes) for name in decodes}
+
+
+def rate(
+    engine: Engine,
+    name: str,
+    decodes: Mapping[str, tuple[int, int, int]] = DECODES,
+    seed: int = 0,
+) -> float:
+    """Returns tokens a second of ``"prefill"`` or of one of ``decodes``."""
+    if name == "prefill":
+        return median_rate(engine.start([tokens(PREFILL, seed)]), 1, PREFILL)
+    batch, before, steps = decodes[name]
+    step = engine.start([tokens(before, i) for i in range(batch)])
+    step()
+    return median_rate(step, steps, batch)
 
 
 def median_rate(step: Callable[[], object], count: int, per_step: int) -> float:

@@ -17,8 +17,8 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.cpu import MEASURES, ratios
 from benchmarks.models import SHAPES
+from benchmarks.report import MEASURES, ratios
 
 LABELS = {
     "prefill": "prefill 512",
@@ -35,30 +35,41 @@ def models_of(report: dict) -> list[str]:
     return sorted(models, key=lambda name: list(SHAPES).index(name.split()[0]))
 
 
+def rows_of(report: dict) -> list[tuple[str, str, str]]:
+    """Returns a label, a model and an engine, for each of max_mistral's modes."""
+    rows = []
+    for name in models_of(report):
+        rows.append((name, name, "max_mistral"))
+        if "bfloat16" in report[name]:
+            rows.append((f"{name}, rounded", name, "bfloat16"))
+    return rows
+
+
 def markdown(report: dict) -> str:
     """Returns the medians of max_mistral, with their ratios to llama.cpp."""
     lines = ["| model | " + " | ".join(LABELS.values()) + " |", "|---" * 6 + "|"]
-    for name in models_of(report):
+    for label, name, engine in rows_of(report):
         cells = [
-            f"{statistics.median(report[name]['max_mistral'][measure]):.3g} "
-            f"({ratios(report[name], 'max_mistral', measure):.2f}x)"
+            f"{statistics.median(report[name][engine][measure]):.3g} "
+            f"({ratios(report[name], engine, measure):.2f}x)"
             for measure in LABELS
         ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def draw(report: dict, target: Path) -> None:
     """Writes the picture: a group of bars for each model."""
-    models = models_of(report)
+    rows = rows_of(report)
     figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
     width = 0.8 / len(MEASURES)
     for i, measure in enumerate(MEASURES):
-        heights = [ratios(report[name], "max_mistral", measure) for name in models]
-        places = [x + (i - (len(MEASURES) - 1) / 2) * width for x in range(len(models))]
+        heights = [ratios(report[name], engine, measure) for _, name, engine in rows]
+        places = [x + (i - (len(MEASURES) - 1) / 2) * width for x in range(len(rows))]
         axes.bar(places, heights, width, label=LABELS[measure])
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(models)), [m.replace(" ", "\n") for m in models])
+    labels = [label.replace(" ", "\n") for label, _, _ in rows]
+    axes.set_xticks(range(len(rows)), labels)
     axes.set_ylabel("speed / llama.cpp's")
     axes.set_title(f"max_mistral on {report['cpu']}, 2 threads", fontsize=10)
     axes.legend(fontsize=8, ncols=len(MEASURES), loc="upper center")

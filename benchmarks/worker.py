@@ -1,12 +1,13 @@
-"""One engine on one model, in a process of its own; prints JSON.
+"""One engine on one model, in a process of its own.
 
     python -m benchmarks.worker ENGINE FOLDER [GGUF]
 
-ENGINE is ``max_mistral``, ``llama.cpp`` or ``torch``. Each runs greedily on two
-threads: prefill of 512 tokens, decode after 16 tokens and after 4,096, and
-decode of 8 requests at a time, of the model alone, in tokens a second. Then the
-peak of its resident memory, beside what weights and KV cache take. The engine
-``llama.cpp-user`` measures decode as llama-cpp-python's user gets it.
+ENGINE is ``max_mistral``, ``llama.cpp`` or ``torch``, on two threads, greedy.
+Prints ``{"loaded": seconds}``, and for each measure of ``benchmarks/measure.py``
+named on a line of its input ``{measure: tokens a second}``: the model alone. At
+the end of its input, or at ``end``, the peak of its resident memory, beside what
+weights and KV cache take. The engine ``llama.cpp-user`` measures decode as
+llama-cpp-python's user gets it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import BATCH, DEPTH, PREFILL, Engine, Prompts, measure, tokens
+from benchmarks.measure import BATCH, DEPTH, PREFILL, Engine, Prompts, rate, tokens
 
 CONTEXT = DEPTH + 128
 VOCAB = 32000
@@ -196,10 +197,14 @@ def main() -> None:
         sys.modules["torch"] = None  # type: ignore[assignment]
     start = time.perf_counter()
     engine: Engine = ENGINES[name](Path(folder), gguf)
-    load = time.perf_counter() - start
-    result = measure(engine) | {"load_seconds": load}
+    print(json.dumps({"loaded": time.perf_counter() - start}), flush=True)
+    for line in sys.stdin:
+        measure = line.strip()
+        if measure == "end":
+            break
+        print(json.dumps({measure: rate(engine, measure)}), flush=True)
     weights = gguf or Path(folder) / "model.safetensors"
-    result["weight_bytes"] = weights.stat().st_size
+    result = {"weight_bytes": weights.stat().st_size}
     result["needed_bytes"] = result["weight_bytes"] + engine.kv_bytes
     # Not getrusage's ru_maxrss, which begins with that of the parent process.
     status = Path("/proc/self/status")
@@ -207,7 +212,7 @@ def main() -> None:
         found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
         assert found
         result["peak_bytes"] = int(found[1]) * 1024
-    print(json.dumps(result))
+    print(json.dumps({"end": result}))
 
 
 if __name__ == "__main__":

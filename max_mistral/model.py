@@ -44,7 +44,7 @@ from .scheduling import threads_that_wait
 from .weights.fp8 import finalize_fp8
 from .weights.gguf import convert_gguf_state_dict
 from .weights.names import HEAD
-from .weights.packed import PackedWeight
+from .weights.packed import encodings_of
 from .weights.safetensors import convert_safetensor_state_dict
 
 WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
@@ -220,11 +220,7 @@ class MistralModel(
         # Whether the head is tied shows in the checkpoint, not in its config.
         config.tie_word_embeddings = HEAD.graph not in state_dict
         # So does how each tensor is encoded.
-        config.encodings = {
-            name: weight.encoding
-            for name, weight in state_dict.items()
-            if isinstance(weight, PackedWeight)
-        }
+        config.encodings = encodings_of(state_dict)
         if isinstance(config.quantization, FP8):
             state_dict = finalize_fp8(config, config.quantization, state_dict)
         self._state_dict = state_dict

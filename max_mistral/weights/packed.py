@@ -6,6 +6,7 @@ memory than the packed weights do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from max.graph.weights import WeightData
 from max.pipelines.lib import PipelineConfig
 
 from .. import kernels
+from ..errors import UserError
 from ..kernels.packing import BLOCKS, Encoding, pack
 from .heads import split_rotary
 
@@ -51,6 +53,27 @@ def packs(pipeline_config: PipelineConfig) -> bool:
     """Whether the model runs on packed weights: on a CPU, with the kernels on."""
     devices = pipeline_config.model.device_specs
     return kernels.mode() != "off" and all(d.device_type == "cpu" for d in devices)
+
+
+def encodings_of(weights: Mapping[str, WeightData]) -> dict[str, Encoding]:
+    """Returns how each packed weight is encoded, by its name.
+
+    Raises:
+        UserError: (a ``ValueError``) if ``MAX_MISTRAL_KERNELS`` asks for
+            bfloat16 activations, and none of the weights is bfloat16.
+    """
+    found = {
+        name: weight.encoding
+        for name, weight in weights.items()
+        if isinstance(weight, PackedWeight)
+    }
+    kinds = sorted({encoding.name for encoding in found.values()})
+    if found and kernels.mode() == "bfloat16" and "BF16" not in kinds:
+        raise UserError(
+            "MAX_MISTRAL_KERNELS is 'bfloat16', which is for bfloat16 weights, but "
+            f"this checkpoint has {', '.join(kinds)} only. Leave it out."
+        )
+    return found
 
 
 def packed(

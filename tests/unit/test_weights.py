@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from max.dtype import DType
 
+from max_mistral import kernels
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding, pack
-from max_mistral.weights.safetensors import (
-    check_complete,
-)
+from max_mistral.weights.packed import encodings_of
+from max_mistral.weights.safetensors import check_complete
 from tests.checkpoints import BASE, DTYPES, make_tensors, write_checkpoint
 from tests.harness import load_safetensors, make_pipeline_config
 
@@ -59,6 +59,18 @@ def test_without_the_kernels_all_is_float32(tmp_path, monkeypatch, dtype, shards
         # float32 holds every bfloat16 and float16 exactly.
         want = tensor.astype(DTYPES[dtype]).astype(np.float32)
         assert np.array_equal(np.from_dlpack(weight.data), want)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_bfloat16_activations_are_for_bfloat16_weights(tmp_path, monkeypatch, dtype):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "bfloat16")
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
+    weights = load(write_checkpoint(tmp_path, BASE, dtype=dtype))
+    if dtype == "bfloat16":
+        assert set(encodings_of(weights).values()) == {Encoding.BF16}
+        return
+    with pytest.raises(UserError, match="this checkpoint has F16 only"):
+        encodings_of(weights)
 
 
 def test_max_finds_the_shards_by_itself(tmp_path):

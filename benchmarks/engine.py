@@ -1,0 +1,82 @@
+"""Engines in processes of their own, of which one runs at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Stopped:
+    """``benchmarks.worker`` on an engine, stopped except while it measures.
+
+    So engines can take turns of a few seconds, in which the machine is as fast
+    for one as for the other, without loading their model each time.
+
+    Args:
+        engine: Its name.
+        folder: The model.
+        gguf: Its weights, if not those in ``folder``.
+        environment: Variables to set beside this process's.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        folder: Path,
+        gguf: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", engine, str(folder)]
+            + ([str(gguf)] if gguf else []),
+            env=dict(os.environ) | dict(environment or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
+        self._answer("loaded")
+        self.process.send_signal(signal.SIGSTOP)
+
+    def rate(self, measure: str) -> float:
+        """Returns tokens a second; see ``benchmarks.measure.rate``."""
+        self.process.send_signal(signal.SIGCONT)
+        self._ask(measure)
+        found = self._answer(measure)
+        self.process.send_signal(signal.SIGSTOP)
+        return found
+
+    def finish(self) -> dict[str, float]:
+        """Ends the process; returns its bytes and seconds."""
+        self.process.send_signal(signal.SIGCONT)
+        self._ask("end")
+        found = self._answer("end")
+        self.process.wait()
+        return found
+
+    def kill(self) -> None:
+        """Ends the process at once; a stopped one would stay."""
+        self.process.kill()
+
+    def _ask(self, what: str) -> None:
+        assert self.process.stdin is not None
+        print(what, file=self.process.stdin, flush=True)
+
+    def _answer(self, what: str) -> Any:
+        """Returns the value of the next line ``{what: value}``; exits without one."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            # Engines print lines of their own, too.
+            if line.startswith(f'{{"{what}":'):
+                return json.loads(line)[what]
+        self.errors.seek(0)
+        sys.exit(f"{self.engine} failed:\n{self.errors.read()[-3000:]}")
