@@ -42,7 +42,6 @@ from benchmarks.report import Results, table
 from max_mistral import kernels
 
 T = TypeVar("T")
-EMPTY: Mapping[str, str] = {}
 
 
 def bandwidth() -> float:
@@ -96,11 +95,11 @@ def run_round(
 
 
 def max_generate(
-    folder: Path, *flags: str, environment: Mapping[str, str] = EMPTY
+    folder: Path, *flags: str, environment: Mapping[str, str] | None = None
 ) -> dict[str, float]:
     """Runs ``max generate`` and returns the rate that it prints."""
     prompt = "".join(chr(97 + i % 26) for i in range(500))
-    variables = {"PYTHONWARNINGS": "ignore", **environment}
+    variables = {"PYTHONWARNINGS": "ignore", **(environment or {})}
     done = subprocess.run(
         [str(Path(sys.executable).parent / "max"), "generate", "--model", str(folder)]
         + ["--devices", "cpu", "--max-length", "1024", "--max-new-tokens", "100"]

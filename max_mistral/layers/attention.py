@@ -10,7 +10,7 @@ from max.nn.attention import AttentionWithRope
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
 
-from .packed import Activations, PackedLinear, packed_attention
+from .packed import CPU, Activations, PackedLinear
 
 
 def attend(
@@ -96,6 +96,47 @@ def attend(
     # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
     attended = attended.reshape((qkv.shape[0], attention.q_weight_dim))
     return attention.o_proj(attended)
+
+
+def packed_attention(
+    queries: TensorValue,
+    kv_collection: PagedCacheValues,
+    layer_idx: TensorValue,
+    input_row_offsets: TensorValue,
+    scale: float,
+    window: int | None,
+) -> TensorValue:
+    """Returns causal attention's output, float32 ``[tokens, heads, head_dim]``.
+
+    MAX's own kernel reads a key once for each head of queries; ours once.
+
+    Args:
+        queries: float32 ``[tokens, heads, head_dim]``.
+        kv_collection: The paged KV cache, float32, with this step's keys.
+        layer_idx: uint32 scalar, the layer's place in it.
+        input_row_offsets: uint32 ``[batch + 1]``.
+        scale: What ``queries @ keys`` is multiplied by.
+        window: How many keys a token sees, itself included; ``None`` for all.
+    """
+    return ops.inplace_custom(
+        "mistral_attention",
+        CPU,
+        [
+            queries,
+            input_row_offsets,
+            kv_collection.kv_blocks,
+            kv_collection.cache_lengths,
+            kv_collection.lookup_table,
+            kv_collection.page_stride,
+            layer_idx,
+            ops.constant(scale, DType.float32, device=CPU),
+        ],
+        [queries.type],
+        parameters={
+            "head_dim": int(queries.shape[2]),
+            "window": 2**31 if window is None else window,
+        },
+    )[0].tensor
 
 
 def query_scale(

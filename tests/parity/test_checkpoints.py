@@ -67,28 +67,33 @@ def test_every_layout_computes_the_same(folder):
         np.testing.assert_allclose(got, want[:-1], rtol=0, atol=tolerance(BASE, want))
 
 
-def test_bfloat16_stays_two_bytes_and_computes_the_same(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def in_bfloat16(tmp_path_factory):
+    """A bfloat16 checkpoint, prompts, and what the kernels make of them."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("x"), BASE, dtype="bfloat16")
+    rows = prompts(CASES["gqa"], BASE["vocab_size"])
+    steps = CASES["gqa"].steps
+    return folder, rows, Runner(folder, ReturnLogits.ALL).generate(rows, steps)
+
+
+def test_bfloat16_stays_two_bytes_and_computes_the_same(in_bfloat16, monkeypatch):
     """The kernels on packed bfloat16 against MAX's own operations in float32."""
-    folder = write_checkpoint(tmp_path, BASE, dtype="bfloat16")
-    case = CASES["gqa"]
-    rows = prompts(case, BASE["vocab_size"])
-    tokens, logits = Runner(folder, ReturnLogits.ALL).generate(rows, case.steps)
+    folder, rows, (tokens, logits) = in_bfloat16
     monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
-    stock_tokens, stock = Runner(folder, ReturnLogits.ALL).generate(rows, case.steps)
+    stock = Runner(folder, ReturnLogits.ALL)
+    stock_tokens, wanted = stock.generate(rows, CASES["gqa"].steps)
     assert tokens == stock_tokens
-    for got, want in zip(logits, stock, strict=True):
+    for got, want in zip(logits, wanted, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(BASE, want))
 
 
 @pytest.mark.skipif(not kernels.has_bfloat16(), reason="needs AVX512-BF16")
-def test_activations_rounded_to_bfloat16_are_near(tmp_path, monkeypatch):
-    folder = write_checkpoint(tmp_path, BASE, dtype="bfloat16")
-    case = CASES["gqa"]
-    rows = prompts(case, BASE["vocab_size"])
-    tokens, exact = Runner(folder, ReturnLogits.ALL).generate(rows, case.steps)
+def test_activations_rounded_to_bfloat16_are_near(in_bfloat16, monkeypatch):
+    folder, rows, (tokens, exact) = in_bfloat16
     monkeypatch.setenv("MAX_MISTRAL_KERNELS", "bfloat16")
     same = [row[len(prompt) :] for row, prompt in zip(tokens, rows, strict=True)]
-    _, logits = Runner(folder, ReturnLogits.ALL).generate(rows, case.steps, same)
+    rounded = Runner(folder, ReturnLogits.ALL)
+    _, logits = rounded.generate(rows, CASES["gqa"].steps, same)
     for got, want in zip(logits, exact, strict=True):
         # Rounded at all, and no further off than that explains.
         assert np.abs(got - want).max() > tolerance(BASE, want)
