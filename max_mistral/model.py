@@ -39,13 +39,13 @@ from .errors import UserError
 from .inputs import MistralInputs, input_tree
 from .mistral import Mistral
 from .model_config import MistralConfig
-from .quantization import FP8
+from .quantization import Scaled
 from .scheduling import threads_that_wait
-from .weights.fp8 import finalize_fp8
 from .weights.gguf import convert_gguf_state_dict
 from .weights.names import HEAD
 from .weights.packed import encodings_of
 from .weights.safetensors import convert_safetensor_state_dict
+from .weights.scaled import finalize_scaled
 
 WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
     WeightsFormat.safetensors: convert_safetensor_state_dict,
@@ -221,8 +221,8 @@ class MistralModel(
         config.tie_word_embeddings = HEAD.graph not in state_dict
         # So does how each tensor is encoded.
         config.encodings = encodings_of(state_dict)
-        if isinstance(config.quantization, FP8):
-            state_dict = finalize_fp8(config, config.quantization, state_dict)
+        if isinstance(config.quantization, Scaled):
+            state_dict = finalize_scaled(config, config.quantization, state_dict)
         self._state_dict = state_dict
         return config
 

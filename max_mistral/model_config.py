@@ -25,6 +25,7 @@ from transformers import PretrainedConfig
 from . import hf_config as hf
 from ._arguments import find_configs
 from .errors import UserError
+from .hf_quantization import read_quantization
 from .kernels.packing import Encoding
 from .kv_cache import (
     check_cache,
@@ -35,7 +36,7 @@ from .kv_cache import (
 )
 from .layers.rope import RopeScaling
 from .parallelism import replicated_kv_heads
-from .quantization import Quantization, check_runs, read_quantization
+from .quantization import Quantization, check_runs
 
 
 @dataclass(kw_only=True)
@@ -54,6 +55,7 @@ class MistralConfig(ArchConfigWithKVCache):
         "q4_k",
         "q6_k",
         "float8_e4m3fn",
+        "float4_e2m1fnx2",
         "gptq",
     }
 
@@ -94,9 +96,12 @@ class MistralConfig(ArchConfigWithKVCache):
     quantization: Quantization | None = None
     """How a checkpoint for GPUs is quantized."""
     quant_config: QuantConfig | None = None
-    """With FP8, which layers are and how, for ``max.nn``."""
+    """With FP8 and NVFP4, which layers are and how, for ``max.nn``."""
     scaled_by_rows: bool = False
     """Whether FP8 weights have a scale a row that is applied after the product."""
+    separate_qkv: bool = False
+    """Whether Q, K and V run as three products, for they have scales of their own
+    that one product has not."""
     data_parallel_degree: int = 1
     """How many replicas of the model share the devices."""
     use_subgraphs: bool = True
@@ -160,8 +165,8 @@ class MistralConfig(ArchConfigWithKVCache):
     def activation_dtype(cls, model_config: MAXModelConfig) -> DType:
         """Returns the dtype of activations, and of weights that are not packed."""
         encoding = _select_quantization_encoding(model_config, cls.DEFAULT_ENCODING)
-        narrow = encoding in ("bfloat16", "float8_e4m3fn", "gptq")
-        return DType.bfloat16 if narrow else DType.float32
+        narrow = ("bfloat16", "float8_e4m3fn", "float4_e2m1fnx2", "gptq")
+        return DType.bfloat16 if encoding in narrow else DType.float32
 
     @staticmethod
     def get_head_dim(huggingface_config: PretrainedConfig) -> int:
@@ -311,7 +316,9 @@ class MistralConfig(ArchConfigWithKVCache):
             rope_scaling=hf.rope_scaling(text),
             query_scaling=hf.query_scaling(text),
             quantization=(
-                None if _is_gguf(model) else read_quantization(huggingface_config)
+                None
+                if _is_gguf(model)
+                else read_quantization(huggingface_config, encoding)
             ),
             data_parallel_degree=model.data_parallel_degree,
             use_subgraphs=model.use_subgraphs,

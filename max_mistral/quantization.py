@@ -1,22 +1,21 @@
 """Which quantized checkpoints run, and how MAX is told.
 
-They run on GPUs. ``quantization_config`` in ``config.json`` says how the
-projections of the blocks are stored; embedding, norms and head are not
-quantized. Sources: ``FineGrainedFP8Config`` of Hugging Face (``fp8``), the
-compressed-tensors format of vLLM, AutoGPTQ.
+They run on GPUs. Only the projections of the blocks are quantized; embedding,
+norms and head are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from max.driver import accelerator_architecture_name, accelerator_count
 from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.quantization import QuantizationConfig
 from max.nn.quant_config import (
+    NVFP4_BLOCK_SIZE,
     InputScaleSpec,
     QuantConfig,
     QuantFormat,
@@ -24,10 +23,8 @@ from max.nn.quant_config import (
     ScaleOrigin,
     WeightScaleSpec,
 )
-from transformers import PretrainedConfig
 
 from .errors import UserError
-from .hf_config import text_config
 
 BLOCK = 128
 """Side of an FP8 weight's blocks, and columns of a GPTQ weight's groups: what
@@ -43,6 +40,11 @@ class FP8:
     static: bool
     """Whether the checkpoint has a scale for the activations too, one for a
     projection; if not, each token is scaled as it comes."""
+
+    @property
+    def block(self) -> int:
+        """How many rows and columns have a scale in common; 1 if all or none."""
+        return BLOCK if self.scales == "block" else 1
 
     def quant_config(
         self, attention: Collection[int], mlp: Collection[int], *, fuse_mlp: bool
@@ -82,9 +84,44 @@ class FP8:
         )
 
 
+@dataclass(frozen=True)
+class NVFP4:
+    """Projections in ``float4_e2m1fn``, of which some may be left in bfloat16.
+
+    Two numbers in a byte, the even column in its lower half; a ``float8_e4m3fn``
+    scale for every 16 of a row, a float32 one for the weight, and one for its
+    activations, which are rounded to the same format as they come.
+    """
+
+    group_size: int = NVFP4_BLOCK_SIZE
+
+    @property
+    def block(self) -> int:
+        """How many columns MAX's kernel reads the scales of together."""
+        return 4 * self.group_size
+
+    def quant_config(
+        self, attention: Collection[int], mlp: Collection[int], *, fuse_mlp: bool
+    ) -> QuantConfig:
+        """Returns the same for ``max.nn``; see :meth:`FP8.quant_config`."""
+        return QuantConfig.nvfp4(
+            attn_quantized_layers=attention,
+            mlp_quantized_layers=mlp,
+            can_use_fused_mlp=fuse_mlp,
+        )
+
+
 # MAX's own; its name says as much of FP8.
 GPTQ = QuantizationConfig
-Quantization = FP8 | GPTQ
+Scaled = FP8 | NVFP4
+Quantization = Scaled | GPTQ
+
+# What a quantized checkpoint is called, and its --quantization-encoding.
+_CALLED: dict[type, tuple[str, str]] = {
+    FP8: ("FP8", "float8_e4m3fn"),
+    NVFP4: ("NVFP4", "float4_e2m1fnx2"),
+    GPTQ: ("GPTQ", "gptq"),
+}
 
 
 def gpu_architecture() -> str | None:
@@ -101,27 +138,6 @@ def lacks_scaled_product() -> bool:
     return (gpu_architecture() or "").startswith("sm_90")
 
 
-def read_quantization(config: PretrainedConfig) -> Quantization | None:
-    """Returns how the checkpoint is quantized; ``None`` if it is not.
-
-    Args:
-        config: The whole HF config.
-
-    Raises:
-        UserError: (a ``ValueError``) naming the method, or the value of it,
-            that does not run.
-    """
-    for part in (config, text_config(config)):
-        found = getattr(part, "quantization_config", None)
-        if not found:
-            continue
-        method = found.get("quant_method", "unknown")
-        if method not in _READERS:
-            _refuse("quant_method", method, " and ".join(map(repr, _READERS)))
-        return _READERS[method](found)
-    return None
-
-
 def check_runs(
     quantization: Quantization, devices: Sequence[DeviceRef], dtype: DType
 ) -> None:
@@ -132,8 +148,7 @@ def check_runs(
         devices: Where it is to run.
         dtype: Of the activations.
     """
-    gptq = isinstance(quantization, GPTQ)
-    name, encoding = ("GPTQ", "gptq") if gptq else ("FP8", "float8_e4m3fn")
+    name, encoding = _CALLED[type(quantization)]
     if any(device.is_cpu() for device in devices):
         raise UserError(
             f"The checkpoint is quantized in {name}, which runs on GPUs only. Name "
@@ -145,72 +160,15 @@ def check_runs(
             f"The checkpoint is quantized in {name}, but the activations would be "
             f"{dtype.name}. Set --quantization-encoding {encoding}."
         )
-    if gptq and len(devices) > 1:
+    if isinstance(quantization, GPTQ) and len(devices) > 1:
         raise UserError(
             f"The checkpoint is quantized in GPTQ, which runs on one GPU, not on "
             f"{len(devices)}. Name one in --devices."
         )
-
-
-def _fp8(found: dict[str, Any]) -> FP8:
-    block = found.get("weight_block_size")
-    if block is not None and list(block) != [BLOCK, BLOCK]:
-        _refuse("weight_block_size", block, f"[{BLOCK}, {BLOCK}] and null")
-    scheme = found.get("activation_scheme", "dynamic")
-    if scheme not in ("static", "dynamic") or (block and scheme == "static"):
-        expected = "'dynamic' with weight_block_size, else 'static' too"
-        _refuse("activation_scheme", scheme, expected)
-    return FP8("block" if block else "tensor", scheme == "static")
-
-
-def _compressed_tensors(found: dict[str, Any]) -> FP8:
-    groups = list(found.get("config_groups", {}).values())
-    if len(groups) != 1:
-        _refuse("config_groups of length", len(groups), "one group")
-    weights = groups[0].get("weights") or {}
-    inputs = groups[0].get("input_activations") or {}
-    for name, part in (("weights", weights), ("input_activations", inputs)):
-        kind = part.get("num_bits"), part.get("type")
-        if kind != (8, "float"):
-            _refuse(f"{name} of (num_bits, type)", kind, "(8, 'float')")
-    static = not inputs.get("dynamic")
-    scales: Any = weights.get("strategy")
-    if scales not in ("tensor", "channel"):
-        _refuse("the strategy of weights", scales, "'tensor' and 'channel'")
-    strategy = inputs.get("strategy")
-    if strategy not in ("tensor", "token") or static != (strategy == "tensor"):
-        expected = "'token' if dynamic, 'tensor' if not"
-        _refuse("the strategy of input_activations", strategy, expected)
-    if static and scales == "channel":
-        _refuse("the strategy of weights", scales, "'tensor' with static activations")
-    return FP8(scales, static)
-
-
-def _gptq(found: dict[str, Any]) -> GPTQ:
-    expected = {"bits": 4, "group_size": BLOCK, "sym": True}
-    for key, value in expected.items():
-        if found.get(key) != value:
-            _refuse(key, found.get(key), repr(value))
-    if found.get("checkpoint_format", "gptq") != "gptq":
-        _refuse("checkpoint_format", found["checkpoint_format"], "'gptq'")
-    return GPTQ(
-        quant_method="gptq",
-        bits=4,
-        group_size=BLOCK,
-        desc_act=bool(found.get("desc_act", False)),
-        sym=True,
-    )
-
-
-_READERS: dict[str, Callable[[dict[str, Any]], Quantization]] = {
-    "fp8": _fp8,
-    "compressed-tensors": _compressed_tensors,
-    "gptq": _gptq,
-}
-
-
-def _refuse(key: str, found: object, expected: str) -> None:
-    raise UserError(
-        f"quantization_config of config.json has {key} = {found!r}; max_mistral "
-        f"supports {expected}."
-    )
+    gpu = gpu_architecture() or ""
+    if isinstance(quantization, NVFP4) and gpu and not gpu.startswith("sm_10"):
+        raise UserError(
+            "The checkpoint is quantized in NVFP4, whose products MAX has for "
+            f"Blackwell (sm_100, sm_103) only; this GPU is {gpu}. Run the model's "
+            "FP8 or bfloat16 checkpoint here."
+        )

@@ -81,7 +81,9 @@ class Case:
         devices = ",".join(str(i) for i in range(self.devices))
         encoding = self.dtype
         if self.layout is not None:
-            encoding = "gptq" if "gptq" in self.layout else "float8_e4m3fn"
+            encodings = {"group": "gptq", "sixteen": "float4_e2m1fnx2"}
+            scales = LAYOUTS[self.layout].scales
+            encoding = encodings.get(scales, "float8_e4m3fn")
         return [
             str(Path(sys.executable).parent / "max"),
             "warm-cache",
@@ -123,6 +125,10 @@ CASES = {
     # Where MAX's own products with a scale a tensor or a row compile.
     "fp8-static-blackwell": Case(layout="static", target="cuda:sm_100a"),
     "fp8-channel-blackwell": Case(layout="channel", target="cuda:sm_100a"),
+    "nvfp4": Case(layout="nvfp4", target="cuda:sm_100a"),
+    "nvfp4-tensor-parallel": Case(
+        layout="modelopt_nvfp4", devices=2, target="cuda:sm_100a"
+    ),
     "gptq": Case(layout="gptq"),
     "gptq-desc-act": Case(layout="gptq_desc_act"),
     # Not gfx942: for that MAX 26.7 cannot compile its attention (head_dim 128).

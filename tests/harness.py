@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
+from max import driver
 from max.driver import Buffer, DeviceSpec, load_devices
 from max.engine import InferenceSession
 from max.graph.weights import WeightData, load_weights, weights_format
+from max.nn import kernels as max_kernels
 from max.nn.transformer import ReturnLogits
 from max.pipelines.context import TextContext, TokenBuffer
 from max.pipelines.kv_cache import load_kv_manager
 from max.pipelines.lib import PipelineArgs, PipelineConfig, SupportedArchitecture
 from max.pipelines.lib.memory_estimation import MemoryEstimator
 
+from max_mistral import quantization
 from max_mistral.arch import mistral_arch
 from max_mistral.weights.safetensors import convert_safetensor_state_dict
 
@@ -46,6 +51,26 @@ def load_safetensors(pipeline_config: PipelineConfig) -> dict[str, WeightData]:
         huggingface_config=model.huggingface_config,
         pipeline_config=pipeline_config,
     )
+
+
+@contextmanager
+def virtual_gpus(architecture: str) -> Iterator[None]:
+    """GPUs to build a graph for, where there are none: as ``max warm-cache`` does."""
+    driver.set_virtual_device_api("cuda")
+    driver.set_virtual_device_target_arch(architecture)
+    driver.set_virtual_device_count(8)
+    # A process remembers the first architecture that it asked for.
+    named = {"accelerator_architecture_name": lambda: architecture}
+    try:
+        with (
+            patch.multiple(max_kernels, **named),
+            patch.multiple(quantization, **named),
+        ):
+            yield
+    finally:
+        driver.set_virtual_device_count(0)
+        driver.set_virtual_device_target_arch("")
+        driver.set_virtual_device_api("")
 
 
 @dataclass

@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from tests.checkpoints import BASE, make_tensors, to_native, write_tokenizer
-
-Array = npt.NDArray[Any]
-Tensors = dict[str, Array]
-
-FP8 = ml_dtypes.float8_e4m3fn
-FP8_MAX = float(ml_dtypes.finfo(FP8).max)
-BLOCK = 128
+from tests.quantizers import BLOCK, Layout, Tensors, quantize
 
 # Whole blocks and groups of 128.
 CONFIG: dict[str, Any] = BASE | {
@@ -38,40 +30,20 @@ CONFIG: dict[str, Any] = BASE | {
 }
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a quantized checkpoint is written.
-
-    Args:
-        config: Its ``quantization_config``.
-        scales: One scale a "tensor", a "channel" or a "block"; "group" is GPTQ.
-        weight_scale: What the weight's scale is called.
-        input_scale: What the activations' scale is called, if there is one.
-        dtype: Of the scales.
-        scalar: The shape of a single scale.
-        native: Whether names and rotary order are Mistral's own.
-    """
-
-    config: dict[str, Any]
-    scales: str
-    weight_scale: str = "weight_scale"
-    input_scale: str | None = None
-    dtype: Any = np.float32
-    scalar: tuple[int, ...] = ()
-    native: bool = False
-
-
-def compressed_tensors(weights: str, inputs: str) -> dict[str, Any]:
+def compressed_tensors(
+    weights: str, inputs: str, form: str = "float-quantized", **kind: Any
+) -> dict[str, Any]:
     """The part of the config that counts, as llm-compressor writes it."""
-    kind = {"num_bits": 8, "type": "float", "symmetric": True}
+    kind = {"num_bits": 8, "type": "float", "symmetric": True} | kind
+    dynamic = {"token": True, "tensor": False, "tensor_group": "local"}[inputs]
     group = {
         "targets": ["Linear"],
         "weights": kind | {"strategy": weights, "dynamic": False},
-        "input_activations": kind | {"strategy": inputs, "dynamic": inputs == "token"},
+        "input_activations": kind | {"strategy": inputs, "dynamic": dynamic},
     }
     return {
         "quant_method": "compressed-tensors",
-        "format": "float-quantized",
+        "format": form,
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
@@ -135,6 +107,35 @@ LAYOUTS = {
         dtype=ml_dtypes.bfloat16,
         scalar=(1,),
     ),
+    # Mistral-Small-3.2-24B-Instruct-2506-NVFP4 of RedHatAI.
+    "nvfp4": Layout(
+        compressed_tensors(
+            *("tensor_group", "tensor_group", "nvfp4-pack-quantized"),
+            num_bits=4,
+            group_size=16,
+        ),
+        "sixteen",
+        weight="weight_packed",
+        whole_scale="weight_global_scale",
+        input_scale="input_global_scale",
+        scalar=(1,),
+        divisors=True,
+    ),
+    # NVIDIA's ModelOpt, as it writes it now and wrote it at first.
+    "modelopt_nvfp4": Layout(
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
+        "sixteen",
+        input_scale="input_scale",
+    ),
+    "modelopt_fp8": Layout(
+        {
+            "producer": {"name": "modelopt", "version": "0.23.0"},
+            "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]},
+        },
+        "tensor",
+        input_scale="input_scale",
+        standalone=True,
+    ),
     # Mistral-7B-Instruct-v0.2-GPTQ of TheBloke.
     "gptq": Layout(GPTQ | {"desc_act": False}, "group", dtype=np.float16),
     "gptq_desc_act": Layout(GPTQ | {"desc_act": True}, "group", dtype=np.float16),
@@ -163,10 +164,7 @@ def write_quantized(
     stored: Tensors = {}
     for name, tensor in worth.items():
         if name.endswith("_proj.weight") and not dense(name):
-            if layout.scales == "group":
-                parts, value = _gptq(name, tensor, bool(layout.config["desc_act"]))
-            else:
-                parts, value = _fp8(name, tensor, layout)
+            parts, value = quantize(name, tensor, layout)
         else:
             kept = np.float16 if layout.scales == "group" else ml_dtypes.bfloat16
             parts = {name: tensor.astype(kept)}
@@ -184,7 +182,12 @@ def write_quantized(
             for name, scale in stored.items()
         }
     folder.mkdir(parents=True, exist_ok=True)
-    values = config | {"quantization_config": layout.config}
+    values = dict(config)
+    if layout.standalone:
+        path = folder / "hf_quant_config.json"
+        path.write_text(json.dumps(layout.config))
+    else:
+        values["quantization_config"] = layout.config
     if layout.scales == "group":
         values["dtype"] = "float16"
     (folder / "config.json").write_text(json.dumps(values))
@@ -192,55 +195,3 @@ def write_quantized(
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(folder, config["vocab_size"])
     return worth
-
-
-def _fp8(name: str, tensor: Array, layout: Layout) -> tuple[Tensors, Array]:
-    rows, columns = tensor.shape
-    height, width = {
-        "tensor": (rows, columns),
-        "channel": (1, columns),
-        "block": (BLOCK, BLOCK),
-    }[layout.scales]
-    blocks = tensor.reshape(rows // height, height, columns // width, width)
-    scales = np.abs(blocks).max(axis=(1, 3)) / FP8_MAX
-    scales = scales.astype(layout.dtype).astype(np.float32)
-    wide = scales.repeat(height, axis=0).repeat(width, axis=1)
-    # A scale rounded down could push the largest weight past the format's end.
-    rounded = np.clip(tensor / wide, -FP8_MAX, FP8_MAX).astype(FP8)
-    stem = name.removesuffix("weight")
-    shape = layout.scalar if layout.scales == "tensor" else scales.shape
-    parts = {
-        name: rounded,
-        stem + layout.weight_scale: scales.astype(layout.dtype).reshape(shape),
-    }
-    if layout.input_scale is not None:
-        scale = np.full(layout.scalar, 0.05, layout.dtype)
-        parts[stem + layout.input_scale] = scale
-    return parts, rounded.astype(np.float32) * wide
-
-
-def _gptq(name: str, tensor: Array, desc_act: bool) -> tuple[Tensors, Array]:
-    rows, columns = tensor.shape
-    groups = np.arange(columns) // BLOCK
-    if desc_act:
-        groups = np.random.default_rng(2).permutation(groups)
-    kinds = range(columns // BLOCK)
-    largest = [np.abs(tensor[:, groups == kind]).max(axis=1) for kind in kinds]
-    scales = (np.stack(largest) / 7).astype(np.float16)
-    by_column = scales.astype(np.float32)[groups].T
-    codes = np.clip(np.rint(tensor / by_column) + 8, 0, 15).astype(np.uint32)
-    # [rows, columns] -> [columns / 8, 8, rows], the first column in the lowest bits
-    eights = codes.T.reshape(columns // 8, 8, rows)
-    shifts = (4 * np.arange(8, dtype=np.uint32))[None, :, None]
-    packed = np.ascontiguousarray((eights << shifts).sum(axis=1, dtype=np.uint32))
-    # AutoGPTQ writes the zero point less one: 7 in every 4 bits.
-    zeros = np.full((len(scales), rows // 8), 0x77777777, np.int32)
-    stem = name.removesuffix("weight")
-    parts = {
-        stem + "qweight": packed.view(np.int32),
-        stem + "qzeros": zeros,
-        stem + "scales": scales,
-        stem + "g_idx": groups.astype(np.int32),
-        stem + "bias": np.zeros(rows, np.float16),
-    }
-    return parts, (codes.astype(np.float32) - 8) * by_column

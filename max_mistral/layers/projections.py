@@ -1,7 +1,7 @@
 """A block's attention and MLP, on weights as the checkpoint has them.
 
-Dense ones or FP8 through ``max.nn``, GPTQ through its ``GPTQLinear``, packed
-ones on a CPU through this package's kernels.
+Dense ones, FP8 and NVFP4 through ``max.nn``, GPTQ through its ``GPTQLinear``,
+packed ones on a CPU through this package's kernels.
 """
 
 from __future__ import annotations
@@ -83,8 +83,14 @@ def make_attention(
             {name: linear(hidden, out_dim) for name, out_dim in out_dims.items()}
         )
         projections.o_proj = linear(queries, hidden)
-    elif quant is not None and (config.scaled_by_rows or quant.is_static):
-        stacked = RowScaledQKV if config.scaled_by_rows else StaticFP8QKV
+    elif quant is not None and config.separate_qkv:
+        linear = partial(
+            _linear_cls(config, quant), dtype=dtype, device=device, quant_config=quant
+        )
+        projections.qkv_proj = SeparateQKV(
+            {name: linear(hidden, out_dim) for name, out_dim in out_dims.items()}
+        )
+    elif quant is not None and (stacked := _stacked_cls(config, quant)):
         sizes, names = list(out_dims.values()), list(out_dims)
         projections.qkv_proj = stacked(
             hidden, sizes, names, dtype, device, quant_config=quant
@@ -126,9 +132,20 @@ def make_mlp(config: MistralConfig, layer: int) -> MLP | PackedMLP:
 
 
 def _weight_dtype(config: MistralConfig, quant: QuantConfig | None) -> DType:
-    return config.dtype if quant is None else DType.float8_e4m3fn
+    if quant is None:
+        return config.dtype
+    return DType.uint8 if quant.is_nvfp4 else DType.float8_e4m3fn
 
 
 def _linear_cls(config: MistralConfig, quant: QuantConfig | None) -> type[Linear]:
     by_rows = quant is not None and config.scaled_by_rows
     return RowScaledLinear if by_rows else Linear
+
+
+def _stacked_cls(
+    config: MistralConfig, quant: QuantConfig
+) -> type[RowScaledQKV | StaticFP8QKV] | None:
+    """Which class Q, K and V need that is not ``max.nn``'s."""
+    if config.scaled_by_rows:
+        return RowScaledQKV
+    return StaticFP8QKV if quant.is_static and not quant.is_nvfp4 else None

@@ -1,4 +1,4 @@
-"""What ``max.nn`` lacks for projections in FP8 and in GPTQ."""
+"""What ``max.nn`` lacks for projections in FP8, NVFP4 and GPTQ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from max.dtype import DType
-from max.graph import DeviceRef, TensorValue, ops
+from max.graph import DeviceRef, ShardingStrategy, TensorValue, ops
 from max.graph.quantization import QuantizationEncoding
 from max.nn.layer import Module
 from max.nn.linear import GPTQLinear, Linear
@@ -37,6 +37,24 @@ class SeparateQKV(Module):
     def __call__(self, x: TensorValue) -> TensorValue:
         """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
         return ops.concat([getattr(self, name)(x) for name in QKV], axis=-1)
+
+    @property
+    def sharding_strategy(self) -> ShardingStrategy | None:
+        """How each of the three is shared among devices."""
+        return getattr(self, QKV[0]).sharding_strategy
+
+    @sharding_strategy.setter
+    def sharding_strategy(self, strategy: ShardingStrategy) -> None:
+        for name in QKV:
+            getattr(self, name).sharding_strategy = strategy
+
+    def shard(self, devices: Iterable[DeviceRef]) -> list[SeparateQKV]:
+        """Returns one shard per device."""
+        shards = [getattr(self, name).shard(devices) for name in QKV]
+        return [
+            SeparateQKV(dict(zip(QKV, parts, strict=True)))
+            for parts in zip(*shards, strict=True)
+        ]
 
 
 class _OwnShards:

@@ -1,7 +1,7 @@
 """The tensors of a quantized checkpoint: their names, shapes and what becomes of them.
 
-Projections in FP8 have a scale beside the weight; in GPTQ four tensors stand in
-the weight's place.
+Projections in FP8 and NVFP4 have scales beside the weight; in GPTQ four tensors
+stand in the weight's place.
 """
 
 from __future__ import annotations
@@ -10,18 +10,25 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
+from max.driver import Buffer
 from max.dtype import DType
 from max.graph import Shape
 from max.graph.weights import WeightData
 
 from ..errors import UserError
-from ..quantization import BLOCK, FP8, GPTQ, Quantization
+from ..quantization import BLOCK, FP8, GPTQ, NVFP4, Quantization, Scaled
 from .names import ExpectedTensor
 
-# MAX's names, and what the checkpoints call them: Hugging Face's fp8;
-# compressed-tensors and AutoFP8; Mistral's own format.
+# What the checkpoints call a scale: Hugging Face's fp8; compressed-tensors,
+# AutoFP8 and ModelOpt; Mistral's own format.
 _WEIGHT_SCALES = ("weight_scale_inv", "weight_scale", "qscale_weight")
 _INPUT_SCALES = ("activation_scale", "input_scale", "qscale_act")
+# In NVFP4: ModelOpt; compressed-tensors, whose scales of a whole weight or input
+# are what to divide by.
+_NVFP4_WEIGHTS = ("weight", "weight_packed")
+_NVFP4_WEIGHT_SCALES = ("weight_scale_2", "weight_global_scale")
+_NVFP4_INPUT_SCALES = ("input_scale", "input_global_scale")
+_DIVISORS = ("weight_global_scale", "input_global_scale")
 _NO_SCALED_CACHE = "scales a KV cache in FP8, which MAX's has no scales for"
 _KV_SCALES = (
     *("self_attn.k_scale", "self_attn.v_scale"),
@@ -32,6 +39,8 @@ _KV_SCALES = (
 )
 
 FLOATS = (DType.float32, DType.bfloat16, DType.float16)
+SCALED = (DType.float8_e4m3fn, DType.uint8)
+"""What the projections' dtypes are in FP8 and in NVFP4."""
 _DTYPES: dict[str, tuple[DType, ...]] = {
     "qweight": (DType.int32,),
     # MAX's kernel takes no others.
@@ -56,7 +65,7 @@ def quantized_tensors(
 
     Args:
         expected: What it would hold if it were not quantized.
-        found: Its tensors; with FP8 their dtypes say which are quantized.
+        found: Its tensors; in FP8 and NVFP4 their dtypes say which are quantized.
         quantization: How.
     """
     tensors: Expected = {}
@@ -67,18 +76,20 @@ def quantized_tensors(
         elif isinstance(quantization, GPTQ):
             tensors |= _gptq_tensors(name, tensor, quantization)
             dropped |= _gptq_dropped(name, found, quantization)
+        elif isinstance(quantization, NVFP4):
+            tensors |= _nvfp4_tensors(name, tensor, found, quantization)
         else:
             tensors[name] = tensor
             if name in found and found[name].dtype == DType.float8_e4m3fn:
-                tensors |= _scales(name, tensor, found, quantization)
-    if isinstance(quantization, FP8):
+                tensors |= _fp8_scales(name, tensor, found, quantization)
+    if isinstance(quantization, Scaled):
         dropped |= {
             name: _NO_SCALED_CACHE for name in found if name.endswith(_KV_SCALES)
         }
     return tensors, dropped
 
 
-def _scales(
+def _fp8_scales(
     name: str, tensor: ExpectedTensor, found: Mapping[str, WeightData], fp8: FP8
 ) -> Iterator[tuple[str, ExpectedTensor]]:
     rows, columns = tensor.shape
@@ -87,19 +98,44 @@ def _scales(
         "channel": (rows, 1),
         "block": (math.ceil(rows / BLOCK), math.ceil(columns / BLOCK)),
     }[fp8.scales]
-    needed = [("weight_scale", _WEIGHT_SCALES, shape)]
+    yield _spelled(name, tensor, found, "weight_scale", _WEIGHT_SCALES, shape)
     if fp8.static:
-        needed.append(("input_scale", _INPUT_SCALES, ()))
+        yield _spelled(name, tensor, found, "input_scale", _INPUT_SCALES, ())
+
+
+def _nvfp4_tensors(
+    name: str, tensor: ExpectedTensor, found: Mapping[str, WeightData], nvfp4: NVFP4
+) -> Iterator[tuple[str, ExpectedTensor]]:
+    if name in found and found[name].dtype in FLOATS:
+        yield name, tensor
+        return
+    rows, columns = tensor.shape
+    groups = (rows, math.ceil(columns / nvfp4.group_size))
+    packed = (rows, columns // 2)
+    yield _spelled(name, tensor, found, "weight", _NVFP4_WEIGHTS, packed)
+    yield _spelled(name, tensor, found, "weight_scale", ("weight_scale",), groups)
+    yield _spelled(name, tensor, found, "weight_scale_2", _NVFP4_WEIGHT_SCALES, ())
+    yield _spelled(name, tensor, found, "input_scale", _NVFP4_INPUT_SCALES, ())
+
+
+def _spelled(
+    name: str,
+    tensor: ExpectedTensor,
+    found: Mapping[str, WeightData],
+    role: str,
+    spellings: Collection[str],
+    shape: tuple[int, ...],
+) -> tuple[str, ExpectedTensor]:
+    """What a part of a projection is called in a checkpoint, and is to be."""
     stem, graph = name.removesuffix("weight"), tensor.graph.removesuffix("weight")
-    for role, spellings, shape in needed:
-        names = [stem + spelling for spelling in spellings]
-        present = next((n for n in names if n in found), names[0])
-        if present in found:
-            # One scale may be stored as [] or [1], a column as [rows].
-            stored = tuple(int(d) for d in found[present].shape)
-            alike = {(): [(1,)], (rows, 1): [(rows,)]}.get(shape, [])
-            shape = stored if stored in alike else shape
-        yield present, ExpectedTensor(graph + role, shape)
+    names = [stem + spelling for spelling in spellings]
+    present = next((n for n in names if n in found), names[0])
+    if present in found:
+        # One scale may be stored as [] or [1], a column as [rows].
+        stored = tuple(int(d) for d in found[present].shape)
+        alike = [(1,)] if shape == () else [shape[:1]] if shape[1] == 1 else []
+        shape = stored if stored in alike else shape
+    return present, ExpectedTensor(graph + role, shape)
 
 
 def _gptq_tensors(
@@ -130,13 +166,18 @@ def _gptq_dropped(
 
 
 def convert_quantized(
-    graph_name: str, weight: WeightData, dtype: DType, source: str
+    graph_name: str,
+    weight: WeightData,
+    quantization: Quantization,
+    dtype: DType,
+    source: str,
 ) -> WeightData:
     """Returns a tensor as the graph wants it.
 
     Args:
         graph_name: Its name in the graph.
         weight: As it is in the checkpoint.
+        quantization: How the checkpoint is quantized.
         dtype: Of what is not quantized.
         source: What to call the checkpoint in a message.
 
@@ -145,16 +186,20 @@ def convert_quantized(
     """
     role = graph_name.rpartition(".")[2]
     kinds: Collection[DType] = _DTYPES.get(role, FLOATS)
-    if is_projection(graph_name):
-        kinds = (DType.float8_e4m3fn, *FLOATS)
+    groups = isinstance(quantization, NVFP4) and role == "weight_scale"
+    if groups:
+        kinds = (DType.float8_e4m3fn,)
+    elif is_projection(graph_name):
+        packed = isinstance(quantization, NVFP4)
+        kinds = (DType.uint8 if packed else DType.float8_e4m3fn, *FLOATS)
     check_dtype(weight, kinds, source)
     if role == "perm_idx":
         # Which column each of the weight's rows is of.
         order = np.argsort(weight.to_buffer().to_numpy(), kind="stable")
         return WeightData.from_numpy(order.astype(np.int32), graph_name)
-    if role in ("weight_scale", "input_scale"):
+    if role in ("weight_scale", "weight_scale_2", "input_scale") and not groups:
         return _scale(weight)
-    if role == "weight" and weight.dtype != DType.float8_e4m3fn:
+    if role == "weight" and weight.dtype not in SCALED:
         return weight.astype(dtype)
     return weight
 
@@ -169,9 +214,12 @@ def check_dtype(weight: WeightData, kinds: Collection[DType], source: str) -> No
 
 
 def _scale(weight: WeightData) -> WeightData:
+    """A scale in float32, to multiply with: ``[]`` or a column."""
     scale = weight.astype(DType.float32)
     shape = tuple(int(d) for d in scale.shape)
     if len(shape) == 1:
         shape = () if shape == (1,) else (*shape, 1)
     data = scale.to_buffer().view(DType.float32, shape)
+    if weight.name.endswith(_DIVISORS):
+        data = Buffer.from_numpy(np.asarray(1 / data.to_numpy()))
     return WeightData(data, weight.name, DType.float32, Shape(shape))

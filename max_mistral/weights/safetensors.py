@@ -16,8 +16,8 @@ from max.pipelines.lib import PipelineConfig
 from transformers import PretrainedConfig
 
 from ..errors import UserError
+from ..hf_quantization import read_quantization
 from ..model_config import MistralConfig
-from ..quantization import read_quantization
 from .heads import on_rows, replicate_kv_heads, rotary_heads, split_rotary
 from .names import (
     EMBEDDING,
@@ -69,7 +69,9 @@ def convert_safetensor_state_dict(
     )
     expected = expected_tensors(huggingface_config, scheme, tied=tied, tower=tower)
     dropped = dropped_tensors(huggingface_config, scheme, tied=tied, tower=tower)
-    quantization = read_quantization(huggingface_config)
+    quantization = read_quantization(
+        huggingface_config, pipeline_config.model.quantization_encoding
+    )
     if quantization is not None:
         expected, more = quantized_tensors(expected, tensors, quantization)
         dropped |= more
@@ -103,7 +105,7 @@ def convert_safetensor_state_dict(
         weights[tensor.graph] = (
             found.astype(dtype)
             if quantization is None
-            else convert_quantized(tensor.graph, found, dtype, source)
+            else convert_quantized(tensor.graph, found, quantization, dtype, source)
         )
     return replicate_kv_heads(weights, huggingface_config, pipeline_config.model)
 

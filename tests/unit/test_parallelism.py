@@ -1,12 +1,11 @@
 """How devices share a model: what is refused, what is copied, what the graph takes."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import pytest
-from max import driver, tree
+from max import tree
 from max.driver import Buffer, DeviceSpec
 from max.dtype import DType
 from max.nn.transformer import ReturnLogits
@@ -15,11 +14,11 @@ from max_mistral import MistralConfig, MistralInputs
 from max_mistral.data_parallel import DataParallelMistral, replicate
 from max_mistral.errors import UserError
 from max_mistral.mistral import Mistral
-from max_mistral.quantization import FP8
-from max_mistral.weights.fp8 import finalize_fp8
+from max_mistral.quantization import Scaled
 from max_mistral.weights.heads import repeat_heads
+from max_mistral.weights.scaled import finalize_scaled
 from tests.checkpoints import BASE, CONFIGS, make_tensors, write_checkpoint
-from tests.harness import load_safetensors, make_pipeline_config
+from tests.harness import load_safetensors, make_pipeline_config, virtual_gpus
 from tests.quantized import CONFIG, LAYOUTS, write_quantized
 
 WIDE = BASE | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
@@ -34,20 +33,6 @@ def pipeline(folder, devices, **flags):
     return make_pipeline_config(folder, **flags)
 
 
-@contextmanager
-def virtual_gpus(architecture):
-    """GPUs to build a graph for, where there are none: as ``max warm-cache`` does."""
-    driver.set_virtual_device_api("cuda")
-    driver.set_virtual_device_target_arch(architecture)
-    driver.set_virtual_device_count(8)
-    try:
-        yield
-    finally:
-        driver.set_virtual_device_count(0)
-        driver.set_virtual_device_target_arch("")
-        driver.set_virtual_device_api("")
-
-
 def trace(pipeline_config, return_logits=ReturnLogits.LAST_TOKEN, gpu="sm_90a"):
     """Traces the graph that MAX would compile, with all its weights."""
     config, weights = (
@@ -57,8 +42,8 @@ def trace(pipeline_config, return_logits=ReturnLogits.LAST_TOKEN, gpu="sm_90a"):
     config.return_logits = return_logits
     replicated = config.data_parallel_degree > 1
     with virtual_gpus(gpu):
-        if isinstance(config.quantization, FP8):
-            weights = finalize_fp8(config, config.quantization, weights)
+        if isinstance(config.quantization, Scaled):
+            weights = finalize_scaled(config, config.quantization, weights)
         if replicated:
             weights = replicate(weights, config.data_parallel_degree)
         graph = (DataParallelMistral if replicated else Mistral)(config)
@@ -97,6 +82,15 @@ def test_fp8(tmp_path, name, devices, replicas, gpu):
     flags = {"quantization_encoding": "float8_e4m3fn"}
     flags["data_parallel_degree"] = replicas
     trace(pipeline(tmp_path, devices, **flags), gpu=gpu)
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "modelopt_nvfp4"])
+@pytest.mark.parametrize(("devices", "replicas"), [(2, 1), (4, 1), (2, 2)])
+def test_nvfp4(tmp_path, name, devices, replicas):
+    write_quantized(tmp_path, LAYOUTS[name], CONFIG | {"intermediate_size": 512})
+    flags = {"quantization_encoding": "float4_e2m1fnx2"}
+    flags["data_parallel_degree"] = replicas
+    trace(pipeline(tmp_path, devices, **flags), gpu="sm_100a")
 
 
 def test_an_fp8_kv_cache(tmp_path):

@@ -11,30 +11,32 @@ from transformers import AutoConfig
 
 from max_mistral import MistralConfig
 from max_mistral.errors import UserError
-from max_mistral.quantization import FP8, GPTQ, read_quantization
-from max_mistral.weights.fp8 import finalize_fp8, quantized_layers, scales_by_rows
-from tests import quantized
-from tests.harness import load_safetensors, make_pipeline_config
+from max_mistral.hf_quantization import read_quantization
+from max_mistral.quantization import FP8, GPTQ, NVFP4, Scaled
+from max_mistral.weights.scaled import (
+    finalize_scaled,
+    quantized_layers,
+    scales_by_rows,
+)
+from tests.harness import load_safetensors, make_pipeline_config, virtual_gpus
 from tests.quantized import CONFIG, LAYOUTS, write_quantized
 from tests.quantized_reference import GOLDEN, NAMES, digest
+from tests.quantizers import FP4
+from tests.quantizers import FP8 as E4M3
 
 GPU = DeviceSpec.accelerator(0)
-FP8_LAYOUTS = [name for name, layout in LAYOUTS.items() if layout.scales != "group"]
+NVFP4_LAYOUTS = [n for n, layout in LAYOUTS.items() if layout.scales == "sixteen"]
+GPTQ_LAYOUTS = [n for n, layout in LAYOUTS.items() if layout.scales == "group"]
+FP8_LAYOUTS = [n for n in LAYOUTS if n not in NVFP4_LAYOUTS + GPTQ_LAYOUTS]
 
 
 def pipeline(folder, **flags):
-    gptq = (
-        "gptq"
-        in json.loads((folder / "config.json").read_text())
-        .get("quantization_config", {})
-        .values()
-    )
-    flags = {
-        "device_specs": [GPU],
-        "quantization_encoding": "gptq" if gptq else "float8_e4m3fn",
-        "weight_path": [folder / "model.safetensors"],
-    } | flags
-    return make_pipeline_config(folder, **flags)
+    # MAX reads the encoding off the tensors, but for GPTQ.
+    found = {"quantization_encoding": None}
+    if '"gptq"' in (folder / "config.json").read_text():
+        path = folder / "model.safetensors"
+        found = {"quantization_encoding": "gptq", "weight_path": [path]}
+    return make_pipeline_config(folder, **{"device_specs": [GPU]} | found | flags)
 
 
 def load(folder, **flags):
@@ -43,7 +45,7 @@ def load(folder, **flags):
 
 # NumPy has no such dtypes of its own.
 VIEWS = {
-    DType.float8_e4m3fn: (DType.uint8, quantized.FP8),
+    DType.float8_e4m3fn: (DType.uint8, E4M3),
     DType.bfloat16: (DType.uint16, ml_dtypes.bfloat16),
 }
 
@@ -76,6 +78,11 @@ def dequantize(weights, name):
     if stem + "weight_scale" not in weights:
         return values
     scale = array(weights[stem + "weight_scale"])
+    if stem + "weight_scale_2" in weights:
+        codes = weights[name].to_buffer().to_numpy()
+        pairs = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
+        values = pairs.view(FP4).astype(np.float32) * scale.repeat(16, axis=1)
+        return values * array(weights[stem + "weight_scale_2"])
     if scale.ndim == 2 and scale.shape[1] * 128 == values.shape[1]:
         scale = scale.repeat(128, axis=0).repeat(128, axis=1)
     return values * scale
@@ -108,11 +115,12 @@ def test_the_graph_takes_them(tmp_path, name):
     write_quantized(tmp_path, LAYOUTS[name])
     weights = load(tmp_path)
     config = MistralConfig.initialize(pipeline(tmp_path))
-    if isinstance(config.quantization, FP8):
-        weights = finalize_fp8(config, config.quantization, weights)
-    graph = Mistral(config)
-    graph.load_state_dict(weights, weight_alignment=1)
-    graph.trace(*tree.leaves(graph.input_tree()))
+    if isinstance(config.quantization, Scaled):
+        weights = finalize_scaled(config, config.quantization, weights)
+    with virtual_gpus("sm_100a"):
+        graph = Mistral(config)
+        graph.load_state_dict(weights, weight_alignment=1)
+        graph.trace(*tree.leaves(graph.input_tree()))
 
 
 @pytest.mark.parametrize("name", [n for n in FP8_LAYOUTS if n != "block"])
@@ -217,16 +225,19 @@ def test_activations_are_bfloat16(tmp_path):
 def read(quantization_config):
     config = AutoConfig.for_model(**CONFIG)
     config.quantization_config = quantization_config
-    return read_quantization(config)
+    return read_quantization(config, None)
 
 
 def test_what_the_configs_say():
-    found = {name: read(layout.config) for name, layout in LAYOUTS.items()}
+    configs = {name: layout.config for name, layout in LAYOUTS.items()}
+    del configs["modelopt_fp8"]  # in a file of its own
+    found = {name: read(config) for name, config in configs.items()}
     assert found["static"] == found["native"] == FP8("tensor", static=True)
     assert found["autofp8"] == found["compressed_static"] == found["static"]
     assert found["autofp8_dynamic"] == FP8("tensor", static=False)
     assert found["channel"] == FP8("channel", static=False)
     assert found["block"] == FP8("block", static=False)
+    assert found["nvfp4"] == found["modelopt_nvfp4"] == NVFP4()
     assert found["gptq_desc_act"] == GPTQ("gptq", 4, 128, desc_act=True, sym=True)
     assert read(None) is None
 
@@ -244,7 +255,7 @@ def with_weights(**values):
     ("config", "named"),
     [
         ({"quant_method": "awq"}, "quant_method = 'awq'"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "'modelopt'"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8"}, "quant_algo = 'W4A8'"),
         (LAYOUTS["block"].config | {"weight_block_size": [64, 64]}, r"\[64, 64\]"),
         (LAYOUTS["block"].config | {"activation_scheme": "static"}, "'static'"),
         (with_weights(num_bits=4, type="int"), r"weights .* \(4, 'int'\)"),

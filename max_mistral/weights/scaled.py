@@ -1,4 +1,4 @@
-"""What FP8 weights, once loaded, say of the graph that runs them."""
+"""What weights in FP8 and NVFP4, once loaded, say of the graph that runs them."""
 
 from __future__ import annotations
 
@@ -6,88 +6,102 @@ import logging
 from collections.abc import Mapping
 
 import numpy as np
-from max.dtype import DType
 from max.graph.weights import WeightData
 from max.nn.float8_scale_stacking import can_use_fused_mlp
 
 from ..errors import UserError
 from ..model_config import MistralConfig
-from ..quantization import BLOCK, FP8, lacks_scaled_product
-from .quantized import is_projection
+from ..quantization import BLOCK, FP8, NVFP4, Scaled, lacks_scaled_product
+from .quantized import SCALED, is_projection
 
 logger = logging.getLogger("max.pipelines")
 
 
 def quantized_layers(weights: Mapping[str, WeightData]) -> dict[str, set[int]]:
-    """Returns the layers in FP8, of ``"self_attn"`` and of ``"mlp"``.
+    """Returns the quantized layers, of ``"self_attn"`` and of ``"mlp"``.
 
     Args:
         weights: The tensors by their names in the graph.
 
     Raises:
         UserError: (a ``ValueError``) naming an attention or MLP of which only
-            a part is in FP8, which ``max.nn`` cannot run.
+            a part is quantized, which ``max.nn`` cannot run.
     """
     formats: dict[tuple[str, int], set[bool]] = {}
     for name, weight in weights.items():
         if is_projection(name):
             _, number, part, _, _ = name.split(".")
-            in_fp8 = weight.dtype == DType.float8_e4m3fn
-            formats.setdefault((part, int(number)), set()).add(in_fp8)
+            formats.setdefault((part, int(number)), set()).add(weight.dtype in SCALED)
     layers: dict[str, set[int]] = {"self_attn": set(), "mlp": set()}
     for (part, layer), found in formats.items():
         if len(found) > 1:
             raise UserError(
-                f"Of layers.{layer}.{part} some projections are in FP8 and some "
-                "are not; max_mistral runs all or none of them in FP8."
+                f"Of layers.{layer}.{part} some projections are quantized and some "
+                "are not; max_mistral runs all or none of them so."
             )
         if found == {True}:
             layers[part].add(layer)
     return layers
 
 
-def finalize_fp8(
-    config: MistralConfig, fp8: FP8, weights: dict[str, WeightData]
+def finalize_scaled(
+    config: MistralConfig, quantization: Scaled, weights: dict[str, WeightData]
 ) -> dict[str, WeightData]:
-    """Tells ``config`` which layers are in FP8 and how; returns the weights for it.
+    """Tells ``config`` which layers are quantized and how; returns the weights for it.
 
     Args:
-        config: The model's, whose ``quant_config`` and ``scaled_by_rows`` are set.
-        fp8: What the checkpoint's config says.
+        config: The model's, whose ``quant_config``, ``scaled_by_rows`` and
+            ``separate_qkv`` are set.
+        quantization: What the checkpoint's config says.
         weights: The tensors by their names in the graph.
 
     Raises:
-        UserError: (a ``ValueError``) if only a part of an attention or MLP is in
-            FP8, or devices would share a block.
+        UserError: (a ``ValueError``) if only a part of an attention or MLP is
+            quantized, or devices would share a block.
     """
     layers = quantized_layers(weights)
     if not any(layers.values()):
         return weights
-    by_rows = fp8.scales != "block" and lacks_scaled_product()
-    if by_rows or fp8.scales == "block":
-        _check_blocks(config)
-    if by_rows:
+    if isinstance(quantization, NVFP4):
+        config.separate_qkv = not _qkv_have_one_scale(weights)
+    elif quantization.scales != "block" and lacks_scaled_product():
         logger.info(
             "MAX has no FP8 product with a scale a tensor or a row for this GPU: "
             "the one for blocks runs%s.",
-            ", without the checkpoint's scales of activations" if fp8.static else "",
+            ", without the checkpoint's scales of activations"
+            if quantization.static
+            else "",
         )
         config.scaled_by_rows = True
-        fp8, weights = FP8("channel", static=False), scales_by_rows(weights)
-    whole = fp8.scales == "tensor" and not fp8.static
-    config.quant_config = fp8.quant_config(
+        quantization, weights = FP8("channel", static=False), scales_by_rows(weights)
+    _check_blocks(config, BLOCK if config.scaled_by_rows else quantization.block)
+    config.quant_config = quantization.quant_config(
         layers["self_attn"],
         layers["mlp"],
         # Gate and up in one product, but not in ours.
         fuse_mlp=not config.scaled_by_rows
-        and can_use_fused_mlp(weights, tensor_wise=whole),
+        and can_use_fused_mlp(
+            weights, tensor_wise=quantization == FP8("tensor", static=False)
+        ),
     )
     return weights
 
 
-def _check_blocks(config: MistralConfig) -> None:
+def _qkv_have_one_scale(weights: Mapping[str, WeightData]) -> bool:
+    # One product of Q, K and V has one scale of each kind; max.nn takes the
+    # largest of the three, whatever the others are.
+    for name, scale in weights.items():
+        if name.endswith((".q_proj.weight_scale_2", ".q_proj.input_scale")):
+            for other in (".k_proj.", ".v_proj."):
+                alike = weights[name.replace(".q_proj.", other)]
+                if alike.to_buffer().item() != scale.to_buffer().item():
+                    return False
+    return True
+
+
+def _check_blocks(config: MistralConfig, block: int) -> None:
     # max.nn puts the scales of Q, K and V under each other, and of gate and up;
-    # MAX's kernel takes whole blocks of columns.
+    # MAX's kernels take whole blocks of columns.
     degree = config.tensor_parallel_degree
     sizes = {
         "query": config.num_attention_heads * config.head_dim,
@@ -95,11 +109,11 @@ def _check_blocks(config: MistralConfig) -> None:
         "MLP": config.feed_forward_length,
     }
     for name, size in sizes.items():
-        if size % (degree * BLOCK):
+        if block > 1 and size % (degree * block):
             raise UserError(
                 f"The {name} width {size} on {degree} devices is not in whole blocks "
-                f"of {BLOCK}, as FP8 needs it on this GPU or in this checkpoint. Use "
-                "fewer devices."
+                f"of {block}, as the quantized weights need it on this GPU or in this "
+                "checkpoint. Use fewer devices."
             )
 
 

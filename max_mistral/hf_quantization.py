@@ -1,0 +1,135 @@
+"""What ``quantization_config`` of a checkpoint asks for.
+
+Sources: ``FineGrainedFP8Config`` of Hugging Face (``fp8``), the
+compressed-tensors format of vLLM, AutoGPTQ, NVIDIA's ModelOpt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from max.pipelines.modeling.config_enums import SupportedEncoding
+from max.pipelines.weights import resolve_hf_quant_config
+from transformers import PretrainedConfig
+
+from .errors import UserError
+from .hf_config import text_config
+from .quantization import BLOCK, FP8, GPTQ, NVFP4, Quantization
+
+
+def read_quantization(
+    config: PretrainedConfig, encoding: SupportedEncoding | None
+) -> Quantization | None:
+    """Returns how the checkpoint is quantized; ``None`` if it is not.
+
+    Args:
+        config: The whole HF config.
+        encoding: As MAX resolved it. If it is one of ModelOpt's, or the
+            checkpoint is a folder, its ``hf_quant_config.json`` counts too.
+
+    Raises:
+        UserError: (a ``ValueError``) naming the method, or the value of it,
+            that does not run.
+    """
+    parts = (config, text_config(config))
+    configs = [getattr(part, "quantization_config", None) for part in parts]
+    # For any other, MAX would ask the Hub in vain.
+    modelopt = encoding in ("float8_e4m3fn", "float4_e2m1fnx2")
+    if (modelopt or Path(config._name_or_path).is_dir()) and not any(configs):
+        configs.append(resolve_hf_quant_config(config, {}))
+    found = next(filter(None, configs), None)
+    if found is None:
+        return None
+    method = found.get("quant_method", "unknown")
+    if method not in _READERS:
+        _refuse("quant_method", method, " and ".join(map(repr, _READERS)))
+    return _READERS[method](found)
+
+
+def _fp8(found: dict[str, Any]) -> FP8:
+    block = found.get("weight_block_size")
+    if block is not None and list(block) != [BLOCK, BLOCK]:
+        _refuse("weight_block_size", block, f"[{BLOCK}, {BLOCK}] and null")
+    scheme = found.get("activation_scheme", "dynamic")
+    if scheme not in ("static", "dynamic") or (block and scheme == "static"):
+        expected = "'dynamic' with weight_block_size, else 'static' too"
+        _refuse("activation_scheme", scheme, expected)
+    return FP8("block" if block else "tensor", scheme == "static")
+
+
+def _compressed_tensors(found: dict[str, Any]) -> FP8 | NVFP4:
+    groups = list(found.get("config_groups", {}).values())
+    if len(groups) != 1:
+        _refuse("config_groups of length", len(groups), "one group")
+    weights = groups[0].get("weights") or {}
+    inputs = groups[0].get("input_activations") or {}
+    kinds = []
+    for name, part in (("weights", weights), ("input_activations", inputs)):
+        kinds.append((part.get("num_bits"), part.get("type")))
+        if kinds[-1] not in ((8, "float"), (4, "float")) or kinds[-1] != kinds[0]:
+            expected = "(8, 'float') or (4, 'float'), the same for both"
+            _refuse(f"{name} of (num_bits, type)", kinds[-1], expected)
+    if kinds[0] == (4, "float"):
+        return _compressed_nvfp4(weights, inputs)
+    static = not inputs.get("dynamic")
+    scales: Any = weights.get("strategy")
+    if scales not in ("tensor", "channel"):
+        _refuse("the strategy of weights", scales, "'tensor' and 'channel'")
+    strategy = inputs.get("strategy")
+    if strategy not in ("tensor", "token") or static != (strategy == "tensor"):
+        expected = "'token' if dynamic, 'tensor' if not"
+        _refuse("the strategy of input_activations", strategy, expected)
+    if static and scales == "channel":
+        _refuse("the strategy of weights", scales, "'tensor' with static activations")
+    return FP8(scales, static)
+
+
+def _compressed_nvfp4(weights: dict[str, Any], inputs: dict[str, Any]) -> NVFP4:
+    nvfp4 = NVFP4()
+    for name, part in (("weights", weights), ("input_activations", inputs)):
+        kind = part.get("strategy"), part.get("group_size")
+        expected = "tensor_group", nvfp4.group_size
+        if kind != expected:
+            _refuse(f"{name} of (strategy, group_size)", kind, repr(expected))
+    return nvfp4
+
+
+def _gptq(found: dict[str, Any]) -> GPTQ:
+    expected = {"bits": 4, "group_size": BLOCK, "sym": True}
+    for key, value in expected.items():
+        if found.get(key) != value:
+            _refuse(key, found.get(key), repr(value))
+    if found.get("checkpoint_format", "gptq") != "gptq":
+        _refuse("checkpoint_format", found["checkpoint_format"], "'gptq'")
+    return GPTQ(
+        quant_method="gptq",
+        bits=4,
+        group_size=BLOCK,
+        desc_act=bool(found.get("desc_act", False)),
+        sym=True,
+    )
+
+
+def _modelopt(found: dict[str, Any]) -> FP8 | NVFP4:
+    algorithms = {"FP8": FP8("tensor", static=True), "NVFP4": NVFP4()}
+    algorithm = found.get("quant_algo")
+    if algorithm not in algorithms:
+        _refuse("quant_algo", algorithm, " and ".join(map(repr, algorithms)))
+    return algorithms[algorithm]
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], Quantization]] = {
+    "fp8": _fp8,
+    "compressed-tensors": _compressed_tensors,
+    "gptq": _gptq,
+    "modelopt": _modelopt,
+}
+
+
+def _refuse(key: str, found: object, expected: str) -> None:
+    raise UserError(
+        f"quantization_config of the checkpoint has {key} = {found!r}; max_mistral "
+        f"supports {expected}."
+    )
