@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from max.pipelines.modeling.config_enums import SupportedEncoding
 from max.pipelines.weights import resolve_hf_quant_config
@@ -38,7 +38,8 @@ def read_quantization(
     # For any other, MAX would ask the Hub in vain.
     modelopt = encoding in ("float8_e4m3fn", "float4_e2m1fnx2")
     if (modelopt or Path(config._name_or_path).is_dir()) and not any(configs):
-        configs.append(resolve_hf_quant_config(config, {}))
+        # It is typed as the class that makes configs.
+        configs.append(resolve_hf_quant_config(cast(Any, config), {}))
     found = next(filter(None, configs), None)
     if found is None:
         return None
@@ -113,11 +114,12 @@ def _gptq(found: dict[str, Any]) -> GPTQ:
 
 
 def _modelopt(found: dict[str, Any]) -> FP8 | NVFP4:
-    algorithms = {"FP8": FP8("tensor", static=True), "NVFP4": NVFP4()}
     algorithm = found.get("quant_algo")
-    if algorithm not in algorithms:
-        _refuse("quant_algo", algorithm, " and ".join(map(repr, algorithms)))
-    return algorithms[algorithm]
+    if algorithm == "FP8":
+        return FP8("tensor", static=True)
+    if algorithm != "NVFP4":
+        _refuse("quant_algo", algorithm, "'FP8' and 'NVFP4'")
+    return NVFP4()
 
 
 _READERS: dict[str, Callable[[dict[str, Any]], Quantization]] = {

@@ -120,6 +120,8 @@ LAYOUTS = {
         input_scale="input_global_scale",
         scalar=(1,),
         divisors=True,
+        # llm-compressor has one for Q, K and V, and one for gate and up.
+        shared=True,
     ),
     # NVIDIA's ModelOpt, as it writes it now and wrote it at first.
     "modelopt_nvfp4": Layout(

@@ -35,6 +35,7 @@ class Layout:
         weight: What NVFP4's weight is called.
         whole_scale: What NVFP4's scale of the whole weight is called.
         divisors: Whether NVFP4's scales of a whole tensor divide.
+        shared: Whether NVFP4's scales of whole weights are all alike.
         standalone: Whether the config is in ``hf_quant_config.json``.
     """
 
@@ -48,6 +49,7 @@ class Layout:
     weight: str = "weight"
     whole_scale: str = "weight_scale_2"
     divisors: bool = False
+    shared: bool = False
     standalone: bool = False
 
 
@@ -95,6 +97,8 @@ def _nvfp4(name: str, tensor: Array, layout: Layout) -> tuple[Tensors, Array]:
     # The largest weight is about the largest of both formats' numbers. Powers of
     # two, so that transformers' rounding to bfloat16 changes nothing.
     whole = np.exp2(np.ceil(np.log2(largest.max() / (FP4_MAX * FP8_MAX))))
+    if layout.shared:
+        whole = np.float32(2**-11)
     scales = (largest / (FP4_MAX * whole)).astype(FP8)
     wide = scales.astype(np.float32).repeat(16, axis=1)
     rounded = (tensor / (wide * whole)).astype(FP4)

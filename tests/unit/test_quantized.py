@@ -5,21 +5,21 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from max import tree
 from max.driver import DeviceSpec
 from max.dtype import DType
-from transformers import AutoConfig
 
 from max_mistral import MistralConfig
 from max_mistral.errors import UserError
-from max_mistral.hf_quantization import read_quantization
-from max_mistral.quantization import FP8, GPTQ, NVFP4, Scaled
+from max_mistral.mistral import Mistral
+from max_mistral.quantization import Scaled
 from max_mistral.weights.scaled import (
     finalize_scaled,
     quantized_layers,
     scales_by_rows,
 )
 from tests.harness import load_safetensors, make_pipeline_config, virtual_gpus
-from tests.quantized import CONFIG, LAYOUTS, write_quantized
+from tests.quantized import LAYOUTS, write_quantized
 from tests.quantized_reference import GOLDEN, NAMES, digest
 from tests.quantizers import FP4
 from tests.quantizers import FP8 as E4M3
@@ -105,22 +105,25 @@ def test_the_weights_are_worth_what_hugging_face_says(tmp_path, name):
         assert digest(dequantize(weights, key.removeprefix("model."))) == want, key
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_the_graph_takes_them(tmp_path, name):
-    """Names, dtypes and shapes are the graph's, and it traces for a GPU."""
-    from max import tree
-
-    from max_mistral.mistral import Mistral
-
-    write_quantized(tmp_path, LAYOUTS[name])
-    weights = load(tmp_path)
-    config = MistralConfig.initialize(pipeline(tmp_path))
+def trace(pipeline_config, weights):
+    """Traces the graph for a GPU; returns the config with what the weights say."""
+    config = MistralConfig.initialize(pipeline_config)
     if isinstance(config.quantization, Scaled):
         weights = finalize_scaled(config, config.quantization, weights)
     with virtual_gpus("sm_100a"):
         graph = Mistral(config)
         graph.load_state_dict(weights, weight_alignment=1)
         graph.trace(*tree.leaves(graph.input_tree()))
+    return config
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_graph_takes_them(tmp_path, name):
+    """Names, dtypes and shapes are the graph's, and it traces for a GPU."""
+    write_quantized(tmp_path, LAYOUTS[name])
+    config = trace(pipeline(tmp_path), load(tmp_path))
+    if name in NVFP4_LAYOUTS:
+        assert config.separate_qkv != LAYOUTS[name].shared
 
 
 @pytest.mark.parametrize("name", [n for n in FP8_LAYOUTS if n != "block"])
@@ -136,7 +139,7 @@ def test_scales_by_rows_are_worth_the_same(tmp_path, name):
             assert [int(size) for size in scale.shape] == [len(want), 1]
 
 
-@pytest.mark.parametrize("name", FP8_LAYOUTS)
+@pytest.mark.parametrize("name", FP8_LAYOUTS + NVFP4_LAYOUTS)
 def test_layers_left_in_bfloat16(tmp_path, name):
     worth = write_quantized(
         tmp_path, LAYOUTS[name], dense=lambda n: "layers.0.mlp" in n
@@ -156,12 +159,53 @@ def test_half_an_mlp_is_refused(tmp_path):
 Q = "model.layers.1.self_attn.q_proj."
 
 
-@pytest.mark.parametrize("name", [n for n in FP8_LAYOUTS if n != "native"])
+@pytest.mark.parametrize(
+    "name", [n for n in FP8_LAYOUTS + NVFP4_LAYOUTS if n != "native"]
+)
 def test_a_missing_scale_is_named(tmp_path, name):
     scale = Q + LAYOUTS[name].weight_scale
     write_quantized(tmp_path, LAYOUTS[name], edit=lambda tensors: tensors.pop(scale))
     with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj\.weight_scale"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["weight", "whole_scale", "input_scale"])
+@pytest.mark.parametrize("name", NVFP4_LAYOUTS)
+def test_a_missing_part_in_nvfp4_is_named(tmp_path, name, part):
+    missing = Q + getattr(LAYOUTS[name], part)
+    write_quantized(tmp_path, LAYOUTS[name], edit=lambda tensors: tensors.pop(missing))
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj\..* is missing"):
+        load(tmp_path)
+
+
+def test_nvfp4_takes_no_other_dtypes(tmp_path):
+    def widen(tensors):
+        tensors[Q + "weight_scale"] = tensors[Q + "weight_scale"].astype(np.float32)
+
+    write_quantized(tmp_path, LAYOUTS["nvfp4"], edit=widen)
+    with pytest.raises(UserError, match=r"q_proj\.weight_scale .* is float32; "):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("role", ["weight_scale_2", "input_scale"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_q_k_and_v_with_scales_of_their_own(tmp_path, role, devices):
+    """They run one by one; with scales in common, in one product."""
+    changed = "model.layers.1.self_attn.v_proj." + role
+
+    def edit(factor):
+        def change(tensors):
+            for name in [n for n in tensors if n.endswith(("weight_scale_2", role))]:
+                tensors[name] = np.array(factor if name == changed else 1, np.float32)
+
+        return change
+
+    gpus = [DeviceSpec.accelerator(i) for i in range(devices)]
+    for factor in (1, 2):
+        write_quantized(tmp_path, LAYOUTS["modelopt_nvfp4"], edit=edit(factor))
+        weights = load(tmp_path, device_specs=gpus)
+        config = trace(pipeline(tmp_path, device_specs=gpus), weights)
+        assert config.separate_qkv == (factor == 2)
 
 
 def test_scales_of_another_layout_are_named(tmp_path):
@@ -200,7 +244,7 @@ def test_fp8_without_a_quantization_config_is_refused(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["static", "gptq"])
+@pytest.mark.parametrize("name", ["static", "nvfp4", "gptq"])
 def test_a_cpu_refuses_and_says_what_works(tmp_path, name):
     write_quantized(tmp_path, LAYOUTS[name])
     flags = {"device_specs": [DeviceSpec.cpu()], "quantization_encoding": "float32"}
@@ -215,56 +259,17 @@ def test_gptq_runs_on_one_gpu(tmp_path):
         MistralConfig.initialize(pipeline(tmp_path, device_specs=two))
 
 
-def test_activations_are_bfloat16(tmp_path):
-    write_quantized(tmp_path, LAYOUTS["static"])
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("static", "float8_e4m3fn"), ("nvfp4", "float4_e2m1fnx2")]
+)
+def test_activations_are_bfloat16(tmp_path, name, encoding):
+    write_quantized(tmp_path, LAYOUTS[name])
     flags = {"quantization_encoding": "float32"}
-    with pytest.raises(UserError, match="--quantization-encoding float8_e4m3fn"):
+    with pytest.raises(UserError, match=f"--quantization-encoding {encoding}"):
         MistralConfig.initialize(pipeline(tmp_path, **flags))
 
 
-def read(quantization_config):
-    config = AutoConfig.for_model(**CONFIG)
-    config.quantization_config = quantization_config
-    return read_quantization(config, None)
-
-
-def test_what_the_configs_say():
-    configs = {name: layout.config for name, layout in LAYOUTS.items()}
-    del configs["modelopt_fp8"]  # in a file of its own
-    found = {name: read(config) for name, config in configs.items()}
-    assert found["static"] == found["native"] == FP8("tensor", static=True)
-    assert found["autofp8"] == found["compressed_static"] == found["static"]
-    assert found["autofp8_dynamic"] == FP8("tensor", static=False)
-    assert found["channel"] == FP8("channel", static=False)
-    assert found["block"] == FP8("block", static=False)
-    assert found["nvfp4"] == found["modelopt_nvfp4"] == NVFP4()
-    assert found["gptq_desc_act"] == GPTQ("gptq", 4, 128, desc_act=True, sym=True)
-    assert read(None) is None
-
-
-CHANNEL = LAYOUTS["channel"].config
-
-
-def with_weights(**values):
-    group = CHANNEL["config_groups"]["group_0"]
-    group = group | {"weights": group["weights"] | values}
-    return CHANNEL | {"config_groups": {"group_0": group}}
-
-
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        ({"quant_method": "awq"}, "quant_method = 'awq'"),
-        ({"quant_method": "modelopt", "quant_algo": "W4A8"}, "quant_algo = 'W4A8'"),
-        (LAYOUTS["block"].config | {"weight_block_size": [64, 64]}, r"\[64, 64\]"),
-        (LAYOUTS["block"].config | {"activation_scheme": "static"}, "'static'"),
-        (with_weights(num_bits=4, type="int"), r"weights .* \(4, 'int'\)"),
-        (with_weights(strategy="group"), "strategy of weights = 'group'"),
-        (LAYOUTS["gptq"].config | {"bits": 8}, "bits = 8"),
-        (LAYOUTS["gptq"].config | {"group_size": 32}, "group_size = 32"),
-        (LAYOUTS["gptq"].config | {"sym": False}, "sym = False"),
-    ],
-)
-def test_what_does_not_run_is_named(config, named):
-    with pytest.raises(UserError, match=named):
-        read(config)
+def test_nvfp4_needs_a_blackwell(tmp_path):
+    write_quantized(tmp_path, LAYOUTS["nvfp4"])
+    with virtual_gpus("sm_90a"), pytest.raises(UserError, match="this GPU is sm_90a"):
+        MistralConfig.initialize(pipeline(tmp_path))

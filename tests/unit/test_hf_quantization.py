@@ -1,0 +1,82 @@
+"""What quantization_config asks for, and what is refused of it."""
+
+import pytest
+from transformers import AutoConfig
+
+from max_mistral import hf_quantization
+from max_mistral.errors import UserError
+from max_mistral.hf_quantization import read_quantization
+from max_mistral.quantization import FP8, GPTQ, NVFP4
+from tests.quantized import CONFIG, LAYOUTS, write_quantized
+
+
+def read(quantization_config):
+    config = AutoConfig.for_model(**CONFIG)
+    config.quantization_config = quantization_config
+    return read_quantization(config, None)
+
+
+def test_what_the_configs_say():
+    configs = {
+        n: layout.config for n, layout in LAYOUTS.items() if not layout.standalone
+    }
+    found = {name: read(config) for name, config in configs.items()}
+    assert found["static"] == found["native"] == FP8("tensor", static=True)
+    assert found["autofp8"] == found["compressed_static"] == found["static"]
+    assert found["autofp8_dynamic"] == FP8("tensor", static=False)
+    assert found["channel"] == FP8("channel", static=False)
+    assert found["block"] == FP8("block", static=False)
+    assert found["nvfp4"] == found["modelopt_nvfp4"] == NVFP4()
+    assert found["gptq_desc_act"] == GPTQ("gptq", 4, 128, desc_act=True, sym=True)
+    assert read(None) is None
+
+
+def test_modelopts_own_file(tmp_path):
+    write_quantized(tmp_path, LAYOUTS["modelopt_fp8"])
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert read_quantization(config, None) == FP8("tensor", static=True)
+    (tmp_path / "hf_quant_config.json").unlink()
+    assert read_quantization(config, None) is None
+
+
+def test_the_hub_is_asked_for_quantized_tensors_only(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        hf_quantization,
+        "resolve_hf_quant_config",
+        lambda config, _: asked.append(config._name_or_path),
+    )
+    config = AutoConfig.for_model(**CONFIG)
+    config._name_or_path = "some/model"
+    for encoding in ("bfloat16", "gptq", "float8_e4m3fn", "float4_e2m1fnx2"):
+        assert read_quantization(config, encoding) is None
+    assert asked == ["some/model"] * 2
+
+
+def edited(name, part, **values):
+    config = LAYOUTS[name].config
+    group = config["config_groups"]["group_0"]
+    group = group | {part: group[part] | values}
+    return config | {"config_groups": {"group_0": group}}
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"quant_method": "awq"}, "quant_method = 'awq'"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8"}, "quant_algo = 'W4A8'"),
+        (LAYOUTS["block"].config | {"weight_block_size": [64, 64]}, r"\[64, 64\]"),
+        (LAYOUTS["block"].config | {"activation_scheme": "static"}, "'static'"),
+        (edited("channel", "weights", num_bits=4, type="int"), r"weights .* \(4, 'int"),
+        (edited("channel", "weights", strategy="group"), "of weights = 'group'"),
+        (edited("nvfp4", "weights", group_size=32), r"weights .* \('tensor_group', 32"),
+        (edited("nvfp4", "input_activations", num_bits=None), r"input_.*\(None, 'fl"),
+        (edited("nvfp4", "input_activations", num_bits=8), r"input_.*\(8, 'float'\)"),
+        (LAYOUTS["gptq"].config | {"bits": 8}, "bits = 8"),
+        (LAYOUTS["gptq"].config | {"group_size": 32}, "group_size = 32"),
+        (LAYOUTS["gptq"].config | {"sym": False}, "sym = False"),
+    ],
+)
+def test_what_does_not_run_is_named(config, named):
+    with pytest.raises(UserError, match=named):
+        read(config)
