@@ -13,9 +13,16 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from max.driver import DeviceSpec
+from max.pipelines.lib import PipelineConfig
 from safetensors.numpy import save_file
 
+from max_mistral import MistralConfig
+from max_mistral.mistral import Mistral
+from max_mistral.quantization import Scaled
+from max_mistral.weights.scaled import finalize_scaled
 from tests.checkpoints import BASE, make_tensors, to_native, write_tokenizer
+from tests.harness import load_safetensors, make_pipeline_config
 from tests.quantizers import BLOCK, Layout, Tensors, quantize
 
 # Whole blocks and groups of 128.
@@ -142,6 +149,28 @@ LAYOUTS = {
     "gptq": Layout(GPTQ | {"desc_act": False}, "group", dtype=np.float16),
     "gptq_desc_act": Layout(GPTQ | {"desc_act": True}, "group", dtype=np.float16),
 }
+
+
+def pipeline(folder: Path, **flags: Any) -> PipelineConfig:
+    """Returns the config of a quantized checkpoint on a GPU, with other flags."""
+    # MAX reads the encoding off the tensors, but for GPTQ.
+    found: dict[str, Any] = {"quantization_encoding": None}
+    if '"gptq"' in (folder / "config.json").read_text():
+        path = folder / "model.safetensors"
+        found = {"quantization_encoding": "gptq", "weight_path": [path]}
+    defaults = {"device_specs": [DeviceSpec.accelerator()]}
+    return make_pipeline_config(folder, **defaults | found | flags)
+
+
+def build(pipeline_config: PipelineConfig) -> Mistral:
+    """Returns the graph's module with the checkpoint's weights in it."""
+    config = MistralConfig.initialize(pipeline_config)
+    weights = load_safetensors(pipeline_config)
+    if isinstance(config.quantization, Scaled):
+        weights = finalize_scaled(config, config.quantization, weights)
+    module = Mistral(config)
+    module.load_state_dict(weights, weight_alignment=1)
+    return module
 
 
 def write_quantized(

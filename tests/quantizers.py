@@ -104,7 +104,7 @@ def _nvfp4(name: str, tensor: Array, layout: Layout) -> tuple[Tensors, Array]:
     rounded = (tensor / (wide * whole)).astype(FP4)
     codes = rounded.view(np.uint8)
     stem = name.removesuffix("weight")
-    whole_scale, input_scale = whole, np.float32(2**-11)
+    whole_scale, input_scale = whole, np.float32(2**-9)
     if layout.divisors:
         whole_scale, input_scale = 1 / whole, 1 / input_scale
     assert layout.input_scale is not None

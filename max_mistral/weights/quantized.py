@@ -10,9 +10,8 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
-from max.driver import Buffer
+import numpy.typing as npt
 from max.dtype import DType
-from max.graph import Shape
 from max.graph.weights import WeightData
 
 from ..errors import UserError
@@ -161,7 +160,7 @@ def _gptq_dropped(
     if not gptq.desc_act:
         yield stem + "g_idx", "column / group_size, since desc_act is false"
     bias = found.get(stem + "bias")
-    if bias is not None and not bias.astype(DType.float32).to_buffer().to_numpy().any():
+    if bias is not None and bias.dtype in FLOATS and not _in_float32(bias).any():
         yield stem + "bias", "zero"
 
 
@@ -215,11 +214,21 @@ def check_dtype(weight: WeightData, kinds: Collection[DType], source: str) -> No
 
 def _scale(weight: WeightData) -> WeightData:
     """A scale in float32, to multiply with: ``[]`` or a column."""
-    scale = weight.astype(DType.float32)
-    shape = tuple(int(d) for d in scale.shape)
-    if len(shape) == 1:
-        shape = () if shape == (1,) else (*shape, 1)
-    data = scale.to_buffer().view(DType.float32, shape)
+    scale = _in_float32(weight)
+    if scale.ndim == 1:
+        # [1] -> [], [rows] -> [rows, 1]
+        scale = scale.reshape(() if len(scale) == 1 else (-1, 1))
     if weight.name.endswith(_DIVISORS):
-        data = Buffer.from_numpy(np.asarray(1 / data.to_numpy()))
-    return WeightData(data, weight.name, DType.float32, Shape(shape))
+        scale = np.float32(1) / scale
+    # NumPy makes scalars of arrays without dimensions.
+    return WeightData.from_numpy(np.asarray(scale), weight.name)
+
+
+def _in_float32(weight: WeightData) -> npt.NDArray[np.float32]:
+    """A float tensor's values, for which ``max warm-cache`` has no ``astype``."""
+    raw = weight.to_buffer()
+    if weight.dtype == DType.bfloat16:
+        # NumPy has none: it is the upper half of a float32.
+        upper = raw.view(DType.uint16, raw.shape).to_numpy().astype(np.uint32)
+        return np.asarray(upper << 16).view(np.float32)
+    return raw.to_numpy().astype(np.float32)

@@ -11,15 +11,12 @@ from max.dtype import DType
 
 from max_mistral import MistralConfig
 from max_mistral.errors import UserError
-from max_mistral.mistral import Mistral
-from max_mistral.quantization import Scaled
 from max_mistral.weights.scaled import (
-    finalize_scaled,
     quantized_layers,
     scales_by_rows,
 )
-from tests.harness import load_safetensors, make_pipeline_config, virtual_gpus
-from tests.quantized import LAYOUTS, write_quantized
+from tests.harness import load_safetensors, virtual_gpus
+from tests.quantized import LAYOUTS, build, pipeline, write_quantized
 from tests.quantized_reference import GOLDEN, NAMES, digest
 from tests.quantizers import FP4
 from tests.quantizers import FP8 as E4M3
@@ -28,15 +25,6 @@ GPU = DeviceSpec.accelerator(0)
 NVFP4_LAYOUTS = [n for n, layout in LAYOUTS.items() if layout.scales == "sixteen"]
 GPTQ_LAYOUTS = [n for n, layout in LAYOUTS.items() if layout.scales == "group"]
 FP8_LAYOUTS = [n for n in LAYOUTS if n not in NVFP4_LAYOUTS + GPTQ_LAYOUTS]
-
-
-def pipeline(folder, **flags):
-    # MAX reads the encoding off the tensors, but for GPTQ.
-    found = {"quantization_encoding": None}
-    if '"gptq"' in (folder / "config.json").read_text():
-        path = folder / "model.safetensors"
-        found = {"quantization_encoding": "gptq", "weight_path": [path]}
-    return make_pipeline_config(folder, **{"device_specs": [GPU]} | found | flags)
 
 
 def load(folder, **flags):
@@ -105,25 +93,34 @@ def test_the_weights_are_worth_what_hugging_face_says(tmp_path, name):
         assert digest(dequantize(weights, key.removeprefix("model."))) == want, key
 
 
-def trace(pipeline_config, weights):
+def trace(pipeline_config):
     """Traces the graph for a GPU; returns the config with what the weights say."""
-    config = MistralConfig.initialize(pipeline_config)
-    if isinstance(config.quantization, Scaled):
-        weights = finalize_scaled(config, config.quantization, weights)
     with virtual_gpus("sm_100a"):
-        graph = Mistral(config)
-        graph.load_state_dict(weights, weight_alignment=1)
+        graph = build(pipeline_config)
         graph.trace(*tree.leaves(graph.input_tree()))
-    return config
+    return graph.config
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_graph_takes_them(tmp_path, name):
     """Names, dtypes and shapes are the graph's, and it traces for a GPU."""
     write_quantized(tmp_path, LAYOUTS[name])
-    config = trace(pipeline(tmp_path), load(tmp_path))
+    config = trace(pipeline(tmp_path))
     if name in NVFP4_LAYOUTS:
         assert config.separate_qkv != LAYOUTS[name].shared
+
+
+@pytest.mark.parametrize("name", FP8_LAYOUTS + NVFP4_LAYOUTS)
+def test_the_scales_are_the_same_where_gpus_are_virtual(tmp_path, name):
+    """There MAX casts nothing, but the graph depends on which scales are alike."""
+    write_quantized(tmp_path, LAYOUTS[name])
+    weights = load(tmp_path)
+    with virtual_gpus("sm_100a"):
+        alike = load(tmp_path)
+    scales = [key for key in weights if "_scale" in key]
+    assert scales
+    for key in scales:
+        assert np.array_equal(array(alike[key]), array(weights[key])), key
 
 
 @pytest.mark.parametrize("name", [n for n in FP8_LAYOUTS if n != "block"])
@@ -203,8 +200,7 @@ def test_q_k_and_v_with_scales_of_their_own(tmp_path, role, devices):
     gpus = [DeviceSpec.accelerator(i) for i in range(devices)]
     for factor in (1, 2):
         write_quantized(tmp_path, LAYOUTS["modelopt_nvfp4"], edit=edit(factor))
-        weights = load(tmp_path, device_specs=gpus)
-        config = trace(pipeline(tmp_path, device_specs=gpus), weights)
+        config = trace(pipeline(tmp_path, device_specs=gpus))
         assert config.separate_qkv == (factor == 2)
 
 
