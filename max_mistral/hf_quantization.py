@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from max.nn.quant_config import NVFP4_BLOCK_SIZE
 from max.pipelines.modeling.config_enums import SupportedEncoding
 from max.pipelines.weights import resolve_hf_quant_config
 from transformers import PretrainedConfig
@@ -43,7 +44,8 @@ def read_quantization(
     found = next(filter(None, configs), None)
     if found is None:
         return None
-    method = found.get("quant_method", "unknown")
+    # ModelOpt's own file in config.json has the producer's name only.
+    method = found.get("quant_method") or found.get("producer", {}).get("name")
     if method not in _READERS:
         _refuse("quant_method", method, " and ".join(map(repr, _READERS)))
     return _READERS[method](found)
@@ -61,11 +63,20 @@ def _fp8(found: dict[str, Any]) -> FP8:
 
 
 def _compressed_tensors(found: dict[str, Any]) -> FP8 | NVFP4:
-    groups = list(found.get("config_groups", {}).values())
-    if len(groups) != 1:
-        _refuse("config_groups of length", len(groups), "one group")
+    transforms = (found.get("transform_config") or {}).get("config_groups") or {}
+    for transform in transforms.values():
+        for place in transform.get("apply", []):
+            # Those of weights are in the weights already.
+            if not place["location"].startswith("weight_"):
+                expected = "'weight_input' and 'weight_output'"
+                _refuse("transform_config at", place["location"], expected)
+    groups = list((found.get("config_groups") or {}).values())
+    if len(groups) != 1 or not isinstance(groups[0], dict):
+        _refuse("config_groups", found.get("config_groups"), "one group with weights")
     weights = groups[0].get("weights") or {}
-    inputs = groups[0].get("input_activations") or {}
+    inputs = groups[0].get("input_activations")
+    if not inputs:
+        _refuse("input_activations", inputs, "quantized activations, not weights alone")
     kinds = []
     for name, part in (("weights", weights), ("input_activations", inputs)):
         kinds.append((part.get("num_bits"), part.get("type")))
@@ -88,13 +99,15 @@ def _compressed_tensors(found: dict[str, Any]) -> FP8 | NVFP4:
 
 
 def _compressed_nvfp4(weights: dict[str, Any], inputs: dict[str, Any]) -> NVFP4:
-    nvfp4 = NVFP4()
+    expected = "tensor_group", NVFP4_BLOCK_SIZE
     for name, part in (("weights", weights), ("input_activations", inputs)):
         kind = part.get("strategy"), part.get("group_size")
-        expected = "tensor_group", nvfp4.group_size
         if kind != expected:
             _refuse(f"{name} of (strategy, group_size)", kind, repr(expected))
-    return nvfp4
+    # Each 16 of a token have a scale as they come, all together a stored one.
+    if inputs.get("dynamic") not in ("local", False):
+        _refuse("dynamic of input_activations", inputs["dynamic"], "'local'")
+    return NVFP4(compressed=True)
 
 
 def _gptq(found: dict[str, Any]) -> GPTQ:
@@ -114,12 +127,15 @@ def _gptq(found: dict[str, Any]) -> GPTQ:
 
 
 def _modelopt(found: dict[str, Any]) -> FP8 | NVFP4:
+    found = found.get("quantization", found)
     algorithm = found.get("quant_algo")
     if algorithm == "FP8":
         return FP8("tensor", static=True)
     if algorithm != "NVFP4":
         _refuse("quant_algo", algorithm, "'FP8' and 'NVFP4'")
-    return NVFP4()
+    if found.get("group_size", NVFP4_BLOCK_SIZE) != NVFP4_BLOCK_SIZE:
+        _refuse("group_size", found["group_size"], str(NVFP4_BLOCK_SIZE))
+    return NVFP4(compressed=False)
 
 
 _READERS: dict[str, Callable[[dict[str, Any]], Quantization]] = {

@@ -31,6 +31,7 @@ _HUGGINGFACE_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "hf_quant_config.json",
 )
 
 

@@ -15,7 +15,6 @@ from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.quantization import QuantizationConfig
 from max.nn.quant_config import (
-    NVFP4_BLOCK_SIZE,
     InputScaleSpec,
     QuantConfig,
     QuantFormat,
@@ -40,11 +39,6 @@ class FP8:
     static: bool
     """Whether the checkpoint has a scale for the activations too, one for a
     projection; if not, each token is scaled as it comes."""
-
-    @property
-    def block(self) -> int:
-        """How many rows and columns have a scale in common; 1 if all or none."""
-        return BLOCK if self.scales == "block" else 1
 
     def quant_config(
         self, attention: Collection[int], mlp: Collection[int], *, fuse_mlp: bool
@@ -93,12 +87,9 @@ class NVFP4:
     activations, which are rounded to the same format as they come.
     """
 
-    group_size: int = NVFP4_BLOCK_SIZE
-
-    @property
-    def block(self) -> int:
-        """How many columns MAX's kernel reads the scales of together."""
-        return 4 * self.group_size
+    compressed: bool
+    """Whether the checkpoint is one of compressed-tensors, not of ModelOpt: its
+    names differ, and it has the inverses of the float32 scales."""
 
     def quant_config(
         self, attention: Collection[int], mlp: Collection[int], *, fuse_mlp: bool

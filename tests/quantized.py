@@ -151,6 +151,11 @@ LAYOUTS = {
 }
 
 
+NVFP4_LAYOUTS = [n for n, layout in LAYOUTS.items() if layout.scales == "sixteen"]
+GPTQ_LAYOUTS = [n for n, layout in LAYOUTS.items() if layout.scales == "group"]
+FP8_LAYOUTS = [n for n in LAYOUTS if n not in NVFP4_LAYOUTS + GPTQ_LAYOUTS]
+
+
 def pipeline(folder: Path, **flags: Any) -> PipelineConfig:
     """Returns the config of a quantized checkpoint on a GPU, with other flags."""
     # MAX reads the encoding off the tensors, but for GPTQ.

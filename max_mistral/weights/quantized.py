@@ -10,24 +10,27 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
-import numpy.typing as npt
 from max.dtype import DType
 from max.graph.weights import WeightData
+from max.nn.quant_config import NVFP4_BLOCK_SIZE
 
 from ..errors import UserError
 from ..quantization import BLOCK, FP8, GPTQ, NVFP4, Quantization, Scaled
 from .names import ExpectedTensor
+from .scales import in_float32, read_scale
 
 # What the checkpoints call a scale: Hugging Face's fp8; compressed-tensors,
 # AutoFP8 and ModelOpt; Mistral's own format.
 _WEIGHT_SCALES = ("weight_scale_inv", "weight_scale", "qscale_weight")
 _INPUT_SCALES = ("activation_scale", "input_scale", "qscale_act")
-# In NVFP4: ModelOpt; compressed-tensors, whose scales of a whole weight or input
-# are what to divide by.
-_NVFP4_WEIGHTS = ("weight", "weight_packed")
-_NVFP4_WEIGHT_SCALES = ("weight_scale_2", "weight_global_scale")
-_NVFP4_INPUT_SCALES = ("input_scale", "input_global_scale")
-_DIVISORS = ("weight_global_scale", "input_global_scale")
+# The parts of a weight in NVFP4 as ModelOpt and MAX call them, and
+# compressed-tensors.
+_NVFP4_PARTS = {
+    "weight": "weight_packed",
+    "weight_scale": "weight_scale",
+    "weight_scale_2": "weight_global_scale",
+    "input_scale": "input_global_scale",
+}
 _NO_SCALED_CACHE = "scales a KV cache in FP8, which MAX's has no scales for"
 _KV_SCALES = (
     *("self_attn.k_scale", "self_attn.v_scale"),
@@ -66,11 +69,16 @@ def quantized_tensors(
         expected: What it would hold if it were not quantized.
         found: Its tensors; in FP8 and NVFP4 their dtypes say which are quantized.
         quantization: How.
+
+    Raises:
+        UserError: (a ``ValueError``) naming a tensor that is quantized and no
+            projection.
     """
     tensors: Expected = {}
     dropped: dict[str, str] = {}
     for name, tensor in expected.items():
         if not is_projection(tensor.graph):
+            _check_not_quantized(name, found)
             tensors[name] = tensor
         elif isinstance(quantization, GPTQ):
             tensors |= _gptq_tensors(name, tensor, quantization)
@@ -86,6 +94,47 @@ def quantized_tensors(
             name: _NO_SCALED_CACHE for name in found if name.endswith(_KV_SCALES)
         }
     return tensors, dropped
+
+
+def _check_not_quantized(name: str, found: Mapping[str, WeightData]) -> None:
+    for part in (name + "_scale", name + "_packed"):
+        if part in found:
+            raise UserError(
+                f"{name} is quantized (there is {part}); max_mistral supports that "
+                "of the projections of the blocks only."
+            )
+
+
+def check_names(
+    quantization: Quantization | None,
+    scheme: str,
+    found: Mapping[str, WeightData],
+    source: str,
+) -> None:
+    """Raises a ``UserError`` if the tensors are quantized and how is not known.
+
+    Args:
+        quantization: What the checkpoint's config says.
+        scheme: Whose names the tensors have, as of :mod:`.names`.
+        found: The tensors.
+        source: What to call the checkpoint in a message.
+    """
+    if quantization is None:
+        for weight in found.values():
+            if weight.dtype in SCALED:
+                raise UserError(
+                    f"{weight.name} of {source} is {weight.dtype.name}, but neither "
+                    "config.json has a quantization_config nor is there a "
+                    "hf_quant_config.json. Fetch the file that belongs to the "
+                    "checkpoint."
+                )
+    # Scales of rows would have to be reordered with the rows of Q and K.
+    elif scheme == "native" and getattr(quantization, "scales", None) != "tensor":
+        raise UserError(
+            f"{source} is quantized and has Mistral's own names; max_mistral supports "
+            "that in FP8 with one scale a tensor only. Use the checkpoint with "
+            "Hugging Face's names."
+        )
 
 
 def _fp8_scales(
@@ -109,12 +158,15 @@ def _nvfp4_tensors(
         yield name, tensor
         return
     rows, columns = tensor.shape
-    groups = (rows, math.ceil(columns / nvfp4.group_size))
-    packed = (rows, columns // 2)
-    yield _spelled(name, tensor, found, "weight", _NVFP4_WEIGHTS, packed)
-    yield _spelled(name, tensor, found, "weight_scale", ("weight_scale",), groups)
-    yield _spelled(name, tensor, found, "weight_scale_2", _NVFP4_WEIGHT_SCALES, ())
-    yield _spelled(name, tensor, found, "input_scale", _NVFP4_INPUT_SCALES, ())
+    shapes: dict[str, tuple[int, ...]] = {
+        "weight": (rows, columns // 2),
+        "weight_scale": (rows, math.ceil(columns / NVFP4_BLOCK_SIZE)),
+        "weight_scale_2": (),
+        "input_scale": (),
+    }
+    for role, compressed in _NVFP4_PARTS.items():
+        spelling = compressed if nvfp4.compressed else role
+        yield _spelled(name, tensor, found, role, [spelling], shapes[role])
 
 
 def _spelled(
@@ -160,7 +212,7 @@ def _gptq_dropped(
     if not gptq.desc_act:
         yield stem + "g_idx", "column / group_size, since desc_act is false"
     bias = found.get(stem + "bias")
-    if bias is not None and bias.dtype in FLOATS and not _in_float32(bias).any():
+    if bias is not None and bias.dtype in FLOATS and not in_float32(bias).any():
         yield stem + "bias", "zero"
 
 
@@ -197,7 +249,9 @@ def convert_quantized(
         order = np.argsort(weight.to_buffer().to_numpy(), kind="stable")
         return WeightData.from_numpy(order.astype(np.int32), graph_name)
     if role in ("weight_scale", "weight_scale_2", "input_scale") and not groups:
-        return _scale(weight)
+        inverse = isinstance(quantization, NVFP4) and quantization.compressed
+        divides = inverse or role == "input_scale"
+        return read_scale(weight, source, divides=divides, inverse=inverse)
     if role == "weight" and weight.dtype not in SCALED:
         return weight.astype(dtype)
     return weight
@@ -210,25 +264,3 @@ def check_dtype(weight: WeightData, kinds: Collection[DType], source: str) -> No
             f"{weight.name} of {source} is {weight.dtype.name}; by its config.json "
             f"it should be {' or '.join(kind.name for kind in kinds)}."
         )
-
-
-def _scale(weight: WeightData) -> WeightData:
-    """A scale in float32, to multiply with: ``[]`` or a column."""
-    scale = _in_float32(weight)
-    if scale.ndim == 1:
-        # [1] -> [], [rows] -> [rows, 1]
-        scale = scale.reshape(() if len(scale) == 1 else (-1, 1))
-    if weight.name.endswith(_DIVISORS):
-        scale = np.float32(1) / scale
-    # NumPy makes scalars of arrays without dimensions.
-    return WeightData.from_numpy(np.asarray(scale), weight.name)
-
-
-def _in_float32(weight: WeightData) -> npt.NDArray[np.float32]:
-    """A float tensor's values, for which ``max warm-cache`` has no ``astype``."""
-    raw = weight.to_buffer()
-    if weight.dtype == DType.bfloat16:
-        # NumPy has none: it is the upper half of a float32.
-        upper = raw.view(DType.uint16, raw.shape).to_numpy().astype(np.uint32)
-        return np.asarray(upper << 16).view(np.float32)
-    return raw.to_numpy().astype(np.float32)

@@ -31,7 +31,13 @@ from .names import (
     in_text_tower,
 )
 from .packed import ENCODINGS, Stored, packed, packs
-from .quantized import FLOATS, check_dtype, convert_quantized, quantized_tensors
+from .quantized import (
+    FLOATS,
+    check_dtype,
+    check_names,
+    convert_quantized,
+    quantized_tensors,
+)
 
 
 def convert_safetensor_state_dict(
@@ -72,6 +78,7 @@ def convert_safetensor_state_dict(
     quantization = read_quantization(
         huggingface_config, pipeline_config.model.quantization_encoding
     )
+    check_names(quantization, scheme, tensors, source)
     if quantization is not None:
         expected, more = quantized_tensors(expected, tensors, quantization)
         dropped |= more

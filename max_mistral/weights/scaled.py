@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from max.graph.weights import WeightData
 from max.nn.float8_scale_stacking import can_use_fused_mlp
+from max.nn.quant_config import NVFP4_BLOCK_SIZE
 
 from ..errors import UserError
 from ..model_config import MistralConfig
@@ -74,7 +75,7 @@ def finalize_scaled(
         )
         config.scaled_by_rows = True
         quantization, weights = FP8("channel", static=False), scales_by_rows(weights)
-    _check_blocks(config, BLOCK if config.scaled_by_rows else quantization.block)
+    _check_blocks(config, quantization)
     config.quant_config = quantization.quant_config(
         layers["self_attn"],
         layers["mlp"],
@@ -99,21 +100,28 @@ def _qkv_have_one_scale(weights: Mapping[str, WeightData]) -> bool:
     return True
 
 
-def _check_blocks(config: MistralConfig, block: int) -> None:
-    # max.nn puts the scales of Q, K and V under each other, and of gate and up;
-    # MAX's kernels take whole blocks of columns.
+def _check_blocks(config: MistralConfig, quantization: Scaled) -> None:
     degree = config.tensor_parallel_degree
     sizes = {
         "query": config.num_attention_heads * config.head_dim,
-        "key": config.num_replicated_kv_heads * config.head_dim,
         "MLP": config.feed_forward_length,
     }
+    if isinstance(quantization, NVFP4):
+        # MAX's kernel reads the scales of four groups of columns together, and
+        # fills up the last four: not where the next device's begin.
+        block = 4 * NVFP4_BLOCK_SIZE if degree > 1 else 1
+    else:
+        # max.nn puts the scales of Q, K and V under each other, and of gate and
+        # up; MAX's kernel takes whole blocks of columns.
+        block = BLOCK if config.scaled_by_rows or quantization.scales == "block" else 1
+        sizes["key"] = config.num_replicated_kv_heads * config.head_dim
     for name, size in sizes.items():
         if block > 1 and size % (degree * block):
+            mend = "Use fewer" if degree > 1 else "Run its bfloat16 checkpoint on such"
             raise UserError(
                 f"The {name} width {size} on {degree} devices is not in whole blocks "
                 f"of {block}, as the quantized weights need it on this GPU or in this "
-                "checkpoint. Use fewer devices."
+                f"checkpoint. {mend} devices."
             )
 
 

@@ -10,7 +10,14 @@ from max.graph import Graph, TensorType
 from max_mistral.quantization import gpu_architecture
 from tests.gpu.test_matmul import random, to_array, to_buffer
 from tests.harness import relative_error
-from tests.quantized import CONFIG, LAYOUTS, build, pipeline, write_quantized
+from tests.quantized import (
+    CONFIG,
+    LAYOUTS,
+    NVFP4_LAYOUTS,
+    build,
+    pipeline,
+    write_quantized,
+)
 
 # How far rounding moves what goes into a product, relative to it. The weights'
 # rounding is in what they are worth.
@@ -65,7 +72,7 @@ def products(x, y, worth):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_products_of_a_block(tmp_path, session, name):
     worth = write_quantized(tmp_path, LAYOUTS[name])
-    if LAYOUTS[name].scales == "sixteen" and not gpu_architecture().startswith("sm_10"):
+    if name in NVFP4_LAYOUTS and not gpu_architecture().startswith("sm_10"):
         pytest.skip("NVFP4 needs a Blackwell")
     model = compile_block(session, build(pipeline(tmp_path)))
     unit = UNITS[LAYOUTS[name].scales]

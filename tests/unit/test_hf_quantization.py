@@ -9,6 +9,12 @@ from max_mistral.hf_quantization import read_quantization
 from max_mistral.quantization import FP8, GPTQ, NVFP4
 from tests.quantized import CONFIG, LAYOUTS, write_quantized
 
+# ModelOpt's own file within config.json.
+NESTED = {
+    "producer": {"name": "modelopt", "version": "0.29.0"},
+    "quantization": {"quant_algo": "NVFP4", "group_size": 16},
+}
+
 
 def read(quantization_config):
     config = AutoConfig.for_model(**CONFIG)
@@ -26,7 +32,10 @@ def test_what_the_configs_say():
     assert found["autofp8_dynamic"] == FP8("tensor", static=False)
     assert found["channel"] == FP8("channel", static=False)
     assert found["block"] == FP8("block", static=False)
-    assert found["nvfp4"] == found["modelopt_nvfp4"] == NVFP4()
+    assert found["nvfp4"] == NVFP4(compressed=True)
+    assert found["modelopt_nvfp4"] == NVFP4(compressed=False)
+    assert read(NESTED) == found["modelopt_nvfp4"]
+    assert read(NESTED | {"quant_method": "modelopt"}) == found["modelopt_nvfp4"]
     assert found["gptq_desc_act"] == GPTQ("gptq", 4, 128, desc_act=True, sym=True)
     assert read(None) is None
 
@@ -60,6 +69,17 @@ def edited(name, part, **values):
     return config | {"config_groups": {"group_0": group}}
 
 
+NVFP4A16 = LAYOUTS["nvfp4"].config | {
+    "config_groups": {"group_0": {"weights": {}, "input_activations": None}}
+}
+# SpinQuant's, of which the weights' own are no matter.
+ROTATED = {
+    "config_groups": {
+        "R4": {"apply": [{"location": "weight_input"}, {"location": "input"}]}
+    }
+}
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
@@ -72,6 +92,12 @@ def edited(name, part, **values):
         (edited("nvfp4", "weights", group_size=32), r"weights .* \('tensor_group', 32"),
         (edited("nvfp4", "input_activations", num_bits=None), r"input_.*\(None, 'fl"),
         (edited("nvfp4", "input_activations", num_bits=8), r"input_.*\(8, 'float'\)"),
+        (edited("nvfp4", "input_activations", dynamic=True), "dynamic .* = True"),
+        (NVFP4A16, "input_activations = None; .* not weights alone"),
+        (LAYOUTS["nvfp4"].config | {"config_groups": None}, "config_groups = None"),
+        (LAYOUTS["nvfp4"].config | {"config_groups": {"a": []}}, "config_groups = {"),
+        (LAYOUTS["nvfp4"].config | {"transform_config": ROTATED}, "at = 'input'"),
+        (LAYOUTS["modelopt_nvfp4"].config | {"group_size": 32}, "group_size = 32"),
         (LAYOUTS["gptq"].config | {"bits": 8}, "bits = 8"),
         (LAYOUTS["gptq"].config | {"group_size": 32}, "group_size = 32"),
         (LAYOUTS["gptq"].config | {"sym": False}, "sym = False"),

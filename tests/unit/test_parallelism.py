@@ -143,6 +143,15 @@ def test_devices_do_not_share_a_block(tmp_path):
         trace(pipeline(tmp_path, 2, **flags))
 
 
+def test_devices_do_not_share_a_group_of_scales(tmp_path):
+    config = CONFIG | {"intermediate_size": 448}
+    write_quantized(tmp_path, LAYOUTS["nvfp4"], config)
+    flags = {"quantization_encoding": "float4_e2m1fnx2"}
+    trace(pipeline(tmp_path, 1, **flags), gpu="sm_100a")
+    with pytest.raises(UserError, match=r"MLP width 448 on 2 devices .* of 64"):
+        trace(pipeline(tmp_path, 2, **flags), gpu="sm_100a")
+
+
 @pytest.mark.parametrize(
     ("devices", "replicas", "named"),
     [
