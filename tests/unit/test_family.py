@@ -7,8 +7,9 @@ from transformers import AutoConfig
 
 from max_mistral import MistralConfig
 from max_mistral.hf_config import text_config
+from max_mistral.hf_quantization import read_quantization
 from max_mistral.layers.rope import RopeScaling
-from max_mistral.quantization import FP8, read_quantization
+from max_mistral.quantization import FP8
 from max_mistral.weights.consolidated import read_config
 from tests.harness import make_pipeline_config
 
@@ -130,7 +131,7 @@ def test_every_fixture_has_its_row():
 def test_config_json(pipeline_config, name):
     config = AutoConfig.from_pretrained(CONFIGS / name)
     if name in QUANTIZED:
-        assert read_quantization(config) == FP8("tensor", static=True)
+        assert read_quantization(config, None) == FP8("tensor", static=True)
         # What a CPU lacks is not looked at here.
         del config.quantization_config
     check(initialize(pipeline_config, config), FAMILY[name])
