@@ -105,13 +105,13 @@ def _check_not_quantized(name: str, found: Mapping[str, WeightData]) -> None:
             )
 
 
-def check_names(
+def check_known(
     quantization: Quantization | None,
     scheme: str,
     found: Mapping[str, WeightData],
     source: str,
 ) -> None:
-    """Raises a ``UserError`` if the tensors are quantized and how is not known.
+    """Raises a ``UserError`` if it is not known how to read quantized tensors.
 
     Args:
         quantization: What the checkpoint's config says.

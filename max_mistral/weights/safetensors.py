@@ -34,7 +34,7 @@ from .packed import ENCODINGS, Stored, packed, packs
 from .quantized import (
     FLOATS,
     check_dtype,
-    check_names,
+    check_known,
     convert_quantized,
     quantized_tensors,
 )
@@ -78,7 +78,7 @@ def convert_safetensor_state_dict(
     quantization = read_quantization(
         huggingface_config, pipeline_config.model.quantization_encoding
     )
-    check_names(quantization, scheme, tensors, source)
+    check_known(quantization, scheme, tensors, source)
     if quantization is not None:
         expected, more = quantized_tensors(expected, tensors, quantization)
         dropped |= more
