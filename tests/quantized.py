@@ -114,7 +114,7 @@ LAYOUTS = {
         dtype=ml_dtypes.bfloat16,
         scalar=(1,),
     ),
-    # Mistral-Small-3.2-24B-Instruct-2506-NVFP4 of RedHatAI.
+    # Devstral-2-123B-Instruct-2512-NVFP4 of BrainForge; llm-compressor writes it too.
     "nvfp4": Layout(
         compressed_tensors(
             *("tensor_group", "tensor_group", "nvfp4-pack-quantized"),
