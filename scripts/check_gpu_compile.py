@@ -81,9 +81,7 @@ class Case:
         devices = ",".join(str(i) for i in range(self.devices))
         encoding = self.dtype
         if self.layout is not None:
-            encodings = {"group": "gptq", "sixteen": "float4_e2m1fnx2"}
-            scales = LAYOUTS[self.layout].scales
-            encoding = encodings.get(scales, "float8_e4m3fn")
+            encoding = LAYOUTS[self.layout].encoding
         return [
             str(Path(sys.executable).parent / "max"),
             "warm-cache",
@@ -122,6 +120,7 @@ CASES = {
     "fp8-dynamic": Case(layout="autofp8_dynamic"),
     "fp8-channel": Case(layout="channel"),
     "fp8-block": Case(layout="block"),
+    "fp8-modelopt": Case(layout="modelopt_fp8"),
     # Where MAX's own products with a scale a tensor or a row compile.
     "fp8-static-blackwell": Case(layout="static", target="cuda:sm_100a"),
     "fp8-channel-blackwell": Case(layout="channel", target="cuda:sm_100a"),

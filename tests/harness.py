@@ -22,9 +22,13 @@ from max.pipelines.kv_cache import load_kv_manager
 from max.pipelines.lib import PipelineArgs, PipelineConfig, SupportedArchitecture
 from max.pipelines.lib.memory_estimation import MemoryEstimator
 
-from max_mistral import quantization
+from max_mistral import MistralConfig, quantization
 from max_mistral.arch import mistral_arch
+from max_mistral.data_parallel import DataParallelMistral, replicate
+from max_mistral.mistral import Mistral
+from max_mistral.quantization import Scaled
 from max_mistral.weights.safetensors import convert_safetensor_state_dict
+from max_mistral.weights.scaled import finalize_scaled
 
 Array = npt.NDArray[np.float32]
 
@@ -71,6 +75,26 @@ def virtual_gpus(architecture: str) -> Iterator[None]:
         driver.set_virtual_device_count(0)
         driver.set_virtual_device_target_arch("")
         driver.set_virtual_device_api("")
+
+
+def build(
+    pipeline_config: PipelineConfig,
+    return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN,
+) -> Mistral | DataParallelMistral:
+    """Returns the graph's module with the checkpoint's weights in it."""
+    config = MistralConfig.initialize(pipeline_config)
+    config.return_logits = return_logits
+    weights = load_safetensors(pipeline_config)
+    if isinstance(config.quantization, Scaled):
+        weights = finalize_scaled(config, config.quantization, weights)
+    module: Mistral | DataParallelMistral
+    if config.data_parallel_degree > 1:
+        module = DataParallelMistral(config)
+        weights = replicate(weights, config.data_parallel_degree)
+    else:
+        module = Mistral(config)
+    module.load_state_dict(weights, weight_alignment=1)
+    return module
 
 
 @dataclass

@@ -17,12 +17,8 @@ from max.driver import DeviceSpec
 from max.pipelines.lib import PipelineConfig
 from safetensors.numpy import save_file
 
-from max_mistral import MistralConfig
-from max_mistral.mistral import Mistral
-from max_mistral.quantization import Scaled
-from max_mistral.weights.scaled import finalize_scaled
 from tests.checkpoints import BASE, make_tensors, to_native, write_tokenizer
-from tests.harness import load_safetensors, make_pipeline_config
+from tests.harness import make_pipeline_config
 from tests.quantizers import BLOCK, Layout, Tensors, quantize
 
 # Whole blocks and groups of 128.
@@ -165,17 +161,6 @@ def pipeline(folder: Path, **flags: Any) -> PipelineConfig:
         found = {"quantization_encoding": "gptq", "weight_path": [path]}
     defaults = {"device_specs": [DeviceSpec.accelerator()]}
     return make_pipeline_config(folder, **defaults | found | flags)
-
-
-def build(pipeline_config: PipelineConfig) -> Mistral:
-    """Returns the graph's module with the checkpoint's weights in it."""
-    config = MistralConfig.initialize(pipeline_config)
-    weights = load_safetensors(pipeline_config)
-    if isinstance(config.quantization, Scaled):
-        weights = finalize_scaled(config, config.quantization, weights)
-    module = Mistral(config)
-    module.load_state_dict(weights, weight_alignment=1)
-    return module
 
 
 def write_quantized(

@@ -52,6 +52,12 @@ class Layout:
     shared: bool = False
     standalone: bool = False
 
+    @property
+    def encoding(self) -> str:
+        """The checkpoint's ``--quantization-encoding``."""
+        encodings = {"group": "gptq", "sixteen": "float4_e2m1fnx2"}
+        return encodings.get(self.scales, "float8_e4m3fn")
+
 
 def quantize(name: str, tensor: Array, layout: Layout) -> tuple[Tensors, Array]:
     """Returns what stands for a projection in a file, and what that is worth.

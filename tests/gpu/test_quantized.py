@@ -9,12 +9,11 @@ from max.graph import Graph, TensorType
 
 from max_mistral.quantization import gpu_architecture
 from tests.gpu.test_matmul import random, to_array, to_buffer
-from tests.harness import relative_error
+from tests.harness import build, relative_error
 from tests.quantized import (
     CONFIG,
     LAYOUTS,
     NVFP4_LAYOUTS,
-    build,
     pipeline,
     write_quantized,
 )

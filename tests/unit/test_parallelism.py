@@ -11,14 +11,10 @@ from max.dtype import DType
 from max.nn.transformer import ReturnLogits
 
 from max_mistral import MistralConfig, MistralInputs
-from max_mistral.data_parallel import DataParallelMistral, replicate
 from max_mistral.errors import UserError
-from max_mistral.mistral import Mistral
-from max_mistral.quantization import Scaled
 from max_mistral.weights.heads import repeat_heads
-from max_mistral.weights.scaled import finalize_scaled
 from tests.checkpoints import BASE, CONFIGS, make_tensors, write_checkpoint
-from tests.harness import load_safetensors, make_pipeline_config, virtual_gpus
+from tests.harness import build, load_safetensors, make_pipeline_config, virtual_gpus
 from tests.quantized import CONFIG, LAYOUTS, write_quantized
 
 WIDE = BASE | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
@@ -35,19 +31,8 @@ def pipeline(folder, devices, **flags):
 
 def trace(pipeline_config, return_logits=ReturnLogits.LAST_TOKEN, gpu="sm_90a"):
     """Traces the graph that MAX would compile, with all its weights."""
-    config, weights = (
-        MistralConfig.initialize(pipeline_config),
-        load_safetensors(pipeline_config),
-    )
-    config.return_logits = return_logits
-    replicated = config.data_parallel_degree > 1
     with virtual_gpus(gpu):
-        if isinstance(config.quantization, Scaled):
-            weights = finalize_scaled(config, config.quantization, weights)
-        if replicated:
-            weights = replicate(weights, config.data_parallel_degree)
-        graph = (DataParallelMistral if replicated else Mistral)(config)
-        graph.load_state_dict(weights, weight_alignment=1)
+        graph = build(pipeline_config, return_logits)
         types = tree.leaves(graph.input_tree())
         graph.trace(*types)
     return types

@@ -13,13 +13,12 @@ from max_mistral.weights.scaled import (
     quantized_layers,
     scales_by_rows,
 )
-from tests.harness import load_safetensors, virtual_gpus
+from tests.harness import build, load_safetensors, virtual_gpus
 from tests.quantized import (
     CONFIG,
     FP8_LAYOUTS,
     LAYOUTS,
     NVFP4_LAYOUTS,
-    build,
     pipeline,
     write_quantized,
 )
