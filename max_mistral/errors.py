@@ -10,3 +10,10 @@ class UserError(click.ClickException, ValueError):
     which prints a ``ClickException`` as ``Error: ...`` without a traceback and
     exits with status 1.
     """
+
+
+def refuse(key: str, found: object, expected: str) -> None:
+    """Raises a :class:`UserError` about a value of ``config.json``."""
+    raise UserError(
+        f"config.json has {key} = {found!r}; max_mistral supports only {expected}."
+    )

@@ -7,12 +7,11 @@ ministral3,mistral3}`` and ``modeling_rope_utils.py`` (5.12).
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from transformers import PretrainedConfig
 
-from .errors import UserError
-from .layers.rope import RopeScaling, yarn_attention_factor
+from .errors import UserError, refuse
+from .hf_rope import rope_scaling
 
 logger = logging.getLogger("max.pipelines")
 
@@ -26,7 +25,6 @@ REQUIRED_KEYS = (
     "num_attention_heads",
     "num_key_value_heads",
 )
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -38,100 +36,6 @@ def head_dim(config: PretrainedConfig) -> int:
     """Returns a head's width; null or missing means hidden_size / heads."""
     explicit = getattr(config, "head_dim", None)
     return explicit or config.hidden_size // config.num_attention_heads
-
-
-def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
-    """Returns ``rope_parameters`` with ``rope_type`` and ``rope_theta`` set.
-
-    transformers 5 keeps everything there, for all layers or by layer type;
-    files of older versions have a top-level ``rope_theta`` and
-    ``rope_scaling`` with ``type`` or ``rope_type``.
-
-    Raises:
-        UserError: (a ``ValueError``) if the layer types differ.
-    """
-    found = (
-        getattr(config, "rope_parameters", None)
-        or getattr(config, "rope_scaling", None)
-        or {}
-    )
-    nested = [value for value in found.values() if isinstance(value, dict)]
-    if nested:
-        if any(value != nested[0] for value in nested):
-            raise UserError(
-                f"config.json has rope_parameters = {found!r}; max_mistral "
-                "supports only the same parameters for every layer type."
-            )
-        found = nested[0]
-    rope = dict(found)
-    rope.setdefault("rope_type", rope.pop("type", "default"))
-    theta = getattr(config, "rope_theta", None)
-    rope.setdefault("rope_theta", 10000.0 if theta is None else theta)
-    return rope
-
-
-def rope_theta(config: PretrainedConfig) -> float:
-    """Returns the base of the rotary frequencies; 10000 by default."""
-    return float(rope_parameters(config)["rope_theta"])
-
-
-def rope_scaling(config: PretrainedConfig) -> RopeScaling | None:
-    """Returns how RoPE is stretched, or ``None`` for plain RoPE.
-
-    Raises:
-        UserError: (a ``ValueError``) naming a type that is not one of
-            :data:`ROPE_TYPES`, or a parameter that the type lacks.
-    """
-    rope = rope_parameters(config)
-    rope_type = rope["rope_type"]
-    if rope_type not in ROPE_TYPES:
-        _refuse("rope_type", rope_type, " and ".join(map(repr, ROPE_TYPES)))
-    if rope_type == "default":
-        return None
-    needed = {
-        "linear": ["factor"],
-        "llama3": [
-            "factor",
-            "original_max_position_embeddings",
-            "low_freq_factor",
-            "high_freq_factor",
-        ],
-        "yarn": ["factor", "original_max_position_embeddings"],
-    }[rope_type]
-    missing = [key for key in needed if rope.get(key) is None]
-    if missing:
-        raise UserError(
-            f"config.json has rope_type = {rope_type!r} but lacks "
-            f"{', '.join(missing)} beside it."
-        )
-    if rope_type != "yarn":
-        return RopeScaling(rope_type=rope_type, **{key: rope[key] for key in needed})
-    attention_factor = rope.get("attention_factor")
-    if attention_factor is None:
-        attention_factor = yarn_attention_factor(
-            rope["factor"], rope.get("mscale"), rope.get("mscale_all_dim")
-        )
-    return RopeScaling(
-        rope_type=rope_type,
-        factor=rope["factor"],
-        original_max_position_embeddings=rope["original_max_position_embeddings"],
-        attention_factor=attention_factor,
-        beta_fast=rope.get("beta_fast") or 32.0,
-        beta_slow=rope.get("beta_slow") or 1.0,
-        truncate=rope.get("truncate", True),
-    )
-
-
-def query_scaling(config: PretrainedConfig) -> tuple[float, int] | None:
-    """Returns Ministral 3's ``llama_4_scaling_beta`` and the context it counts in.
-
-    ``None`` for models whose queries are not scaled by position.
-    """
-    rope = rope_parameters(config)
-    beta = rope.get("llama_4_scaling_beta")
-    if config.model_type != "ministral3" or not beta:
-        return None
-    return float(beta), int(rope["original_max_position_embeddings"])
 
 
 def sliding_windows(config: PretrainedConfig) -> list[int | None]:
@@ -159,13 +63,11 @@ def sliding_windows(config: PretrainedConfig) -> list[int | None]:
             )
         return [window] * layers
     if len(layer_types) != layers:
-        _refuse(
-            "layer_types of length", len(layer_types), f"one a layer, {layers} here"
-        )
+        refuse("layer_types of length", len(layer_types), f"one a layer, {layers} here")
     windows = {"sliding_attention": window, "full_attention": None}
     for layer_type in layer_types:
         if layer_type not in windows:
-            _refuse("layer_types with", layer_type, " and ".join(map(repr, windows)))
+            refuse("layer_types with", layer_type, " and ".join(map(repr, windows)))
     return [windows[layer_type] for layer_type in layer_types]
 
 
@@ -212,18 +114,12 @@ def check_supported(config: PretrainedConfig) -> None:
         config: A text tower's config.
     """
     if config.hidden_act != "silu":
-        _refuse("hidden_act", config.hidden_act, "'silu'")
+        refuse("hidden_act", config.hidden_act, "'silu'")
     rope_scaling(config)
     sliding_windows(config)
     for key in ("attention_bias", "mlp_bias"):
         if getattr(config, key, False):
-            _refuse(key, True, "checkpoints without biases")
+            refuse(key, True, "checkpoints without biases")
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if heads % groups:
-        _refuse("num_key_value_heads", groups, f"divisors of its {heads} heads")
-
-
-def _refuse(key: str, found: object, expected: str) -> None:
-    raise UserError(
-        f"config.json has {key} = {found!r}; max_mistral supports only {expected}."
-    )
+        refuse("num_key_value_heads", groups, f"divisors of its {heads} heads")

@@ -29,8 +29,9 @@ from max.nn.transformer.transformer import forward_sequential_layers
 from .flat_graph import FlatGraph
 from .layers.attention import query_scale
 from .layers.block import MistralBlock, make_norm
-from .layers.parallel import make_embedding, make_head, shard
+from .layers.embed_head import make_embedding, make_head
 from .layers.rope import ScaledRotaryEmbedding
+from .layers.sharding import shard
 from .model_config import MistralConfig
 
 

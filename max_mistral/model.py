@@ -36,16 +36,16 @@ from typing_extensions import override
 from .batch_processor import MistralBatchProcessor
 from .data_parallel import DataParallelMistral, replicate
 from .errors import UserError
+from .idle_threads import threads_that_wait
 from .inputs import MistralInputs, input_tree
 from .mistral import Mistral
 from .model_config import MistralConfig
 from .quantization import Scaled
-from .scheduling import threads_that_wait
+from .weights.finalize import finalize_scaled
 from .weights.gguf import convert_gguf_state_dict
 from .weights.names import HEAD
 from .weights.packed import encodings_of
 from .weights.safetensors import convert_safetensor_state_dict
-from .weights.scaled import finalize_scaled
 
 WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
     WeightsFormat.safetensors: convert_safetensor_state_dict,

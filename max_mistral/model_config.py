@@ -26,6 +26,7 @@ from . import hf_config as hf
 from ._arguments import find_configs
 from .errors import UserError
 from .hf_quantization import read_quantization
+from .hf_rope import RopeScaling, query_scaling, rope_scaling, rope_theta
 from .kernels.packing import Encoding
 from .kv_cache import (
     check_cache,
@@ -34,9 +35,9 @@ from .kv_cache import (
     kv_places,
     make_kv_params,
 )
-from .layers.rope import RopeScaling
 from .parallelism import replicated_kv_heads
 from .quantization import Quantization, check_runs
+from .weights.gguf_file import GGUFCheckpoint
 
 
 @dataclass(kw_only=True)
@@ -255,9 +256,6 @@ class MistralConfig(ArchConfigWithKVCache):
         hf.check_required_keys(
             model_config.model_path, model_config.huggingface_model_revision
         )
-        # It imports this module.
-        from .weights.gguf import GGUFCheckpoint
-
         if _is_gguf(model_config):
             for path in model_config.resolved_weight_paths():
                 # MAX reads it before our adapter does, and says less of what is
@@ -297,7 +295,7 @@ class MistralConfig(ArchConfigWithKVCache):
             num_hidden_layers=cls.get_num_layers(huggingface_config),
             head_dim=head_dim,
             vocab_size=text.vocab_size,
-            rope_theta=hf.rope_theta(text),
+            rope_theta=rope_theta(text),
             max_seq_len=max_seq_len,
             rms_norm_eps=text.rms_norm_eps,
             feed_forward_length=text.intermediate_size,
@@ -313,8 +311,8 @@ class MistralConfig(ArchConfigWithKVCache):
             devices=devices,
             tie_word_embeddings=huggingface_config.tie_word_embeddings,
             sliding_windows=hf.sliding_windows(text),
-            rope_scaling=hf.rope_scaling(text),
-            query_scaling=hf.query_scaling(text),
+            rope_scaling=rope_scaling(text),
+            query_scaling=query_scaling(text),
             quantization=(
                 None
                 if _is_gguf(model)

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from transformers import AutoConfig
 
 from max_mistral.prepare import prepare
-from max_mistral.weights.gguf import GGUFCheckpoint
+from max_mistral.weights.gguf_file import GGUFCheckpoint
 from max_mistral.weights.names import expected_tensors
 
 ROOT = Path(__file__).parent.parent

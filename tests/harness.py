@@ -27,8 +27,8 @@ from max_mistral.arch import mistral_arch
 from max_mistral.data_parallel import DataParallelMistral, replicate
 from max_mistral.mistral import Mistral
 from max_mistral.quantization import Scaled
+from max_mistral.weights.finalize import finalize_scaled
 from max_mistral.weights.safetensors import convert_safetensor_state_dict
-from max_mistral.weights.scaled import finalize_scaled
 
 Array = npt.NDArray[np.float32]
 

@@ -2,4 +2,4 @@
 
 from .embedding import Embedding
 from .linear import Linear
-from .paged import Attention
+from .attention import Attention

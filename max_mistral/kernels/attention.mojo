@@ -1,249 +1,247 @@
-"""Causal attention over MAX's paged KV cache, in float32.
+"""The attention op that MAX graphs call, and how its work is shared."""
 
-A token's keys are taken in spans of fixed places, each with a softmax of its
-own, and the spans are merged in order (Dao et al., "Flash-Decoding"). So a
-token computes the same, bit for bit, in any batch and whoever computes its
-spans.
-"""
+import extensibility
+from extensibility import InputTensor, OutputTensor
+from extensibility import _MutableInputTensor as MutableInputTensor
+from max.gpu.host import DeviceContext
+from max.runtime.asyncrt import parallelism_level
+from std.atomic import Atomic
+from std.math import ceildiv
 
-from std.math import ceildiv, exp, fma
-from std.sys.intrinsics import PrefetchOptions, prefetch
-
-from .cache import Cache, pack
-from .states import NONE, W, Floats, Reads, Writes, padded, rescale, state_size
-
-# Keys of a span, and of a step, whose keys and values stay in the cache.
-comptime SPAN = 256
-comptime STEP = 32
-# Tokens whose queries meet a step's keys together.
-comptime TILE = 8
-# Into the second level of cache: the first would be full too soon.
-comptime AHEAD = PrefetchOptions().for_read().low_locality()
+from .spans import SPAN, TILE, span
+from .kv_cache import Cache, pack
+from .softmax import Reads, clear, finish, merge, padded, state_size
 
 
-@inline(.always)
-def _sums(vectors: Array[Floats, W]) -> Floats:
-    """The sums of each vector's lanes."""
-    var v = vectors.copy()
-    comptime for level in range(4):
-        comptime half = W >> (level + 1)
-        comptime for i in range(half):
-            var pairs = v[2 * i].join(v[2 * i + 1]).deinterleave()
-            v[i] = rebind[Floats](pairs[0] + pairs[1])
-    return v[0]
+@fieldwise_init
+struct Task(ImplicitlyCopyable):
+    """Some tokens of a request by some spans of its keys."""
+
+    var request: Int
+    var token: Int
+    """The first one's place among all requests' tokens."""
+    var tokens: Int
+    var position: Int
+    """The first one's place in its request."""
+    var begin: Int
+    """The first span's first key."""
+    var spans: Int
+    """How many spans there are from `begin`."""
+    var kv_begin: Int
+    """The first head of keys."""
+    var kv_end: Int
+    var slot: Int
+    """Where the one span's states are kept until the others' are there too; -1
+    if this task does all of its tokens' spans and heads."""
 
 
-@inline(.always)
-def _tile[
-    head_dim: Int, MR: Int, ahead: Bool
-](
-    states: Writes,
-    state: Array[Int, MR],
-    queries: Reads,
-    query: Array[Int, MR],
-    first: Array[Int, MR],
-    end: Array[Int, MR],
-    keys: Reads,
-    values: Reads,
-    stride: Int,
-    next: Int,
-    count: Int,
-    scale: Float32,
-):
-    """`MR` rows by at most `STEP` keys.
+@fieldwise_init
+struct Merge(ImplicitlyCopyable):
+    """A token whose spans are in slots."""
 
-    Parameters:
-        head_dim: Floats of a head.
-        MR: How many rows.
-        ahead: Whether to fetch the keys and values of the step after this one.
+    var token: Int
+    var slot: Int
+    """The first span's."""
+    var spans: Int
 
-    Args:
-        states: All rows' states.
-        state: Where in it these rows' are.
-        queries: All rows' queries.
-        query: Where in it these rows' are.
-        first: The first key that each row sees.
-        end: The end of the keys that each row sees.
-        keys: `[count, padded(head_dim)]`.
-        values: The same of values.
-        stride: Floats from one key to the next.
-        next: Floats from here to the next step's keys.
-        count: How many keys.
-        scale: What a score is multiplied by.
-    """
-    comptime width = padded(head_dim)
-    comptime parts = width // W
-    comptime KR = W // MR
-    var scores = Array[Float32, MR * STEP](fill=NONE)
-    var s = scores.unsafe_ptr()
-    for j in range(0, count, KR):
-        var dots = Array[Floats, W](fill=0)
-        for i in range(parts):
-            var k = Array[Floats, KR](fill=0)
-            comptime for c in range(KR):
-                var key = min(j + c, count - 1) * stride + i * W
-                k[c] = keys.unsafe_load[width=W](key)
-                comptime if ahead:
-                    prefetch[AHEAD](keys.unsafe_offset(key + next))
-            comptime for m in range(MR):
-                var q = queries.unsafe_load[width=W](query[m] + i * W)
-                comptime for c in range(KR):
-                    dots[m * KR + c] = fma(q, k[c], dots[m * KR + c])
-        var found = _sums(dots) * scale
-        comptime for m in range(MR):
-            s.unsafe_store(m * STEP + j, found.slice[KR, offset=m * KR]())
-    comptime for m in range(MR):
-        var row = s.unsafe_offset(m * STEP)
-        var own = states.unsafe_offset(state[m])
-        for j in range(0, min(first[m], count)):
-            row.unsafe_store(j, NONE)
-        for j in range(max(0, end[m]), ceildiv(count, W) * W):
-            row.unsafe_store(j, NONE)
-        if first[m] < end[m]:
-            var most = Floats(NONE)
-            for j in range(0, count, W):
-                most = max(most, row.unsafe_load[width=W](j))
-            var largest = max(most.reduce_max(), own.unsafe_load(width))
-            rescale[head_dim](own, largest)
-        var largest = own.unsafe_load(width)
-        var total = Floats(0)
-        for j in range(0, count, W):
-            var p = Floats(0)
-            if first[m] < end[m]:
-                p = exp(row.unsafe_load[width=W](j) - largest)
-            total += p
-            row.unsafe_store(j, p)
-        var normalizer = own.unsafe_load(width + 1)
-        own.unsafe_store(width + 1, normalizer + total.reduce_add())
-    comptime for block in range(0, parts, 4):
-        comptime vectors = min(4, parts - block)
-        var sums = Array[Floats, MR * vectors](fill=0)
-        comptime for m in range(MR):
-            comptime for i in range(vectors):
-                sums[m * vectors + i] = states.unsafe_load[width=W](
-                    state[m] + (block + i) * W
+
+struct Plan(Movable):
+    """How the tokens of a step are shared out."""
+
+    var tasks: List[Task]
+    var merges: List[Merge]
+    var slots: Int
+
+    def __init__(
+        out self,
+        row_offsets: ImmPointer[UInt32, _],
+        cache_lengths: ImmPointer[UInt32, _],
+        requests: Int,
+        window: Int,
+        kv_heads: Int,
+        threads: Int,
+    ):
+        """Makes tasks of tokens; of a token alone in its step, by spans and heads.
+        """
+        self.tasks = List[Task]()
+        self.merges = List[Merge]()
+        self.slots = 0
+        var parts = min(threads, kv_heads)
+        for request in range(requests):
+            var first = Int(row_offsets.unsafe_load(request))
+            var end = Int(row_offsets.unsafe_load(request + 1))
+            var cached = Int(cache_lengths.unsafe_load(request))
+            for token in range(first, end, TILE):
+                var count = min(TILE, end - token)
+                var position = cached + token - first
+                var begin = max(0, position - window + 1) // SPAN * SPAN
+                var spans = ceildiv(position + count - begin, SPAN)
+                var task = Task(
+                    request, token, count, position, begin, spans, 0, kv_heads, -1
                 )
-        for j in range(count):
-            comptime for i in range(vectors):
-                var v = values.unsafe_load[width=W](
-                    j * stride + (block + i) * W
+                if end - first > 1:
+                    self.tasks.append(task)
+                    continue
+                self.merges.append(Merge(token, self.slots, spans))
+                for i in range(spans):
+                    task.begin = begin + i * SPAN
+                    task.spans = 1
+                    task.slot = self.slots
+                    self.slots += 1
+                    for part in range(parts):
+                        task.kv_begin = part * kv_heads // parts
+                        task.kv_end = (part + 1) * kv_heads // parts
+                        self.tasks.append(task)
+
+
+@extensibility.register("mistral_attention")
+struct Attention:
+    """Causal attention over `window` keys, from MAX's paged KV cache."""
+
+    @staticmethod
+    def execute[
+        head_dim: Int, window: Int, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=3, ...],
+        q: InputTensor[dtype=DType.float32, rank=3, ...],
+        row_offsets: InputTensor[dtype=DType.uint32, rank=1, ...],
+        blocks: MutableInputTensor[dtype=DType.float32, rank=6, ...],
+        cache_lengths: InputTensor[dtype=DType.uint32, rank=1, ...],
+        lookup_table: InputTensor[dtype=DType.uint32, rank=2, ...],
+        page_stride: InputTensor[dtype=DType.int64, rank=1, ...],
+        layer: UInt32,
+        scale: Float32,
+        ctx: DeviceContext,
+    ) raises:
+        """Writes `y`, `[tokens, heads, head_dim]` as `q` is.
+
+        `row_offsets` are `[requests + 1]`, `cache_lengths` `[requests]`, what
+        each has in the cache from earlier steps; this step's keys and values
+        are in `blocks` too. `page_stride` is -1 if pages are packed.
+        """
+        var yp = y.unsafe_ptr()
+        var qp = q.unsafe_ptr()
+        var heads = q.dim_size(1)
+        var page_size = blocks.dim_size(3)
+        var layers = blocks.dim_size(2)
+        var width = blocks.dim_size(4) * head_dim
+        var stride = Int(page_stride.unsafe_ptr().unsafe_load(0))
+        if stride < 0:
+            stride = 2 * layers * page_size * width
+        var pages = lookup_table.unsafe_ptr()
+        var table = lookup_table.dim_size(1)
+        var pool = blocks.unsafe_ptr()
+
+        var kv_heads = blocks.dim_size(4)
+        var group = heads // kv_heads
+        var threads = parallelism_level(None)
+        var plan = Plan(
+            row_offsets.unsafe_ptr(),
+            cache_lengths.unsafe_ptr(),
+            cache_lengths.dim_size(0),
+            window,
+            kv_heads,
+            threads,
+        )
+        threads = min(threads, len(plan.tasks))
+        comptime size = state_size(head_dim)
+        comptime depth = padded(head_dim)
+        comptime copied = 0 if depth == head_dim else depth
+        # The states in slots, then each thread's of a tile for one span.
+        var tile = TILE * heads
+        var span_store = List[Float32](
+            unsafe_uninit_length=plan.slots * heads * size
+            + threads * tile * size
+        )
+        # Each thread's states of a tile for all spans so far, and its queries
+        # where head_dim is no whole number of vectors.
+        var total_store = List[Float32](
+            unsafe_uninit_length=threads * tile * size
+        )
+        var query_store = List[Float32](
+            unsafe_uninit_length=threads * tile * copied
+        )
+        var slots = span_store.unsafe_ptr()
+        var totals = total_store.unsafe_ptr()
+        var copies = query_store.unsafe_ptr()
+        var taken = Atomic[Int64](0)
+        var counter = Pointer(to=taken)
+
+        @inline(.always)
+        def attend(thread: Int) {imm}:
+            var total = totals.unsafe_offset(thread * tile * size)
+            while True:
+                var i = Int(counter[].fetch_add(1))
+                if i >= len(plan.tasks):
+                    break
+                var task = plan.tasks[i]
+                var cache = Cache(
+                    pool,
+                    pages.unsafe_offset(task.request * table),
+                    stride,
+                    page_size,
+                    Int(layer),
+                    layers,
+                    width,
                 )
-                comptime if ahead:
-                    prefetch[AHEAD](
-                        values.unsafe_offset(
-                            j * stride + (block + i) * W + next
-                        )
-                    )
-                comptime for m in range(MR):
-                    var p = Floats(s.unsafe_load(m * STEP + j))
-                    sums[m * vectors + i] = fma(p, v, sums[m * vectors + i])
-        comptime for m in range(MR):
-            comptime for i in range(vectors):
-                states.unsafe_store(
-                    state[m] + (block + i) * W, sums[m * vectors + i]
-                )
-
-
-def span[
-    head_dim: Int
-](
-    states: Writes,
-    q: Reads,
-    cache: Cache,
-    heads: Int,
-    kv_begin: Int,
-    kv_end: Int,
-    tokens: Int,
-    position: Int,
-    window: Int,
-    begin: Int,
-    scale: Float32,
-):
-    """Adds some heads of a span's keys to some tokens' states, `[tokens, heads]`.
-
-    Args:
-        states: As `clear` leaves them.
-        q: `[tokens, heads, padded(head_dim)]`.
-        cache: Where the keys are.
-        heads: Heads of queries.
-        kv_begin: The first head of keys.
-        kv_end: The end of the heads of keys.
-        tokens: How many tokens, at most `TILE`.
-        position: The first token's.
-        window: Keys that a token sees, itself included.
-        begin: The span's first key.
-        scale: What a score is multiplied by.
-    """
-    comptime width = padded(head_dim)
-    comptime size = state_size(head_dim)
-    comptime max_mr = W // 4
-    var packed = Array[Float32, 2 * STEP * width](uninitialized=True)
-    var keys = packed.unsafe_ptr()
-    var values = keys.unsafe_offset(STEP * width)
-    var group = heads // (cache.width // head_dim)
-    var end = min(begin + SPAN, position + tokens)
-    var start = max(begin, (position - window + 1) // STEP * STEP)
-    while start < end:
-        var page_end = (start // cache.page_size + 1) * cache.page_size
-        var stop = min(min(start // STEP * STEP + STEP, page_end), end)
-        var count = stop - start
-        var next = 0
-        if stop < end:
-            next = cache.offset(stop) - cache.offset(start)
-        # One token reads the cache where it is; more read a copy that is dense.
-        var in_place = tokens == 1 and head_dim % W == 0
-        for kv_head in range(kv_begin, kv_end):
-            var k = cache.blocks.unsafe_offset(
-                cache.offset(start) + kv_head * head_dim
-            )
-            var v = k.unsafe_offset(cache.values_offset())
-            if not in_place:
-                pack[head_dim](keys, k, cache.width, count)
-                pack[head_dim](values, v, cache.width, count)
-
-            @inline(.always)
-            def rows[MR: Int](row: Int) {imm}:
-                var state = Array[Int, MR](fill=0)
-                var query = Array[Int, MR](fill=0)
-                var first = Array[Int, MR](fill=0)
-                var last = Array[Int, MR](fill=0)
-                comptime for m in range(MR):
-                    var token = (row + m) // group
-                    var head = kv_head * group + (row + m) % group
-                    state[m] = (token * heads + head) * size
-                    query[m] = (token * heads + head) * width
-                    first[m] = max(0, position + token - window + 1 - start)
-                    last[m] = min(count, position + token + 1 - start)
+                var rows = task.tokens * heads
+                var queries = qp.unsafe_offset(task.token * heads * head_dim)
 
                 @inline(.always)
-                def run[ahead: Bool](k: Reads, v: Reads, stride: Int) {imm}:
-                    _tile[head_dim, MR, ahead](
-                        states,
-                        state,
-                        q,
-                        query,
-                        first,
-                        last,
-                        k,
-                        v,
-                        stride,
-                        next,
-                        count,
-                        scale,
-                    )
+                def run(q: Reads) {imm}:
+                    var whole = task.slot < 0
+                    var place = (plan.slots * heads + thread * tile) * size
+                    if whole:
+                        clear[head_dim](total, rows)
+                    else:
+                        place = task.slot * heads * size
+                    var states = slots.unsafe_offset(place)
+                    for s in range(task.spans):
+                        clear[head_dim](
+                            states.unsafe_offset(task.kv_begin * group * size),
+                            rows * (task.kv_end - task.kv_begin) // kv_heads,
+                        )
+                        span[head_dim](
+                            states,
+                            q,
+                            cache,
+                            heads,
+                            task.kv_begin,
+                            task.kv_end,
+                            task.tokens,
+                            task.position,
+                            window,
+                            task.begin + s * SPAN,
+                            scale,
+                        )
+                        if whole:
+                            merge[head_dim](total, states, rows)
+                    if whole:
+                        var out = task.token * heads * head_dim
+                        finish[head_dim](yp.unsafe_offset(out), total, rows)
 
-                if not in_place:
-                    run[False](keys, values, width)
-                elif row == 0:
-                    run[True](k, v, cache.width)
+                comptime if depth == head_dim:
+                    run(queries)
                 else:
-                    run[False](k, v, cache.width)
+                    var own = copies.unsafe_offset(thread * tile * depth)
+                    pack[head_dim](own, queries, head_dim, rows)
+                    run(own)
 
-            var row = 0
-            comptime for step in range(3):
-                comptime MR = max_mr >> step
-                comptime if MR > 0:
-                    while row + MR <= tokens * group:
-                        rows[MR](row)
-                        row += MR
-        start = stop
+        ctx.enqueue_cpu_range(attend, count=threads)
+        ctx.synchronize()
+
+        for token in plan.merges:
+            clear[head_dim](totals, heads)
+            for s in range(token.spans):
+                var place = (token.slot + s) * heads * size
+                merge[head_dim](totals, slots.unsafe_offset(place), heads)
+            finish[head_dim](
+                yp.unsafe_offset(token.token * heads * head_dim),
+                totals,
+                heads,
+            )
+        _ = taken^
+        _ = span_store^
+        _ = total_store^
+        _ = query_store^
+        _ = plan^

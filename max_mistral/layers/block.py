@@ -12,8 +12,8 @@ from max.nn.transformer.distributed_transformer import forward_sharded_layers
 from ..model_config import MistralConfig
 from .attention import attend
 from .packed import PackedNorm
-from .parallel import shard
 from .projections import make_attention, make_mlp
+from .sharding import shard
 
 
 def make_norm(config: MistralConfig, cls: type[RMSNorm] = RMSNorm) -> RMSNorm:

@@ -15,6 +15,7 @@ from max.nn.stacked_linear import StackedLinear
 from max.support.math import ceildiv
 
 from ..quantization import BLOCK, FP8, GPTQ
+from .sharding import OwnShards
 
 QKV = ["q_proj", "k_proj", "v_proj"]
 
@@ -57,18 +58,7 @@ class SeparateQKV(Module):
         ]
 
 
-class _OwnShards:
-    """Before a layer of ``max.nn``: its shards are of its class, not ``max.nn``'s."""
-
-    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
-        """Returns one shard per device."""
-        shards = super().shard(devices)  # type: ignore[misc]
-        for shard in shards:
-            shard.__class__ = type(self)
-        return shards
-
-
-class StaticFP8QKV(_OwnShards, StackedLinear):
+class StaticFP8QKV(OwnShards, StackedLinear):
     """The three projections in one product, each row under its own scale.
 
     ``StackedLinear`` rounds the weights a second time, to the largest of the
@@ -120,7 +110,7 @@ def scaled_by_rows(
     return ops.cast(ops.cast(y, DType.float32) * scales, x.dtype)
 
 
-class RowScaledLinear(_OwnShards, Linear):
+class RowScaledLinear(OwnShards, Linear):
     """A projection that runs as :func:`scaled_by_rows`."""
 
     def __call__(self, x: TensorValue) -> TensorValue:
@@ -129,7 +119,7 @@ class RowScaledLinear(_OwnShards, Linear):
         return scaled_by_rows(x, self.weight, self.weight_scale)
 
 
-class RowScaledQKV(_OwnShards, StackedLinear):
+class RowScaledQKV(OwnShards, StackedLinear):
     """The three projections in one product, as :func:`scaled_by_rows`."""
 
     def __call__(self, x: TensorValue) -> TensorValue:

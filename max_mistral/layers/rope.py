@@ -7,7 +7,6 @@ below. The frequencies are few and fixed, so NumPy makes them on the host.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,28 +14,7 @@ from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 from max.nn.rotary_embedding import RotaryEmbedding
 
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How RoPE is stretched beyond the context it was trained on."""
-
-    rope_type: str
-    """``"linear"``, ``"llama3"`` or ``"yarn"``."""
-    factor: float
-    original_max_position_embeddings: int | None = None
-    """Of ``"llama3"`` and ``"yarn"``: the context before stretching, in tokens."""
-    attention_factor: float = 1.0
-    """Of ``"yarn"``: what cosines and sines are multiplied by."""
-    beta_fast: float = 32.0
-    """Of ``"yarn"``: more rotations than this over the original context are kept."""
-    beta_slow: float = 1.0
-    """Of ``"yarn"``: fewer rotations than this are stretched by ``factor``."""
-    truncate: bool = True
-    """Of ``"yarn"``: whether the bounds between the two are whole dimensions."""
-    low_freq_factor: float = 1.0
-    """Of ``"llama3"``."""
-    high_freq_factor: float = 4.0
-    """Of ``"llama3"``."""
+from ..hf_rope import RopeScaling
 
 
 def inverse_frequencies(
@@ -91,23 +69,6 @@ def _yarn_keep(
         high += 0.001  # as the reference does, against a division by zero
     ramp = (np.arange(head_dim // 2, dtype=np.float64) - low) / (high - low)
     return 1 - np.clip(ramp, 0, 1)
-
-
-def yarn_attention_factor(
-    factor: float, mscale: float | None, mscale_all_dim: float | None
-) -> float:
-    """Returns YaRN's factor where the config gives none.
-
-    The ratio of the two mscales if both are set, else ``0.1 ln(factor) + 1``;
-    ``_compute_yarn_parameters``, ``get_mscale``.
-    """
-
-    def get_mscale(mscale: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
-    if mscale and mscale_all_dim:
-        return get_mscale(mscale) / get_mscale(mscale_all_dim)
-    return get_mscale(1.0)
 
 
 class ScaledRotaryEmbedding(RotaryEmbedding):

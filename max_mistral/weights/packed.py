@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -34,19 +33,6 @@ class PackedWeight(WeightData):
     """A packed weight, uint8 ``[panels, panel_bytes]``."""
 
     encoding: Encoding = Encoding.F32
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor's bytes are."""
-
-    path: Path
-    offset: int
-    size: int
-
-    def read(self) -> npt.NDArray[np.uint8]:
-        """Returns the bytes, in memory of their own."""
-        return np.fromfile(self.path, np.uint8, self.size, offset=self.offset)
 
 
 def packs(pipeline_config: PipelineConfig) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from max.graph.weights import WeightData, Weights
 from max.pipelines.lib import PipelineConfig
 from transformers import PretrainedConfig
 
-from ..errors import UserError
 from ..hf_quantization import read_quantization
 from ..model_config import MistralConfig
 from .heads import on_rows, replicate_kv_heads, rotary_heads, split_rotary
@@ -30,7 +27,7 @@ from .names import (
     find_text_tower,
     in_text_tower,
 )
-from .packed import ENCODINGS, Stored, packed, packs
+from .packed import ENCODINGS, packed, packs
 from .quantized import (
     FLOATS,
     check_dtype,
@@ -38,6 +35,7 @@ from .quantized import (
     convert_quantized,
     quantized_tensors,
 )
+from .safetensors_file import stored_tensors
 
 
 def convert_safetensor_state_dict(
@@ -60,7 +58,7 @@ def convert_safetensor_state_dict(
             misshapen, of a dtype that does not run, or the file that is
             truncated.
     """
-    stored = check_complete(pipeline_config.model.resolved_weight_paths())
+    stored = stored_tensors(pipeline_config.model.resolved_weight_paths())
     source = pipeline_config.model.model_path
     scheme = find_scheme(state_dict, huggingface_config)
     tower = find_text_tower(state_dict)
@@ -138,38 +136,3 @@ def _raw_bytes(tensor: WeightData) -> npt.NDArray[np.uint8]:
     buffer = tensor.to_buffer()
     size = buffer.num_elements * buffer.dtype.size_in_bytes
     return buffer.view(DType.uint8, (size,)).to_numpy()
-
-
-def check_complete(paths: Sequence[Path]) -> dict[str, Stored]:
-    """Returns where each tensor is; raises a ``UserError`` at a truncated file.
-
-    MAX maps the files without looking at their length and would read whatever
-    lies beyond the end. A safetensors file is a little-endian uint64 ``n``,
-    ``n`` bytes of JSON, then the data that the JSON's offsets point into.
-    """
-    stored: dict[str, Stored] = {}
-    for path in paths:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            try:
-                header = json.loads(file.read(min(header_size, size)))
-                header.pop("__metadata__", None)
-                spans = {name: t["data_offsets"] for name, t in header.items()}
-                end = max(span[1] for span in spans.values())
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path} is not a complete safetensors file (its header "
-                    "cannot be read). Fetch it again."
-                ) from error
-        if 8 + header_size + end != size:
-            raise UserError(
-                f"{path} is not a complete safetensors file: it has {size} "
-                f"bytes, its header makes it {8 + header_size + end}. Fetch it "
-                "again."
-            )
-        stored |= {
-            name: Stored(path, 8 + header_size + start, stop - start)
-            for name, (start, stop) in spans.items()
-        }
-    return stored

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, MistralConfig
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.prepare import prepare
-from max_mistral.weights.gguf import GGUFCheckpoint, dequantize_rows, encode
-from max_mistral.weights.gguf_config import read_config
-from max_mistral.weights.gguf_tokenizer import write_tokenizer
+from max_mistral.prepare.gguf_config import read_config
+from max_mistral.prepare.gguf_tokenizer import write_tokenizer
+from max_mistral.weights.gguf_file import GGUFCheckpoint, dequantize_rows, encode
 from max_mistral.weights.heads import split_rotary
 from max_mistral.weights.packed import PackedWeight
 from tests.checkpoints import interleave

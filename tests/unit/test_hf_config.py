@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import MistralConfig as HFMistralConfig
 
-from max_mistral import hf_config
+from max_mistral import hf_config, hf_rope
 from max_mistral.errors import UserError
 from tests.checkpoints import BASE
 
@@ -31,12 +31,12 @@ def test_head_dim_null_is_hidden_over_heads():
 )
 def test_rope_theta_wherever_transformers_put_it(changes, theta):
     plain = {k: v for k, v in BASE.items() if k != "rope_theta"}
-    assert hf_config.rope_theta(HFMistralConfig(**plain | changes)) == theta
+    assert hf_rope.rope_theta(HFMistralConfig(**plain | changes)) == theta
 
 
 def test_rope_theta_defaults_to_10000():
     plain = {k: v for k, v in BASE.items() if k != "rope_theta"}
-    assert hf_config.rope_theta(HFMistralConfig(**plain)) == 10000.0
+    assert hf_rope.rope_theta(HFMistralConfig(**plain)) == 10000.0
 
 
 def test_a_plain_mistral_is_supported():

@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
 from max_mistral.errors import UserError
-from max_mistral.weights.mistral_tokenizer import find_tokenizer, write_tokenizer
+from max_mistral.prepare.mistral_tokenizer import find_tokenizer, write_tokenizer
 from tests.chat_reference import CHATS, GOLDEN, TOKENIZERS
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,7 +9,7 @@ from max import tree
 from max.driver import DeviceSpec
 from max.dtype import DType
 
-from max_mistral.weights.scaled import (
+from max_mistral.weights.finalize import (
     quantized_layers,
     scales_by_rows,
 )

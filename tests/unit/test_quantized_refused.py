@@ -10,7 +10,7 @@ from max.driver import DeviceSpec
 
 from max_mistral import MistralConfig
 from max_mistral.errors import UserError
-from max_mistral.weights.scaled import quantized_layers
+from max_mistral.weights.finalize import quantized_layers
 from tests.harness import load_safetensors, virtual_gpus
 from tests.quantized import (
     FP8_LAYOUTS,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from max_mistral import hf_config
+from max_mistral import hf_config, hf_rope
 from max_mistral.errors import UserError
-from max_mistral.layers.rope import inverse_frequencies, yarn_attention_factor
+from max_mistral.hf_rope import yarn_attention_factor
+from max_mistral.layers.rope import inverse_frequencies
 from tests.checkpoints import BASE
 
 YARN = {
@@ -58,8 +59,8 @@ def test_frequencies_and_factor_equal_hugging_faces(name):
     else:
         want, factor = ROPE_INIT_FUNCTIONS[rope_type](hf, "cpu")
         want = want.numpy()
-    scaling = hf_config.rope_scaling(hf)
-    got = inverse_frequencies(128, hf_config.rope_theta(hf), scaling)
+    scaling = hf_rope.rope_scaling(hf)
+    got = inverse_frequencies(128, hf_rope.rope_theta(hf), scaling)
     # Both round to float32; transformers also computes in it.
     np.testing.assert_allclose(got, want, rtol=8 * np.finfo(np.float32).eps)
     assert (scaling.attention_factor if scaling else 1.0) == pytest.approx(factor)
@@ -67,7 +68,7 @@ def test_frequencies_and_factor_equal_hugging_faces(name):
 
 def test_yarn_keeps_and_stretches_at_the_published_bounds():
     """Dimensions 20 and 37 at head_dim 128, for Ministral 3's parameters."""
-    scaling = hf_config.rope_scaling(config(YARN))
+    scaling = hf_rope.rope_scaling(config(YARN))
     ratio = inverse_frequencies(128, 1e6, None) / inverse_frequencies(128, 1e6, scaling)
     assert np.allclose(ratio[:21], 1)
     assert np.all(np.diff(ratio[20:38]) > 0)
@@ -85,7 +86,7 @@ def test_yarns_attention_factor():
 
 def test_a_type_that_is_not_implemented_raises_by_name():
     with pytest.raises(UserError, match="rope_type = 'dynamic'"):
-        hf_config.rope_scaling(config({"rope_type": "dynamic", "factor": 2.0}))
+        hf_rope.rope_scaling(config({"rope_type": "dynamic", "factor": 2.0}))
 
 
 def test_a_missing_parameter_raises_by_name():
@@ -93,26 +94,26 @@ def test_a_missing_parameter_raises_by_name():
     hf = config(PARAMETERS["default"])
     hf.rope_parameters = incomplete
     with pytest.raises(UserError, match="lacks low_freq_factor"):
-        hf_config.rope_scaling(hf)
+        hf_rope.rope_scaling(hf)
 
 
 def test_parameters_by_layer_type():
     hf = config(PARAMETERS["default"])
     hf.rope_parameters = {"sliding_attention": YARN, "full_attention": dict(YARN)}
-    assert hf_config.rope_scaling(hf).factor == 16.0
+    assert hf_rope.rope_scaling(hf).factor == 16.0
     hf.rope_parameters["full_attention"]["factor"] = 8.0
     with pytest.raises(UserError, match="same parameters for every layer type"):
-        hf_config.rope_scaling(hf)
+        hf_rope.rope_scaling(hf)
 
 
 def test_queries_are_scaled_in_ministral3_only():
     scaled = YARN | {"llama_4_scaling_beta": 0.1}
-    assert hf_config.query_scaling(config(scaled, model_type="ministral3")) == (
+    assert hf_rope.query_scaling(config(scaled, model_type="ministral3")) == (
         0.1,
         16384,
     )
-    assert hf_config.query_scaling(config(scaled)) is None
-    assert hf_config.query_scaling(config(YARN, model_type="ministral3")) is None
+    assert hf_rope.query_scaling(config(scaled)) is None
+    assert hf_rope.query_scaling(config(YARN, model_type="ministral3")) is None
 
 
 @pytest.mark.parametrize(

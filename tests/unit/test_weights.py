@@ -10,7 +10,7 @@ from max_mistral import kernels
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.weights.packed import encodings_of
-from max_mistral.weights.safetensors import check_complete
+from max_mistral.weights.safetensors_file import stored_tensors
 from tests.checkpoints import BASE, DTYPES, make_tensors, write_checkpoint
 from tests.harness import load_safetensors, make_pipeline_config
 
@@ -112,10 +112,10 @@ def test_what_does_not_fit_is_named(tmp_path, monkeypatch, change, message):
 def test_a_truncated_file_is_refused(tmp_path, keep):
     path = write_checkpoint(tmp_path, BASE) / "model.safetensors"
     whole = path.read_bytes()
-    check_complete([path])
+    stored_tensors([path])
     path.write_bytes(whole[: int(len(whole) * keep)])
     with pytest.raises(UserError, match="is not a complete safetensors file"):
-        check_complete([path])
+        stored_tensors([path])
 
 
 def test_loading_looks_for_truncation(tmp_path):

@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers, processors
 
 from ..errors import UserError
+from ..weights.gguf_file import GGUFCheckpoint
 from .bpe import make_byte_level, make_sentencepiece
-from .gguf import GGUFCheckpoint
 from .mistral_tokenizer import TEKKEN_PATTERN, tekken_cuts
 
 # How text is cut before BPE, by ``tokenizer.ggml.pre``; llama.cpp

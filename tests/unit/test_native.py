@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
-from max_mistral.weights.consolidated import read_config
+from max_mistral.prepare.native import read_config
 from tests.checkpoints import (
     BASE,
     DTYPES,

@@ -16,12 +16,12 @@ import json
 import shutil
 from pathlib import Path
 
-from .errors import UserError
-from .weights import gguf_config
-from .weights.consolidated import PARAMS, find_shards, link_shards, read_config
-from .weights.gguf import GGUFCheckpoint
-from .weights.gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
-from .weights.mistral_tokenizer import find_tokenizer, write_tokenizer
+from ..errors import UserError
+from ..weights.gguf_file import GGUFCheckpoint
+from . import gguf_config
+from .gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
+from .mistral_tokenizer import find_tokenizer, write_tokenizer
+from .native import PARAMS, find_tensors, link_shards, read_config
 
 # What a Hugging Face folder has beside its weights.
 _HUGGINGFACE_FILES = (
@@ -86,7 +86,7 @@ def _prepare_gguf(source: Path, folder: Path, context: int | None) -> None:
 
 
 def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
-    tensors = find_shards(source)
+    tensors = find_tensors(source)
     if not tensors:
         raise UserError(
             f"{source} has no consolidated*.safetensors. MAX loads a Hugging "

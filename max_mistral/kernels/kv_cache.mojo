@@ -1,6 +1,6 @@
 """Where a request's keys and values are in MAX's paged KV cache."""
 
-from .states import Floats, Reads, W, Writes, padded
+from .softmax import Floats, Reads, W, Writes, padded
 
 
 @fieldwise_init

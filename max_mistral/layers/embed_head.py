@@ -1,4 +1,4 @@
-"""Embedding, head and sharding with one interface for one device and many.
+"""Embedding and head with one interface for one device and many.
 
 ``max.nn`` has one class for one device and another, which needs collectives
 and so a GPU, for several. Here both take and return a list of tensors, one
@@ -7,15 +7,9 @@ per device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from max.graph import (
-    BufferValue,
-    DeviceRef,
-    ShardingStrategy,
-    TensorValue,
-)
+from max.graph import BufferValue, TensorValue
 from max.nn.embedding import Embedding, VocabParallelEmbedding
 from max.nn.linear import ColumnParallelLinear, Linear
 
@@ -91,21 +85,3 @@ def make_head(
     if tied is not None:
         head.set_shared_weight("weight", tied)
     return head
-
-
-def shard(
-    module: Any,
-    strategy: Callable[[int], ShardingStrategy],
-    devices: list[DeviceRef],
-) -> Sequence[Any]:
-    """Returns one shard of ``module`` per device; on one device, itself.
-
-    Args:
-        module: A ``max.nn`` ``Shardable`` module.
-        strategy: A constructor such as ``ShardingStrategy.tensor_parallel``.
-        devices: Where the shards live.
-    """
-    if len(devices) == 1:
-        return [module]
-    module.sharding_strategy = strategy(len(devices))
-    return module.shard(devices)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from .gguf import GGUFCheckpoint
+    from ..weights.gguf_file import GGUFCheckpoint
 
 
 def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .packed import Stored
-from .safetensors import check_complete
+from ..weights.safetensors_file import stored_tensors
+from ..weights.stored import Stored
 
 PARAMS = "params.json"
 
@@ -57,7 +57,7 @@ _YARN = {
 }
 
 
-def find_shards(folder: Path) -> dict[str, Stored]:
+def find_tensors(folder: Path) -> dict[str, Stored]:
     """Returns the tensors in the ``consolidated*.safetensors`` of ``folder``.
 
     Raises:
@@ -81,7 +81,7 @@ def find_shards(folder: Path) -> dict[str, Stored]:
                 f"{folder} lacks {', '.join(missing)}. Fetch the rest of the "
                 "checkpoint."
             )
-    return check_complete(shards)
+    return stored_tensors(shards)
 
 
 def link_shards(tensors: Mapping[str, Stored], folder: Path) -> None:

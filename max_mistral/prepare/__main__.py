@@ -1,0 +1,5 @@
+"""``python -m max_mistral.prepare``."""
+
+from . import main
+
+main()
