@@ -31,7 +31,7 @@ from benchmarks.cpu import in_process, run_round
 from benchmarks.measure import PREFILL, Engine, measure
 from benchmarks.report import Results, table
 from benchmarks.worker import MaxMistral, Torch
-from tests.demo import ROOT
+from workbench.demo import ROOT
 
 CONFIG = ROOT / "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/config.json"
 # Requests at a time, tokens of each before, steps timed. Together the tokens
@@ -49,7 +49,7 @@ class OnGpu(MaxMistral):
         from max.pipelines.architectures.mistral import mistral_arch as built_in
 
         from max_mistral.arch import mistral_arch as ours
-        from tests.harness import Runner
+        from workbench.runner import Runner
 
         flags = {
             "custom_architectures": ["max_mistral"] if name != BASE else [],

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from max_mistral.weights.heads import rotary_heads
 from max_mistral.weights.names import expected_tensors
-from tests.checkpoints import BASE, interleave, write_tokenizer
+from workbench.checkpoints import BASE, interleave, write_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "300M": {

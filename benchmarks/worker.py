@@ -44,7 +44,7 @@ class MaxMistral:
         from max.nn.kv_cache import KVCacheInputsPerDevice
         from max.nn.transformer import ReturnLogits
 
-        from tests.harness import Runner
+        from workbench.runner import Runner
 
         flags = {"max_length": CONTEXT, "max_batch_size": BATCH}
         if gguf is not None:

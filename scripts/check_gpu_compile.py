@@ -23,8 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.checkpoints import BASE, CONFIGS, write_checkpoint
-from tests.quantized import CONFIG, LAYOUTS, write_quantized
+from workbench.checkpoints import BASE, CONFIGS, write_checkpoint
+from workbench.quantized import CONFIG, LAYOUTS, write_quantized
 
 # Heads of 128, as the published models have.
 DENSE = BASE | {

@@ -15,7 +15,7 @@ import llama_cpp
 import numpy as np
 from transformers import AutoTokenizer
 
-from tests.perplexity import GOLDEN, WINDOW, mean_nll, windows
+from workbench.perplexity import GOLDEN, WINDOW, mean_nll, windows
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ os.environ.setdefault("MAX_SERVE_DISABLE_TELEMETRY", "1")
 
 import pytest
 
-from tests.checkpoints import CONFIGS, write_checkpoint
-from tests.demo import prepare_demo
+from workbench.checkpoints import CONFIGS, write_checkpoint
+from workbench.demo import prepare_demo
 
 
 @pytest.fixture(scope="session")

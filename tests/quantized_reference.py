@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.quantized import LAYOUTS, write_quantized
-from tests.quantizers import Array
+from workbench.quantized import LAYOUTS, write_quantized
+from workbench.quantizers import Array
 
 GOLDEN = Path(__file__).parent / "fixtures" / "quantized.json"
 _COMPRESSED = ("channel", "compressed_static", "nvfp4")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tests.checkpoints import CONFIGS, write_checkpoint
+from workbench.checkpoints import CONFIGS, write_checkpoint
 
 GOLDENS = Path(__file__).parent / "fixtures" / "goldens"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.demo import GGUF, ROOT
+from workbench.demo import GGUF, ROOT
 
 # As in the Makefile, so that demo, server and tests share one compiled graph.
 DEMO_FLAGS = [

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from tests.checkpoints import BASE, write_checkpoint
-from tests.demo import GGUF
 from tests.e2e.conftest import DEMO_FLAGS, run_max, run_python
-from tests.quantized import LAYOUTS, write_quantized
+from workbench.checkpoints import BASE, write_checkpoint
+from workbench.demo import GGUF
+from workbench.quantized import LAYOUTS, write_quantized
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 

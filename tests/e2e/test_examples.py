@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tests.demo import GGUF, ROOT
 from tests.e2e.conftest import run_python
+from workbench.demo import GGUF, ROOT
 
 
 def test_there_is_a_test_for_each():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from openai import BadRequestError, OpenAI
 
-from tests.checkpoints import CONFIGS
 from tests.e2e.conftest import serve
 from tests.harness import tolerance
 from tests.reference import CASES, Reference
+from workbench.checkpoints import CONFIGS
 
 # Prompts longer than this many tokens are prefilled in chunks.
 CHUNK = 64

@@ -9,9 +9,10 @@ import pytest
 from max.driver import DeviceSpec
 from max.nn.transformer import ReturnLogits
 
-from tests.checkpoints import CONFIGS, write_checkpoint
-from tests.harness import Runner, relative_error, rounding_error, tolerance
+from tests.harness import relative_error, rounding_error, tolerance
 from tests.reference import CASES, Reference
+from workbench.checkpoints import CONFIGS, write_checkpoint
+from workbench.runner import Runner
 
 # The unit roundoff of what a matrix product's operands are rounded to. In
 # float32 of several rows NVIDIA's tensor cores take TF32, of 11 significant bits.

@@ -10,7 +10,7 @@ from max.graph import Graph, TensorType
 from max_mistral.quantization import gpu_architecture
 from tests.gpu.test_matmul import random, to_array, to_buffer
 from tests.harness import build, relative_error
-from tests.quantized import (
+from workbench.quantized import (
     CONFIG,
     LAYOUTS,
     NVFP4_LAYOUTS,

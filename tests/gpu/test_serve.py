@@ -12,7 +12,6 @@ import pytest
 from max.driver import DeviceSpec
 from openai import BadRequestError
 
-from tests.demo import write_bfloat16
 from tests.e2e import test_serve as on_cpu
 from tests.e2e.conftest import serve
 
@@ -30,7 +29,8 @@ from tests.e2e.test_serve import (  # noqa: F401
     test_no_messages_are_refused,
     test_the_chat_client_example,
 )
-from tests.harness import make_pipeline_config
+from workbench.demo import write_bfloat16
+from workbench.runner import make_pipeline_config
 
 ask, client = on_cpu.ask, on_cpu.client
 

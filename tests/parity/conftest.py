@@ -1,7 +1,7 @@
 import pytest
 
-from tests.harness import Runner
 from tests.reference import CASES
+from workbench.runner import Runner
 
 
 @pytest.fixture(scope="session")

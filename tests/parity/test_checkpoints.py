@@ -12,9 +12,10 @@ from max.nn.transformer import ReturnLogits
 from max_mistral import kernels
 from max_mistral.prepare import prepare
 from max_mistral.weights.names import TEXT_TOWERS, in_text_tower
-from tests.checkpoints import BASE, make_tensors, write_checkpoint, write_native
-from tests.harness import Runner, relative_error, rounding_error, tolerance
+from tests.harness import relative_error, rounding_error, tolerance
 from tests.reference import CASES, Reference, prompts
+from workbench.checkpoints import BASE, make_tensors, write_checkpoint, write_native
+from workbench.runner import Runner
 
 
 def write_vision_language(folder, tower):

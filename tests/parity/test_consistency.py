@@ -10,8 +10,9 @@ from max.driver import Buffer
 from max.nn.transformer import ReturnLogits
 
 from max_mistral.errors import UserError
-from tests.checkpoints import CONFIGS
-from tests.harness import split_logits, tolerance
+from tests.harness import tolerance
+from workbench.checkpoints import CONFIGS
+from workbench.runner import split_logits
 
 PROMPT = [int(t) for t in np.random.default_rng(2).integers(3, 320, 150)]
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from max.nn.transformer import ReturnLogits
 
-from tests.checkpoints import CONFIGS, make_tensors, write_checkpoint
-from tests.harness import split_logits, tolerance
+from tests.harness import tolerance
 from tests.reference import CASES, Reference, compute, score
+from workbench.checkpoints import CONFIGS, make_tensors, write_checkpoint
+from workbench.runner import split_logits
 
 # One graph each: every config, every mode.
 GRAPHS = [

@@ -7,9 +7,9 @@ import numpy as np
 from max.nn.transformer import ReturnLogits
 from transformers import AutoTokenizer
 
-from tests.demo import GGUF
-from tests.harness import Runner
-from tests.perplexity import GOLDEN, WINDOW, mean_nll, windows
+from workbench.demo import GGUF
+from workbench.perplexity import GOLDEN, WINDOW, mean_nll, windows
+from workbench.runner import Runner
 
 
 def test_it_is_within_half_a_percent_of_llama_cpps(demo_model):

@@ -11,7 +11,7 @@ from max_mistral.hf_quantization import read_quantization
 from max_mistral.hf_rope import RopeScaling
 from max_mistral.prepare.native import read_config
 from max_mistral.quantization import FP8
-from tests.harness import make_pipeline_config
+from workbench.runner import make_pipeline_config
 
 CONFIGS = Path(__file__).parent.parent / "fixtures" / "configs" / "mistralai"
 

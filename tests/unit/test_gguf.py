@@ -16,7 +16,7 @@ from max_mistral.prepare.gguf_tokenizer import write_tokenizer
 from max_mistral.weights.gguf_file import GGUFCheckpoint, dequantize_rows, encode
 from max_mistral.weights.heads import split_rotary
 from max_mistral.weights.packed import PackedWeight
-from tests.checkpoints import interleave
+from workbench.checkpoints import interleave
 
 
 def write_gguf(

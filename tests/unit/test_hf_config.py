@@ -7,7 +7,7 @@ from transformers import MistralConfig as HFMistralConfig
 
 from max_mistral import hf_config, hf_rope
 from max_mistral.errors import UserError
-from tests.checkpoints import BASE
+from workbench.checkpoints import BASE
 
 
 def config(**changes):

@@ -7,7 +7,7 @@ from max_mistral import hf_quantization
 from max_mistral.errors import UserError
 from max_mistral.hf_quantization import read_quantization
 from max_mistral.quantization import FP8, GPTQ, NVFP4
-from tests.quantized import CONFIG, LAYOUTS, write_quantized
+from workbench.quantized import CONFIG, LAYOUTS, write_quantized
 
 # ModelOpt's own file within config.json.
 NESTED = {

@@ -9,8 +9,8 @@ from max.pipelines.kv_cache import load_kv_manager
 
 from max_mistral import MistralConfig
 from max_mistral.kv_cache import FULL, SLIDING
-from tests.checkpoints import BASE, write_checkpoint
-from tests.harness import make_pipeline_config
+from workbench.checkpoints import BASE, write_checkpoint
+from workbench.runner import make_pipeline_config
 
 LONGEST = 8192
 WINDOW = 1024

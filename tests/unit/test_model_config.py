@@ -12,8 +12,8 @@ from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
 
 from max_mistral import MistralConfig, MistralModel
 from max_mistral.errors import UserError
-from tests.checkpoints import BASE, write_checkpoint
-from tests.harness import make_pipeline_config
+from workbench.checkpoints import BASE, write_checkpoint
+from workbench.runner import make_pipeline_config
 
 PAGE_FIELDS = [
     "hidden_size",

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
 from max_mistral.prepare.native import read_config
-from tests.checkpoints import (
+from tests.harness import load_safetensors
+from workbench.checkpoints import (
     BASE,
     DTYPES,
     make_tensors,
@@ -17,8 +18,8 @@ from tests.checkpoints import (
     write_checkpoint,
     write_native,
 )
-from tests.harness import load_safetensors, make_pipeline_config
-from tests.quantized import STATIC
+from workbench.quantized import STATIC
+from workbench.runner import make_pipeline_config
 
 PARAMS = {
     "dim": 96,

@@ -13,9 +13,10 @@ from max.nn.transformer import ReturnLogits
 from max_mistral import MistralConfig, MistralInputs
 from max_mistral.errors import UserError
 from max_mistral.weights.heads import repeat_heads
-from tests.checkpoints import BASE, CONFIGS, make_tensors, write_checkpoint
-from tests.harness import build, load_safetensors, make_pipeline_config, virtual_gpus
-from tests.quantized import CONFIG, LAYOUTS, write_quantized
+from tests.harness import build, load_safetensors, virtual_gpus
+from workbench.checkpoints import BASE, CONFIGS, make_tensors, write_checkpoint
+from workbench.quantized import CONFIG, LAYOUTS, write_quantized
+from workbench.runner import make_pipeline_config
 
 WIDE = BASE | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
 

@@ -14,7 +14,8 @@ from max_mistral.weights.finalize import (
     scales_by_rows,
 )
 from tests.harness import build, load_safetensors, virtual_gpus
-from tests.quantized import (
+from tests.quantized_reference import GOLDEN, NAMES, digest
+from workbench.quantized import (
     CONFIG,
     FP8_LAYOUTS,
     LAYOUTS,
@@ -22,9 +23,8 @@ from tests.quantized import (
     pipeline,
     write_quantized,
 )
-from tests.quantized_reference import GOLDEN, NAMES, digest
-from tests.quantizers import FP4
-from tests.quantizers import FP8 as E4M3
+from workbench.quantizers import FP4
+from workbench.quantizers import FP8 as E4M3
 
 GPU = DeviceSpec.accelerator(0)
 # Two devices have whole blocks of 128.

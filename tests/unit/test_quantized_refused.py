@@ -12,7 +12,7 @@ from max_mistral import MistralConfig
 from max_mistral.errors import UserError
 from max_mistral.weights.finalize import quantized_layers
 from tests.harness import load_safetensors, virtual_gpus
-from tests.quantized import (
+from workbench.quantized import (
     FP8_LAYOUTS,
     LAYOUTS,
     NVFP4_LAYOUTS,

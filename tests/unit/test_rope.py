@@ -10,7 +10,7 @@ from max_mistral import hf_config, hf_rope
 from max_mistral.errors import UserError
 from max_mistral.hf_rope import yarn_attention_factor
 from max_mistral.layers.rope import inverse_frequencies
-from tests.checkpoints import BASE
+from workbench.checkpoints import BASE
 
 YARN = {
     "rope_type": "yarn",

@@ -11,8 +11,9 @@ from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.weights.packed import encodings_of
 from max_mistral.weights.safetensors_file import stored_tensors
-from tests.checkpoints import BASE, DTYPES, make_tensors, write_checkpoint
-from tests.harness import load_safetensors, make_pipeline_config
+from tests.harness import load_safetensors
+from workbench.checkpoints import BASE, DTYPES, make_tensors, write_checkpoint
+from workbench.runner import make_pipeline_config
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 

@@ -1,6 +1,6 @@
 """Tiny seeded checkpoints in each quantized layout that is published.
 
-The same weights as ``tests/checkpoints.py`` writes, rounded; beside each file
+The same weights as ``workbench/checkpoints.py`` writes, rounded; beside each file
 goes what the rounded weights are worth, by their Hugging Face names.
 """
 
@@ -17,9 +17,9 @@ from max.driver import DeviceSpec
 from max.pipelines.lib import PipelineConfig
 from safetensors.numpy import save_file
 
-from tests.checkpoints import BASE, make_tensors, to_native, write_tokenizer
-from tests.harness import make_pipeline_config
-from tests.quantizers import BLOCK, Layout, Tensors, quantize
+from workbench.checkpoints import BASE, make_tensors, to_native, write_tokenizer
+from workbench.quantizers import BLOCK, Layout, Tensors, quantize
+from workbench.runner import make_pipeline_config
 
 # Whole blocks and groups of 128.
 CONFIG: dict[str, Any] = BASE | {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-BOOKS = Path(__file__).parent / "fixtures" / "books"
+BOOKS = Path(__file__).parent.parent / "tests" / "fixtures" / "books"
 GOLDEN = BOOKS / "perplexity.json"
 WINDOW, WINDOWS = 1024, 4
 

@@ -1,0 +1,1 @@
+"""What tests, benchmarks and scripts share: tiny checkpoints and ways to run them."""
