@@ -29,7 +29,7 @@ class DataParallelMistral(FlatGraph):
 
     def __init__(self, config: MistralConfig) -> None:
         super().__init__(config)
-        self.width = config.tensor_parallel_degree
+        self.width = config.sharing.tensor_parallel_degree
         self.replicas = []
         for i in range(config.data_parallel_degree):
             devices = config.devices[i * self.width : (i + 1) * self.width]
@@ -79,7 +79,7 @@ class DataParallelMistral(FlatGraph):
         return ops.concat(logits), ops.concat(all_logits), offsets
 
 
-def replicate(
+def replica_weights(
     weights: Mapping[str, WeightData], replicas: int
 ) -> dict[str, WeightData]:
     """Returns the weights under the names of each replica's own."""

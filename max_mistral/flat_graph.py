@@ -27,13 +27,13 @@ from .model_config import MistralConfig
 
 
 class FlatGraph(Module):
-    """What names its inputs and is traced into a graph of them."""
+    """Base of both decoders: names the graph's inputs and traces ``__call__``."""
 
     def __init__(self, config: MistralConfig) -> None:
         super().__init__()
         self.config = config
 
-    def input_tree(self) -> OrderedDict[str, object]:
+    def input_tree(self) -> OrderedDict[str, Any]:
         """Names the graph's inputs; its leaves are their types, in order."""
         config = self.config
         return input_tree(config.kv_params, config.devices, config.data_parallel_degree)
@@ -78,29 +78,20 @@ class FlatGraph(Module):
             custom_extensions: Paths of the custom kernels the graph uses.
             is_device_graph: Whether to build a device graph.
         """
-        inputs = self.input_tree()
-        replicated = self.config.data_parallel_degree > 1
-        signals = len(tree.leaves(inputs.get("signals", [])))
+        _, structure = tree.flatten(self.input_tree())
         devices = len(self.config.devices)
 
-        def forward(
-            tokens: Value[Any],
-            input_row_offsets: Value[Any],
-            return_n_logits: Value[Any],
-            *rest: Value[Any],
-        ) -> tuple[TensorValue, ...]:
-            splits = None
-            if replicated:
-                splits, rest = rest[0].tensor, rest[1:]
-            kv_inputs = self.config.kv_params.unflatten_kv_inputs(iter(rest[signals:]))
-            caches = tree.leaves(kv_inputs, leaf=KVCacheInputsPerDevice)
+        def forward(*values: Value[Any]) -> tuple[TensorValue, ...]:
+            inputs = tree.unflatten(structure, values)
+            batch = {name: value.tensor for name, value in inputs["batch"].items()}
+            caches = tree.leaves(inputs["kv"], leaf=KVCacheInputsPerDevice)
             return self(
-                tokens.tensor,
-                input_row_offsets.tensor,
-                return_n_logits.tensor,
-                [value.buffer for value in rest[:signals]],
+                batch["tokens"],
+                batch["row_offsets"],
+                batch["return_n_logits"],
+                [value.buffer for value in tree.leaves(inputs["signals"])],
                 [caches[i : i + devices] for i in range(0, len(caches), devices)],
-                splits,
+                batch.get("data_parallel_splits"),
             )
 
         ours = [kernels.library()] if self.config.encodings else []

@@ -16,13 +16,14 @@ from max.pipelines.weights import resolve_hf_quant_config
 from transformers import PretrainedConfig
 
 from .errors import UserError
+from .formats import FP8, GPTQ, NVFP4, WeightFormat
+from .formats.base import BLOCK
 from .hf_config import text_config
-from .quantization import BLOCK, FP8, GPTQ, NVFP4, Quantization
 
 
 def read_quantization(
     config: PretrainedConfig, encoding: SupportedEncoding | None
-) -> Quantization | None:
+) -> WeightFormat | None:
     """Returns how the checkpoint is quantized; ``None`` if it is not.
 
     Args:
@@ -117,13 +118,7 @@ def _gptq(found: dict[str, Any]) -> GPTQ:
             _refuse(key, found.get(key), repr(value))
     if found.get("checkpoint_format", "gptq") != "gptq":
         _refuse("checkpoint_format", found["checkpoint_format"], "'gptq'")
-    return GPTQ(
-        quant_method="gptq",
-        bits=4,
-        group_size=BLOCK,
-        desc_act=bool(found.get("desc_act", False)),
-        sym=True,
-    )
+    return GPTQ(desc_act=bool(found.get("desc_act", False)))
 
 
 def _modelopt(found: dict[str, Any]) -> FP8 | NVFP4:
@@ -138,7 +133,7 @@ def _modelopt(found: dict[str, Any]) -> FP8 | NVFP4:
     return NVFP4(compressed=False)
 
 
-_READERS: dict[str, Callable[[dict[str, Any]], Quantization]] = {
+_READERS: dict[str, Callable[[dict[str, Any]], WeightFormat]] = {
     "fp8": _fp8,
     "compressed-tensors": _compressed_tensors,
     "gptq": _gptq,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from max import tree
 from max.driver import Buffer
@@ -16,6 +18,9 @@ from max.pipelines.lib.interfaces.batch_processor import (
 )
 
 from .errors import UserError
+
+BATCH = ("tokens", "row_offsets", "return_n_logits", "data_parallel_splits")
+"""MAX's names of a batch's inputs; the last one is there with replicas only."""
 
 
 @dataclass
@@ -64,38 +69,48 @@ class MistralInputs(ModelInputs):
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
-        """The graph's positional inputs, in the order of :func:`input_tree`."""
-        splits = self.data_parallel_splits
-        return (
-            self.tokens,
-            self.input_row_offsets,
-            self.return_n_logits,
-            *([] if splits is None else [splits]),
-            *self.signal_buffers,
-            *tree.leaves(self.kv_cache_inputs),
-        )
+        """The graph's positional inputs."""
+        batch = {
+            "tokens": self.tokens,
+            "row_offsets": self.input_row_offsets,
+            "return_n_logits": self.return_n_logits,
+        }
+        if self.data_parallel_splits is not None:
+            batch["data_parallel_splits"] = self.data_parallel_splits
+        ordered = in_order(batch, self.signal_buffers, self.kv_cache_inputs)
+        return tuple(tree.leaves(ordered))
+
+
+def in_order(
+    batch: Mapping[str, Any], signals: object, kv: object
+) -> OrderedDict[str, Any]:
+    """Returns a graph's inputs in the order in which it takes them.
+
+    The only place that states the order: types, symbolic values and buffers all
+    go through it.
+
+    Args:
+        batch: By the names of :data:`BATCH`; those of replicas may be left out.
+        signals: A tree with one for each device; empty where none share a replica.
+        kv: The tree of the KV caches.
+    """
+    named = OrderedDict((name, batch[name]) for name in BATCH if name in batch)
+    return OrderedDict(batch=named, signals=signals, kv=kv)
 
 
 def input_tree(
     kv_params: KVCacheParamInterface, devices: list[DeviceRef], replicas: int = 1
-) -> OrderedDict[str, object]:
-    """Names the graph's inputs: batch, signals, kv.
-
-    The batch has ``data_parallel_splits`` where there are replicas; signals
-    are there where several devices share one.
+) -> OrderedDict[str, Any]:
+    """Names the graph's inputs; its leaves are their types.
 
     Args:
-        kv_params: The KV cache parameters, which supply the ``kv`` subtree.
+        kv_params: The KV cache parameters.
         devices: The devices; the first one holds the batch tensors.
         replicas: How many replicas of the model share them.
     """
-    fields = ["tokens", "row_offsets", "return_n_logits"]
-    if replicas > 1:
-        fields.append("data_parallel_splits")
-    inputs: OrderedDict[str, object] = OrderedDict(
-        batch=ragged_batch_inputs(devices[0], fields, data_parallel_degree=replicas)
+    fields = BATCH if replicas > 1 else BATCH[:3]
+    return in_order(
+        ragged_batch_inputs(devices[0], fields, data_parallel_degree=replicas),
+        signal_inputs(devices) if len(devices) > replicas else OrderedDict(),
+        kv_params.get_symbolic_inputs(),
     )
-    if len(devices) > replicas:
-        inputs["signals"] = signal_inputs(devices)
-    inputs["kv"] = kv_params.get_symbolic_inputs()
-    return inputs

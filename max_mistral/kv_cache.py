@@ -20,9 +20,9 @@ from max.pipelines.lib import KVCacheConfig
 from transformers import PretrainedConfig
 
 from . import hf_config as hf
-from . import kernels
 from .errors import UserError
-from .quantization import gpu_architecture
+from .gpu import gpu_architecture
+from .kernels import KernelMode
 
 # MAX's CPU kernel does not compile for a window below 8 SIMD registers of
 # float32: 128 tokens with AVX-512, the widest there is.
@@ -87,7 +87,10 @@ def make_kv_params(
 
 
 def check_cache(
-    dtype: DType, windows: Sequence[int | None], devices: Sequence[DeviceRef]
+    dtype: DType,
+    windows: Sequence[int | None],
+    devices: Sequence[DeviceRef],
+    kernel_mode: KernelMode,
 ) -> None:
     """Raises a ``UserError`` if the attention has no kernel for a KV cache.
 
@@ -95,6 +98,7 @@ def check_cache(
         dtype: Of keys and values.
         windows: Each layer's, as it has an effect.
         devices: Where the model runs.
+        kernel_mode: Which CPU kernels run.
     """
     if not any(device.is_cpu() for device in devices):
         gpu = gpu_architecture()
@@ -112,7 +116,7 @@ def check_cache(
             "--kv-cache-format out."
         )
     window = min((w for w in windows if w is not None), default=MIN_CPU_WINDOW)
-    if window < MIN_CPU_WINDOW and kernels.mode() == "off":
+    if window < MIN_CPU_WINDOW and kernel_mode == "off":
         raise UserError(
             f"sliding_window is {window}, but on a CPU MAX's attention "
             f"needs a window of at least {MIN_CPU_WINDOW} tokens. "

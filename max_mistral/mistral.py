@@ -27,9 +27,9 @@ from max.nn.transformer.distributed_transformer import (
 from max.nn.transformer.transformer import forward_sequential_layers
 
 from .flat_graph import FlatGraph
-from .layers.attention import query_scale
 from .layers.block import MistralBlock, make_norm
 from .layers.embed_head import make_embedding, make_head
+from .layers.query_scale import query_scale
 from .layers.rope import ScaledRotaryEmbedding
 from .layers.sharding import shard
 from .model_config import MistralConfig
@@ -59,10 +59,7 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
         )
         self.embed_tokens = make_embedding(config)
         self.layers = LayerList(
-            [
-                MistralBlock(config, self.rope, i)
-                for i in range(config.num_hidden_layers)
-            ]
+            [MistralBlock(config, i) for i in range(config.num_hidden_layers)]
         )
         self.norm = make_norm(config)
         self.norm_shards = shard(self.norm, ShardingStrategy.replicate, config.devices)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
-from max import tree
 from max.driver import Buffer, Device
 from max.engine import InferenceSession, Model
 from max.graph import BufferType, TensorType
@@ -34,17 +33,12 @@ from transformers import PretrainedConfig
 from typing_extensions import override
 
 from .batch_processor import MistralBatchProcessor
-from .data_parallel import DataParallelMistral, replicate
+from .build import build_graph
 from .errors import UserError
 from .idle_threads import threads_that_wait
-from .inputs import MistralInputs, input_tree
-from .mistral import Mistral
+from .inputs import MistralInputs
 from .model_config import MistralConfig
-from .quantization import Scaled
-from .weights.finalize import finalize_scaled
 from .weights.gguf import convert_gguf_state_dict
-from .weights.names import HEAD
-from .weights.packed import encodings_of
 from .weights.safetensors import convert_safetensor_state_dict
 
 WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
@@ -127,9 +121,12 @@ class MistralModel(
 
     def graph_inputs(self) -> tuple[TensorType | BufferType, ...]:
         """Returns the types of the graph's inputs, in execution order."""
-        replicas = self.pipeline_config.model.data_parallel_degree
-        inputs = input_tree(self.kv_params, self.device_refs, replicas)
-        return tuple(tree.leaves(inputs))
+        assert isinstance(self.batch_processor, MistralBatchProcessor)
+        return tuple(
+            self.batch_processor.get_symbolic_inputs(
+                kv_params=self.kv_params, device_refs=self.device_refs
+            )
+        )
 
     def load_model(self, session: InferenceSession) -> Model:
         """Loads the weights, strictly, and compiles the graph.
@@ -214,27 +211,20 @@ class MistralModel(
         )
 
     @override
+    def _load_state_dict(self) -> dict[str, WeightData]:
+        assert self.adapter is not None
+        mode = self.arch_config_as(MistralConfig).kernel_mode
+        return self.adapter(dict(self.weights.items()), kernel_mode=mode)
+
+    @override
     def _create_model_config(self, state_dict: dict[str, WeightData]) -> MistralConfig:
-        config = self.arch_config_as(MistralConfig)
-        config.return_logits = self.return_logits
-        # Whether the head is tied shows in the checkpoint, not in its config.
-        config.tie_word_embeddings = HEAD.graph not in state_dict
-        # So does how each tensor is encoded.
-        config.encodings = encodings_of(state_dict)
-        if isinstance(config.quantization, Scaled):
-            state_dict = finalize_scaled(config, config.quantization, state_dict)
         self._state_dict = state_dict
-        return config
+        config = self.arch_config_as(MistralConfig)
+        return config.finalize(state_dict, self.return_logits)
 
     @override
     def graph_specs(self, model_config: MistralConfig) -> dict[str, GraphSpec]:
-        graph: Mistral | DataParallelMistral
-        if model_config.data_parallel_degree > 1:
-            graph = DataParallelMistral(model_config)
-            self._state_dict = replicate(self._state_dict, len(graph.replicas))
-        else:
-            graph = Mistral(model_config)
-        graph.load_state_dict(self._state_dict, weight_alignment=1)
+        graph = build_graph(model_config, self._state_dict)
         # The graph holds what it binds; let the rest go.
         self._state_dict = {}
         return {

@@ -7,13 +7,14 @@ anything is compiled.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from max.dtype import DType
 from max.graph import DeviceRef
+from max.graph.weights import WeightData
 from max.nn.kv_cache import KVCacheParamInterface, KVCacheParams
-from max.nn.quant_config import QuantConfig
 from max.nn.transformer import ReturnLogits
 from max.pipelines.kv_cache import cache_dtype_for_encoding
 from max.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig
@@ -23,10 +24,14 @@ from max.pipelines.modeling.config_enums import SupportedEncoding
 from transformers import PretrainedConfig
 
 from . import hf_config as hf
+from . import kernels
 from ._arguments import find_configs
 from .errors import UserError
+from .formats import Linears, WeightFormat
+from .formats.base import Part
 from .hf_quantization import read_quantization
 from .hf_rope import RopeScaling, query_scaling, rope_scaling, rope_theta
+from .kernels import KernelMode
 from .kernels.packing import Encoding
 from .kv_cache import (
     check_cache,
@@ -35,9 +40,10 @@ from .kv_cache import (
     kv_places,
     make_kv_params,
 )
-from .parallelism import replicated_kv_heads
-from .quantization import Quantization, check_runs
+from .sharing import Sharing
 from .weights.gguf_file import GGUFCheckpoint
+from .weights.names import HEAD
+from .weights.packed import encodings_of
 
 
 @dataclass(kw_only=True)
@@ -74,7 +80,7 @@ class MistralConfig(ArchConfigWithKVCache):
     feed_forward_length: int
     """HF's ``intermediate_size``."""
     dtype: DType
-    """Of weights and activations."""
+    """Of activations, and of weights that are neither packed nor quantized."""
     kv_params: KVCacheParamInterface
     attention_multiplier: float
     """Scale of the attention scores, ``1 / sqrt(head_dim)``."""
@@ -94,26 +100,65 @@ class MistralConfig(ArchConfigWithKVCache):
     encodings: dict[str, Encoding] = field(default_factory=dict)
     """How each weight is packed, by its name in the graph, where the CPU
     kernels run; empty where MAX's own operations do, on weights of ``dtype``."""
-    quantization: Quantization | None = None
-    """How a checkpoint for GPUs is quantized."""
-    quant_config: QuantConfig | None = None
-    """With FP8 and NVFP4, which layers are and how, for ``max.nn``."""
-    scaled_by_rows: bool = False
-    """Whether FP8 weights have a scale a row that is applied after the product."""
-    separate_qkv: bool = False
-    """Whether Q, K and V run as three products, for they have scales of their own
-    that one product has not."""
+    quantization: WeightFormat | None = None
+    """The weight format of a quantized checkpoint for GPUs."""
     data_parallel_degree: int = 1
     """How many replicas of the model share the devices."""
     use_subgraphs: bool = True
     """Whether blocks that are alike share one compiled subgraph."""
-    quantization_encoding: SupportedEncoding | None = None
-    """The encoding that MAX resolved, of which ``dtype`` is the type."""
+    kernel_mode: KernelMode = field(default_factory=kernels.mode)
+    """Which CPU kernels run: ``MAX_MISTRAL_KERNELS``, read when this is made."""
 
     def __post_init__(self) -> None:
+        assert self.sharing  # or raises
         if self.quantization is not None:
-            check_runs(self.quantization, self.devices, self.dtype)
-        check_cache(self.kv_groups[0].dtype, self.layer_windows, self.devices)
+            self.quantization.check_runs(self.devices, self.dtype)
+        dtype = self.kv_groups[0].dtype
+        check_cache(dtype, self.layer_windows, self.devices, self.kernel_mode)
+
+    def finalize(
+        self,
+        state_dict: Mapping[str, WeightData],
+        return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN,
+    ) -> Self:
+        """Returns a copy with what only the loaded weights say.
+
+        Whether the head is tied shows in the checkpoint, not in its config; so
+        does how each tensor is encoded, and which layers are quantized.
+
+        Args:
+            state_dict: The tensors by their names in the graph.
+            return_logits: Which logits the graph returns.
+
+        Raises:
+            UserError: (a ``ValueError``) if the weights cannot run so: see
+                :meth:`.WeightFormat.finalize` and :func:`.encodings_of`.
+        """
+        quantization = self.quantization
+        if quantization is not None:
+            widths = {
+                "query": self.num_attention_heads * self.head_dim,
+                "MLP": self.feed_forward_length,
+                "key": self.sharing.total_kv_heads * self.head_dim,
+            }
+            quantization = quantization.finalize(state_dict, widths, self.sharing)
+        return replace(
+            self,
+            return_logits=return_logits,
+            tie_word_embeddings=HEAD.graph not in state_dict,
+            encodings=encodings_of(state_dict, self.kernel_mode),
+            quantization=quantization,
+        )
+
+    @property
+    def sharing(self) -> Sharing:
+        """How the devices share the model and its heads."""
+        return Sharing(
+            len(self.devices),
+            self.data_parallel_degree,
+            self.num_attention_heads,
+            self.num_key_value_heads,
+        )
 
     @property
     def layer_windows(self) -> list[int | None]:
@@ -132,16 +177,6 @@ class MistralConfig(ArchConfigWithKVCache):
         windows = self.sliding_windows or [None] * self.num_hidden_layers
         return kv_places(self.kv_params, windows)
 
-    @property
-    def tensor_parallel_degree(self) -> int:
-        """How many devices share a replica of the model."""
-        return len(self.devices) // self.data_parallel_degree
-
-    @property
-    def num_replicated_kv_heads(self) -> int:
-        """The key-value heads of a replica's devices together, copies included."""
-        return max(self.num_key_value_heads, self.tensor_parallel_degree)
-
     def layer_encodings(self, layer: int) -> dict[str, Encoding]:
         """Returns how a block's projections are packed, by their last names."""
         prefix = f"layers.{layer}."
@@ -151,15 +186,20 @@ class MistralConfig(ArchConfigWithKVCache):
             if name.startswith(prefix)
         }
 
+    def linears(self, part: Part, layer: int) -> Linears:
+        """Returns what a block's attention or MLP is made of, where not packed."""
+        if self.quantization is None:
+            return Linears(self.dtype)
+        return self.quantization.linears(part, layer, self.dtype)
+
     def layer_kind(self, layer: int) -> tuple[object, ...]:
-        """Returns what tells a block's graph from another's, beside its weights."""
-        quant = self.quant_config
+        """Returns what distinguishes a block's graph from another's."""
+        quantization = self.quantization
         return (
             self.layer_windows[layer],
             self.kv_places[layer][0],
             tuple(sorted(self.layer_encodings(layer).items())),
-            quant is not None and layer in quant.attn_quantized_layers,
-            quant is not None and layer in quant.mlp_quantized_layers,
+            quantization and quantization.layer_kind(layer),
         )
 
     @classmethod
@@ -277,7 +317,7 @@ class MistralConfig(ArchConfigWithKVCache):
         text = hf.text_config(huggingface_config)
         hf.check_supported(text)
         model = pipeline_config.model
-        replicated_kv_heads(huggingface_config, model)  # or raises
+        Sharing.of(huggingface_config, model)  # or raises, before MAX says less
         if pipeline_config.speculative is not None:
             raise UserError(
                 "max_mistral does not support speculative decoding. Leave "
@@ -320,7 +360,6 @@ class MistralConfig(ArchConfigWithKVCache):
             ),
             data_parallel_degree=model.data_parallel_degree,
             use_subgraphs=model.use_subgraphs,
-            quantization_encoding=encoding,
         )
 
 

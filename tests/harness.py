@@ -15,11 +15,10 @@ from max.nn import kernels as max_kernels
 from max.nn.transformer import ReturnLogits
 from max.pipelines.lib import PipelineConfig
 
-from max_mistral import MistralConfig, quantization
-from max_mistral.data_parallel import DataParallelMistral, replicate
+from max_mistral import MistralConfig, gpu
+from max_mistral.build import build_graph
+from max_mistral.data_parallel import DataParallelMistral
 from max_mistral.mistral import Mistral
-from max_mistral.quantization import Scaled
-from max_mistral.weights.finalize import finalize_scaled
 from max_mistral.weights.safetensors import convert_safetensor_state_dict
 
 Array = npt.NDArray[np.float32]
@@ -46,7 +45,7 @@ def virtual_gpus(architecture: str) -> Iterator[None]:
     try:
         with (
             patch.multiple(max_kernels, **named),
-            patch.multiple(quantization, **named),
+            patch.multiple(gpu, **named),
         ):
             yield
     finally:
@@ -60,19 +59,9 @@ def build(
     return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN,
 ) -> Mistral | DataParallelMistral:
     """Returns the graph's module with the checkpoint's weights in it."""
-    config = MistralConfig.initialize(pipeline_config)
-    config.return_logits = return_logits
     weights = load_safetensors(pipeline_config)
-    if isinstance(config.quantization, Scaled):
-        weights = finalize_scaled(config, config.quantization, weights)
-    module: Mistral | DataParallelMistral
-    if config.data_parallel_degree > 1:
-        module = DataParallelMistral(config)
-        weights = replicate(weights, config.data_parallel_degree)
-    else:
-        module = Mistral(config)
-    module.load_state_dict(weights, weight_alignment=1)
-    return module
+    config = MistralConfig.initialize(pipeline_config)
+    return build_graph(config.finalize(weights, return_logits), weights)
 
 
 def tolerance(config: dict[str, Any], logits: Array) -> float:

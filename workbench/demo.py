@@ -37,7 +37,7 @@ def write_bfloat16(folder: Path) -> Path:
     config = AutoConfig.from_pretrained(folder)
     expected = expected_tensors(config, "huggingface", tied=config.tie_word_embeddings)
     names = {tensor.graph: name for name, tensor in expected.items()}
-    weights = GGUFCheckpoint(GGUF, vocabulary=False).weights(config, packs=False)
+    weights = GGUFCheckpoint(GGUF, vocabulary=False).weights(config, packed=False)
     tensors = {
         names[graph]: np.from_dlpack(weight.data).astype(ml_dtypes.bfloat16)
         for graph, weight in weights

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from mojo.run import subprocess_run_mojo
 
@@ -13,8 +14,10 @@ from ..errors import UserError
 
 _SOURCES = Path(__file__).parent
 
+KernelMode = Literal["on", "bfloat16", "portable", "off"]
 
-def mode() -> str:
+
+def mode() -> KernelMode:
     """Returns the environment's ``MAX_MISTRAL_KERNELS``.
 
     ``on``, the default; ``bfloat16``, which rounds the activations of bfloat16
@@ -26,8 +29,8 @@ def mode() -> str:
         UserError: (a ``ValueError``) for another value, and for ``bfloat16`` on
             a CPU without AVX512-BF16.
     """
-    found = os.environ.get("MAX_MISTRAL_KERNELS", "on")
-    if found not in ("on", "bfloat16", "portable", "off"):
+    found: Any = os.environ.get("MAX_MISTRAL_KERNELS", "on")
+    if found not in get_args(KernelMode):
         raise UserError(
             f"MAX_MISTRAL_KERNELS is {found!r}. Set it to on, bfloat16, portable "
             "or off."

@@ -1,101 +1,210 @@
-"""Attention: on packed weights by our kernel, with scaled queries (Ministral 3)."""
+"""A block's attention: project, rotate, scale, attend, output."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
 from max.dtype import DType
-from max.graph import TensorValue, ops
-from max.nn.attention import AttentionWithRope
+from max.graph import DeviceRef, ShardingStrategy, TensorValue, ops
+from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
-from max.nn.kv_cache import PagedCacheValues
+from max.nn.kv_cache import KVCacheParams, PagedCacheValues
+from max.nn.layer import Module
 
-from .packed import CPU, Activations, PackedLinear
+from ..model_config import MistralConfig
+from .packed import CPU, Activations, PackedLinear, PackedQKV
 
 
-def attend(
-    attention: AttentionWithRope,
-    layer_idx: TensorValue,
-    x: Activations,
-    kv_collection: PagedCacheValues,
-    freqs_cis: TensorValue,
-    input_row_offsets: TensorValue,
-    query_scale: TensorValue | None,
-) -> TensorValue:
-    """Runs ``attention``'s projections around attention.
-
-    ``AttentionWithRope`` has no place between RoPE and the attention itself,
-    where the scale belongs, calls MAX's own kernel, and has queries of the
-    activations' dtype, while MAX's kernel wants the KV cache's; where none of
-    these matters it runs as it is.
+class MistralAttention(Module):
+    """Causal attention over the paged KV cache; HF ``MistralAttention``.
 
     Args:
-        attention: Holds the weights and says which mask to use.
-        layer_idx: uint32 scalar, the layer's place in the KV cache.
-        x: ``[total_seq_len, hidden_size]``.
-        kv_collection: The paged KV cache; keys and values are written to it.
-        freqs_cis: Rotary cosines and sines, ``[positions, head_dim]``.
-        input_row_offsets: uint32 ``[batch + 1]``.
-        query_scale: float32 ``[total_seq_len]`` from :func:`query_scale`, or
-            ``None``.
-
-    Returns:
-        ``[total_seq_len, hidden_size]``.
+        qkv_proj: Maps activations to ``[tokens, (heads + 2 * kv_heads) * head_dim]``.
+        o_proj: Maps ``[tokens, heads * head_dim]`` to ``[tokens, hidden_size]``.
+        kv_params: The KV cache that its keys and values are in.
+        num_heads: Heads of queries, on this device.
+        scale: What ``queries @ keys`` is multiplied by.
+        window: How many keys a token sees, itself included; ``None`` for all.
     """
-    packed = isinstance(attention.o_proj, PackedLinear)
-    cache_dtype = attention.kv_params.dtype
-    plain = query_scale is None and not packed
-    if plain and isinstance(x, TensorValue) and cache_dtype == x.dtype:
-        return attention(
-            layer_idx,
-            x,
-            kv_collection,
-            freqs_cis=freqs_cis,
-            input_row_offsets=input_row_offsets,
+
+    def __init__(
+        self,
+        qkv_proj: Any,
+        o_proj: Any,
+        *,
+        kv_params: KVCacheParams,
+        num_heads: int,
+        scale: float,
+        window: int | None,
+    ) -> None:
+        super().__init__()
+        self.qkv_proj = qkv_proj
+        self.o_proj = o_proj
+        self.kv_params = kv_params
+        self.num_heads = num_heads
+        self.scale = scale
+        self.window = window
+        self._sharding_strategy: ShardingStrategy | None = None
+
+    @classmethod
+    def of(cls, config: MistralConfig, layer: int) -> Self:
+        """Returns the attention of a block.
+
+        Args:
+            config: The model's, finalized.
+            layer: Which block.
+        """
+        hidden, device = config.hidden_size, config.devices[0]
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.sharing.total_kv_heads * config.head_dim
+        out_dims = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        qkv_proj: Any
+        o_proj: Any
+        if encodings := config.layer_encodings(layer):
+            linears = {
+                name: PackedLinear(hidden, out_dim, encodings[name], config.kernel_mode)
+                for name, out_dim in out_dims.items()
+            }
+            qkv_proj = PackedQKV(linears)
+            o_proj = PackedLinear(
+                queries, hidden, encodings["o_proj"], config.kernel_mode
+            )
+        else:
+            made_of = config.linears("self_attn", layer)
+            qkv_proj = made_of.qkv(hidden, out_dims, device)
+            o_proj = made_of.linear(queries, hidden, device)
+        return cls(
+            qkv_proj,
+            o_proj,
+            kv_params=config.kv_groups[config.kv_places[layer][0]],
+            num_heads=config.num_attention_heads,
+            scale=config.attention_multiplier,
+            window=config.layer_windows[layer],
         )
-    qkv_proj: Any = attention.qkv_proj
-    qkv = qkv_proj(x)
-    queries = rope_split_store_ragged(
-        kv_params=attention.kv_params,
-        qkv=qkv,
-        input_row_offsets=input_row_offsets,
-        freqs_cis=ops.cast(freqs_cis, qkv.dtype),
-        kv_collection=kv_collection,
-        layer_idx=layer_idx,
-        n_heads=attention.n_heads,
-        interleaved=attention.rope.interleaved,
-    )
-    # [total_seq_len, heads * head_dim] -> [total_seq_len, heads, head_dim]
-    queries = queries.reshape((-1, attention.n_heads, attention.kv_params.head_dim))
-    if query_scale is not None:
-        scale = ops.cast(query_scale, queries.dtype)
-        # [total_seq_len] -> [total_seq_len, 1, 1]
-        queries *= ops.unsqueeze(ops.unsqueeze(scale, -1), -1)
-    window = attention.sliding_window
-    if packed:
-        attended = packed_attention(
+
+    def __call__(
+        self,
+        layer_idx: TensorValue,
+        x: Activations,
+        kv_collection: PagedCacheValues,
+        freqs_cis: TensorValue,
+        input_row_offsets: TensorValue,
+        query_scale: TensorValue | None,
+    ) -> TensorValue:
+        """Maps hidden states to hidden states; writes keys and values to the cache.
+
+        Args:
+            layer_idx: uint32 scalar, the layer's place in the KV cache.
+            x: ``[total_seq_len, hidden_size]``.
+            kv_collection: The paged KV cache.
+            freqs_cis: Rotary cosines and sines, ``[positions, head_dim]``.
+            input_row_offsets: uint32 ``[batch + 1]``.
+            query_scale: float32 ``[total_seq_len]`` from
+                :func:`.query_scale.query_scale`, or ``None``.
+
+        Returns:
+            ``[total_seq_len, hidden_size]``.
+        """
+        head_dim = self.kv_params.head_dim
+        qkv = self.qkv_proj(x)
+        queries = rope_split_store_ragged(
+            kv_params=self.kv_params,
+            qkv=qkv,
+            input_row_offsets=input_row_offsets,
+            freqs_cis=ops.cast(freqs_cis, qkv.dtype),
+            kv_collection=kv_collection,
+            layer_idx=layer_idx,
+            n_heads=self.num_heads,
+            # HF checkpoints pair dimension i with i + head_dim / 2.
+            interleaved=False,
+        )
+        # [total_seq_len, heads * head_dim] -> [total_seq_len, heads, head_dim]
+        queries = queries.reshape((-1, self.num_heads, head_dim))
+        if query_scale is not None:
+            scale = ops.cast(query_scale, queries.dtype)
+            # [total_seq_len] -> [total_seq_len, 1, 1]
+            queries *= ops.unsqueeze(ops.unsqueeze(scale, -1), -1)
+        attend = packed_attention if self._is_packed else max_attention
+        attended = attend(
             queries,
             kv_collection,
             layer_idx,
             input_row_offsets,
-            attention.scale,
-            window,
+            kv_params=self.kv_params,
+            scale=self.scale,
+            window=self.window,
         )
-    else:
-        attended = flash_attention_ragged(
-            attention.kv_params,
-            input=ops.cast(queries, cache_dtype),
-            kv_collection=kv_collection,
-            layer_idx=layer_idx,
-            input_row_offsets=input_row_offsets,
-            mask_variant=attention.mask_variant,
-            scale=attention.scale,
-            local_window_size=-1 if window is None else window,
-            output_dtype=qkv.dtype,
+        # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
+        attended = attended.reshape((qkv.shape[0], self.num_heads * head_dim))
+        return self.o_proj(attended)
+
+    @property
+    def _is_packed(self) -> bool:
+        return isinstance(self.o_proj, PackedLinear)
+
+    @property
+    def sharding_strategy(self) -> ShardingStrategy | None:
+        """How the heads are shared among devices."""
+        return self._sharding_strategy
+
+    @sharding_strategy.setter
+    def sharding_strategy(self, strategy: ShardingStrategy) -> None:
+        devices = strategy.num_devices
+        self._sharding_strategy = strategy
+        self.qkv_proj.sharding_strategy = ShardingStrategy.rowwise(devices)
+        self.o_proj.sharding_strategy = ShardingStrategy.head_aware_columnwise(
+            devices, self.num_heads, self.kv_params.head_dim
         )
-    # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
-    attended = attended.reshape((qkv.shape[0], attention.q_weight_dim))
-    return attention.o_proj(attended)
+
+    def shard(self, devices: Iterable[DeviceRef]) -> list[MistralAttention]:
+        """Returns one shard per device, each with as many heads."""
+        devices = list(devices)
+        parts = zip(
+            self.qkv_proj.shard(devices), self.o_proj.shard(devices), strict=True
+        )
+        return [
+            MistralAttention(
+                qkv_proj,
+                o_proj,
+                kv_params=self.kv_params,
+                num_heads=self.num_heads // len(devices),
+                scale=self.scale,
+                window=self.window,
+            )
+            for qkv_proj, o_proj in parts
+        ]
+
+
+def max_attention(
+    queries: TensorValue,
+    kv_collection: PagedCacheValues,
+    layer_idx: TensorValue,
+    input_row_offsets: TensorValue,
+    *,
+    kv_params: KVCacheParams,
+    scale: float,
+    window: int | None,
+) -> TensorValue:
+    """Returns what MAX's own kernel attends to, ``[tokens, heads, head_dim]``.
+
+    See :func:`packed_attention` for the arguments.
+    """
+    # The mask variant and the window only act together: one without the other
+    # is silently causal.
+    windowed = MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK
+    return flash_attention_ragged(
+        kv_params,
+        # The kernel wants queries of the cache's dtype.
+        input=ops.cast(queries, kv_params.dtype),
+        kv_collection=kv_collection,
+        layer_idx=layer_idx,
+        input_row_offsets=input_row_offsets,
+        mask_variant=MHAMaskVariant.CAUSAL_MASK if window is None else windowed,
+        scale=scale,
+        local_window_size=-1 if window is None else window,
+        output_dtype=queries.dtype,
+    )
 
 
 def packed_attention(
@@ -103,10 +212,12 @@ def packed_attention(
     kv_collection: PagedCacheValues,
     layer_idx: TensorValue,
     input_row_offsets: TensorValue,
+    *,
+    kv_params: KVCacheParams,
     scale: float,
     window: int | None,
 ) -> TensorValue:
-    """Returns causal attention's output, float32 ``[tokens, heads, head_dim]``.
+    """Returns what our CPU kernel attends to, float32 ``[tokens, heads, head_dim]``.
 
     MAX's own kernel reads a key once for each head of queries; ours once.
 
@@ -115,6 +226,7 @@ def packed_attention(
         kv_collection: The paged KV cache, float32, with this step's keys.
         layer_idx: uint32 scalar, the layer's place in it.
         input_row_offsets: uint32 ``[batch + 1]``.
+        kv_params: The cache's parameters.
         scale: What ``queries @ keys`` is multiplied by.
         window: How many keys a token sees, itself included; ``None`` for all.
     """
@@ -133,52 +245,7 @@ def packed_attention(
         ],
         [queries.type],
         parameters={
-            "head_dim": int(queries.shape[2]),
+            "head_dim": kv_params.head_dim,
             "window": 2**31 if window is None else window,
         },
     )[0].tensor
-
-
-def query_scale(
-    tokens: TensorValue,
-    input_row_offsets: TensorValue,
-    cache_lengths: TensorValue,
-    beta: float,
-    original_max_position: int,
-) -> TensorValue:
-    """Returns ``1 + beta * ln(1 + floor(position / original_max_position))``.
-
-    HF ``modeling_ministral3.py``, ``get_llama_4_attn_scale``. Exactly 1 for
-    positions below ``original_max_position``.
-
-    Args:
-        tokens: ``[total_seq_len]``; only its length counts.
-        input_row_offsets: uint32 ``[batch + 1]``.
-        cache_lengths: uint32 ``[batch]``, the tokens already in the cache.
-        beta: ``llama_4_scaling_beta``.
-        original_max_position: ``original_max_position_embeddings``.
-
-    Returns:
-        float32 ``[total_seq_len]``.
-    """
-    offsets = input_row_offsets.cast(DType.int64)
-    starts, ends = offsets[:-1], offsets[1:]
-    total = tokens.shape[0]
-    index = ops.range(
-        0,
-        ops.shape_to_tensor([total])[0],
-        1,
-        out_dim=total,
-        dtype=DType.int64,
-        device=tokens.device,
-    )
-    # The request of each token: how many requests end at or before it.
-    # (A repeat_interleave would say it shorter, but not on a GPU.)
-    ended = ops.greater_equal(ops.unsqueeze(index, -1), ops.unsqueeze(ends, 0))
-    # [total_seq_len, batch] -> [total_seq_len]
-    request = ops.squeeze(ops.sum(ended.cast(DType.int64), axis=-1), -1)
-    shift = cache_lengths.cast(DType.int64).rebind(starts.shape) - starts
-    position = (index + ops.gather(shift, request, axis=0)).cast(DType.float32)
-    return (
-        ops.log(ops.floor(position / float(original_max_position)) + 1.0) * beta + 1.0
-    )

@@ -6,13 +6,12 @@ from max.graph import BufferValue, ShardingStrategy, TensorValue, ops
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.layer import Module
 from max.nn.norm import RMSNorm
-from max.nn.rotary_embedding import RotaryEmbedding
 from max.nn.transformer.distributed_transformer import forward_sharded_layers
 
 from ..model_config import MistralConfig
-from .attention import attend
+from .attention import MistralAttention
+from .mlp import make_mlp
 from .packed import PackedNorm
-from .projections import make_attention, make_mlp
 from .sharding import shard
 
 
@@ -34,15 +33,12 @@ class MistralBlock(Module):
 
     Args:
         config: The model's config.
-        rope: The rotary embedding that all blocks share.
         layer: Which block this is.
     """
 
-    def __init__(
-        self, config: MistralConfig, rope: RotaryEmbedding, layer: int
-    ) -> None:
+    def __init__(self, config: MistralConfig, layer: int) -> None:
         super().__init__()
-        self.self_attn = make_attention(config, rope, layer)
+        self.self_attn = MistralAttention.of(config, layer)
         self.mlp = make_mlp(config, layer)
         norm = PackedNorm if config.layer_encodings(layer) else RMSNorm
         self.input_layernorm = make_norm(config, norm)
@@ -89,7 +85,7 @@ class MistralBlock(Module):
         scales: list[TensorValue | None] = [*query_scales] or [None] * len(hs)
         normed = forward_sharded_layers(self._input_norm, hs)
         attended = [
-            attend(attention, layer_idx, x, kv, freqs, rows, scale)
+            attention(layer_idx, x, kv, freqs, rows, scale)
             for attention, x, kv, freqs, rows, scale in zip(
                 self._attention,
                 normed,

@@ -69,6 +69,7 @@ def make_head(
             config.hidden_size,
             config.vocab_size,
             config.encodings[(HEAD if tied is None else EMBEDDING).graph],
+            config.kernel_mode,
             tied,
         )
     if len(config.devices) > 1:

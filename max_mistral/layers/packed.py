@@ -2,7 +2,7 @@
 
 Decoding streams every weight once a token, so bytes are time. Each layer's
 weight has the encoding that its tensor has in the checkpoint; activations and
-sums are float32, except where ``kernels.mode()`` says otherwise.
+sums are float32, except where the kernel mode says otherwise.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, Weight, o
 from max.nn.layer import Module
 from max.nn.norm import RMSNorm
 
-from .. import kernels
+from ..kernels import KernelMode
 from ..kernels.packing import Encoding, packed_shape
-from .quantized import QKV, SeparateQKV
+from .qkv import QKVProjections
 
 CPU = DeviceRef.CPU()
 
@@ -31,7 +31,7 @@ def packed_weight(encoding: Encoding, rows: int, columns: int) -> Weight:
 
 @dataclass(frozen=True)
 class Normed:
-    """What is normalized by the operation that takes it."""
+    """Activations whose RMSNorm the next linear op will apply."""
 
     x: TensorValue
     """float32 ``[tokens, hidden_size]``."""
@@ -41,7 +41,7 @@ class Normed:
 
 
 class PackedNorm(RMSNorm):
-    """An RMSNorm whose work the linear layers after it do."""
+    """An RMSNorm that the next linear op computes."""
 
     def __call__(self, x: TensorValue) -> Normed:  # type: ignore[override]
         """Takes float32 ``[tokens, hidden_size]``."""
@@ -58,6 +58,7 @@ class PackedLinear(Module):
         in_dim: Columns of the weight.
         out_dim: Rows of the weight.
         encoding: How the weight is encoded.
+        mode: Which kernels run.
         weight: A weight to share; by default one of its own.
     """
 
@@ -66,11 +67,13 @@ class PackedLinear(Module):
         in_dim: int,
         out_dim: int,
         encoding: Encoding,
+        mode: KernelMode = "on",
         weight: Weight | None = None,
     ) -> None:
         super().__init__()
         self.out_dim = out_dim
         self.encoding = encoding
+        self.mode = mode
         if weight is None:
             self.weight = packed_weight(encoding, out_dim, in_dim)
         else:
@@ -89,12 +92,12 @@ def linear(x: Activations, layers: Sequence[PackedLinear]) -> TensorValue:
 
     Args:
         x: float32 ``[tokens, in_dim]``.
-        layers: Of this ``in_dim`` each.
+        layers: Of this ``in_dim`` and of one kernel mode.
 
     Returns:
         float32 ``[tokens, sum(out_dims)]``.
     """
-    mode = kernels.mode()
+    (mode,) = {layer.mode for layer in layers}
     bfloat16 = mode == "bfloat16"
     if len({_rounding(layer.encoding, bfloat16) for layer in layers}) > 1:
         return ops.concat([layer(x) for layer in layers], axis=-1)
@@ -164,12 +167,12 @@ def multiply(
     )[0].tensor
 
 
-class PackedQKV(SeparateQKV):
+class PackedQKV(QKVProjections):
     """The three projections of attention, in one operation."""
 
     def __call__(self, x: Activations) -> TensorValue:
         """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
-        return linear(x, [getattr(self, name) for name in QKV])
+        return linear(x, self.projections)
 
 
 class PackedMLP(Module):
@@ -179,6 +182,7 @@ class PackedMLP(Module):
         hidden_size: The width of its input and output.
         feed_forward_length: The width in between.
         encodings: By the names ``gate_proj``, ``up_proj`` and ``down_proj``.
+        mode: Which kernels run.
     """
 
     def __init__(
@@ -186,12 +190,13 @@ class PackedMLP(Module):
         hidden_size: int,
         feed_forward_length: int,
         encodings: Mapping[str, Encoding],
+        mode: KernelMode = "on",
     ) -> None:
         super().__init__()
         wide = (hidden_size, feed_forward_length)
-        self.gate_proj = PackedLinear(*wide, encodings["gate_proj"])
-        self.up_proj = PackedLinear(*wide, encodings["up_proj"])
-        self.down_proj = PackedLinear(*wide[::-1], encodings["down_proj"])
+        self.gate_proj = PackedLinear(*wide, encodings["gate_proj"], mode)
+        self.up_proj = PackedLinear(*wide, encodings["up_proj"], mode)
+        self.down_proj = PackedLinear(*wide[::-1], encodings["down_proj"], mode)
 
     def __call__(self, x: Activations) -> TensorValue:
         """Maps ``[tokens, hidden_size]`` to the same."""

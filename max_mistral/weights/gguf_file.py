@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..kernels.packing import BLOCKS, Encoding
 from .heads import rotary_heads, split_rotary
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
-from .packed import packed
+from .packed import pack_matrix
 from .stored import Stored
 
 logger = logging.getLogger("max.pipelines")
@@ -81,7 +81,7 @@ class GGUFCheckpoint:
         return {tensor.name for tensor in self._reader.tensors}
 
     def weights(
-        self, config: PretrainedConfig, *, packs: bool
+        self, config: PretrainedConfig, *, packed: bool
     ) -> Iterator[tuple[str, WeightData]]:
         """Yields each tensor under its name in the graph.
 
@@ -89,7 +89,7 @@ class GGUFCheckpoint:
 
         Args:
             config: The HF config that the tensors must fit.
-            packs: Whether to pack the matrices.
+            packed: Whether to pack the matrices.
 
         Raises:
             UserError: (a ``ValueError``) if the tensors do not fit the config,
@@ -119,11 +119,11 @@ class GGUFCheckpoint:
             # Read apart from the reader's map of the file, whose pages would stay.
             stored = Stored(self.path, int(tensor.data_offset), int(tensor.n_bytes))
             data, kind = stored.read(), GGMLQuantizationType(tensor.tensor_type)
-            if packs and len(shape) == 2:
+            if packed and len(shape) == 2:
                 data, encoding = encode(data, kind, shape)
                 if encoding.name != kind.name:
                     repacked[f"{kind.name} as {encoding.name}"] += 1
-                yield graph, packed(graph, data, shape, encoding, heads)
+                yield graph, pack_matrix(graph, data, shape, encoding, heads)
                 continue
             values = dequantize_rows(data, kind, shape)
             if heads is not None:

@@ -12,12 +12,11 @@ from max.driver import Buffer
 from max.dtype import DType
 from max.graph import Shape
 from max.graph.weights import WeightData
-from max.pipelines.lib import MAXModelConfig
 from transformers import PretrainedConfig
 
 from ..errors import UserError
 from ..hf_config import text_config
-from ..parallelism import replicated_kv_heads
+from ..sharing import Sharing
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -65,10 +64,8 @@ def repeat_heads(
     return by_head.repeat(copies, axis=0).reshape(rows * copies, columns)
 
 
-def replicate_kv_heads(
-    weights: dict[str, WeightData],
-    config: PretrainedConfig,
-    model_config: MAXModelConfig,
+def copy_kv_heads(
+    weights: dict[str, WeightData], sharing: Sharing
 ) -> dict[str, WeightData]:
     """Gives each device a key-value head where there are fewer heads than devices.
 
@@ -77,17 +74,15 @@ def replicate_kv_heads(
 
     Args:
         weights: The tensors by their names in the graph.
-        config: The HF config.
-        model_config: Says how many devices share a model.
+        sharing: How devices share the model.
 
     Raises:
         UserError: (a ``ValueError``) if a scale spans several heads.
     """
-    heads = text_config(config).num_key_value_heads
-    copies = replicated_kv_heads(config, model_config) // heads
+    heads, copies = sharing.num_key_value_heads, sharing.kv_head_copies
     if copies == 1:
         return weights
-    replicated = dict(weights)
+    copied = dict(weights)
     for name, weight in weights.items():
         if (".k_proj." in name or ".v_proj." in name) and weight.shape:
             if int(weight.shape[0]) % heads:
@@ -97,8 +92,8 @@ def replicate_kv_heads(
                     f"Use {heads} devices or fewer."
                 )
             repeat = partial(repeat_heads, heads=heads, copies=copies)
-            replicated[name] = on_rows(weight, repeat)
-    return replicated
+            copied[name] = on_rows(weight, repeat)
+    return copied
 
 
 def on_rows(

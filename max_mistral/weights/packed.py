@@ -18,6 +18,7 @@ from max.pipelines.lib import PipelineConfig
 
 from .. import kernels
 from ..errors import UserError
+from ..kernels import KernelMode
 from ..kernels.packing import BLOCKS, Encoding, pack
 from .heads import split_rotary
 
@@ -35,18 +36,33 @@ class PackedWeight(WeightData):
     encoding: Encoding = Encoding.F32
 
 
-def packs(pipeline_config: PipelineConfig) -> bool:
-    """Whether the model runs on packed weights: on a CPU, with the kernels on."""
+def runs_packed(
+    pipeline_config: PipelineConfig, kernel_mode: KernelMode | None = None
+) -> bool:
+    """Whether the model runs on packed weights: on a CPU, with the kernels on.
+
+    Args:
+        pipeline_config: Has the devices.
+        kernel_mode: By default what the environment says.
+    """
     devices = pipeline_config.model.device_specs
-    return kernels.mode() != "off" and all(d.device_type == "cpu" for d in devices)
+    return (kernel_mode or kernels.mode()) != "off" and all(
+        d.device_type == "cpu" for d in devices
+    )
 
 
-def encodings_of(weights: Mapping[str, WeightData]) -> dict[str, Encoding]:
+def encodings_of(
+    weights: Mapping[str, WeightData], kernel_mode: KernelMode = "on"
+) -> dict[str, Encoding]:
     """Returns how each packed weight is encoded, by its name.
 
+    Args:
+        weights: The tensors by their names in the graph.
+        kernel_mode: Which CPU kernels run.
+
     Raises:
-        UserError: (a ``ValueError``) if ``MAX_MISTRAL_KERNELS`` asks for
-            bfloat16 activations, and none of the weights is bfloat16.
+        UserError: (a ``ValueError``) if the mode rounds activations to bfloat16,
+            and none of the weights is bfloat16.
     """
     found = {
         name: weight.encoding
@@ -54,7 +70,7 @@ def encodings_of(weights: Mapping[str, WeightData]) -> dict[str, Encoding]:
         if isinstance(weight, PackedWeight)
     }
     kinds = sorted({encoding.name for encoding in found.values()})
-    if found and kernels.mode() == "bfloat16" and "BF16" not in kinds:
+    if found and kernel_mode == "bfloat16" and "BF16" not in kinds:
         raise UserError(
             "MAX_MISTRAL_KERNELS is 'bfloat16', which is for bfloat16 weights, but "
             f"this checkpoint has {', '.join(kinds)} only. Leave it out."
@@ -62,7 +78,7 @@ def encodings_of(weights: Mapping[str, WeightData]) -> dict[str, Encoding]:
     return found
 
 
-def packed(
+def pack_matrix(
     name: str,
     data: npt.NDArray[np.uint8],
     shape: tuple[int, ...],

@@ -14,8 +14,11 @@ from max.pipelines.lib import PipelineConfig
 from transformers import PretrainedConfig
 
 from ..hf_quantization import read_quantization
+from ..kernels import KernelMode
 from ..model_config import MistralConfig
-from .heads import on_rows, replicate_kv_heads, rotary_heads, split_rotary
+from ..sharing import Sharing
+from .dtypes import FLOATS, check_dtype
+from .heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
 from .names import (
     EMBEDDING,
     HEAD,
@@ -27,14 +30,8 @@ from .names import (
     find_text_tower,
     in_text_tower,
 )
-from .packed import ENCODINGS, packed, packs
-from .quantized import (
-    FLOATS,
-    check_dtype,
-    check_known,
-    convert_quantized,
-    quantized_tensors,
-)
+from .packed import ENCODINGS, pack_matrix, runs_packed
+from .quantized import check_known, quantized_tensors
 from .safetensors_file import stored_tensors
 
 
@@ -42,6 +39,7 @@ def convert_safetensor_state_dict(
     state_dict: Mapping[str, Weights],
     huggingface_config: PretrainedConfig,
     pipeline_config: PipelineConfig,
+    kernel_mode: KernelMode | None = None,
     **_: Any,
 ) -> dict[str, WeightData]:
     """Renames a checkpoint's tensors to the graph's and casts them to its dtype.
@@ -52,6 +50,7 @@ def convert_safetensor_state_dict(
         state_dict: The tensors by their names in the checkpoint.
         huggingface_config: Gives the names and shapes that must be there.
         pipeline_config: Gives the encoding that MAX resolved.
+        kernel_mode: Which CPU kernels run; by default what the environment says.
 
     Raises:
         UserError: (a ``ValueError``) naming what is missing, unknown,
@@ -87,7 +86,7 @@ def convert_safetensor_state_dict(
         source,
     )
     dtype = MistralConfig.activation_dtype(pipeline_config.model)
-    packing = packs(pipeline_config)
+    packed = runs_packed(pipeline_config, kernel_mode)
     weights: dict[str, WeightData] = {}
     for name, tensor in expected.items():
         found = tensors[name]
@@ -96,8 +95,8 @@ def convert_safetensor_state_dict(
             heads = rotary_heads(tensor.graph, huggingface_config)
         if quantization is None:
             check_dtype(found, FLOATS, source)
-        if len(tensor.shape) == 2 and packing:
-            weights[tensor.graph] = packed(
+        if len(tensor.shape) == 2 and packed:
+            weights[tensor.graph] = pack_matrix(
                 tensor.graph,
                 stored[name].read(),
                 tensor.shape,
@@ -110,9 +109,10 @@ def convert_safetensor_state_dict(
         weights[tensor.graph] = (
             found.astype(dtype)
             if quantization is None
-            else convert_quantized(tensor.graph, found, quantization, dtype, source)
+            else quantization.convert(tensor.graph, found, dtype, source)
         )
-    return replicate_kv_heads(weights, huggingface_config, pipeline_config.model)
+    sharing = Sharing.of(huggingface_config, pipeline_config.model)
+    return copy_kv_heads(weights, sharing)
 
 
 def _has_own_head(tensors: Mapping[str, WeightData], scheme: str, tower: str) -> bool:

@@ -7,7 +7,7 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import Graph, TensorType
 
-from max_mistral.quantization import gpu_architecture
+from max_mistral.gpu import gpu_architecture
 from tests.gpu.test_matmul import random, to_array, to_buffer
 from tests.harness import build, relative_error
 from workbench.quantized import (

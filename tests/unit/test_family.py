@@ -6,11 +6,11 @@ import pytest
 from transformers import AutoConfig
 
 from max_mistral import MistralConfig
+from max_mistral.formats import FP8
 from max_mistral.hf_config import text_config
 from max_mistral.hf_quantization import read_quantization
 from max_mistral.hf_rope import RopeScaling
 from max_mistral.prepare.native import read_config
-from max_mistral.quantization import FP8
 from workbench.runner import make_pipeline_config
 
 CONFIGS = Path(__file__).parent.parent / "fixtures" / "configs" / "mistralai"

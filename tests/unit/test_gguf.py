@@ -96,7 +96,7 @@ def load(path, **kwargs):
 
 def test_tensors_come_in_the_graphs_names_and_order(tmp_path):
     path = write_gguf(tmp_path / "m.gguf")
-    weights = load(path, packs=False)
+    weights = load(path, packed=False)
     stored = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
     assert len(weights) == len(stored)
     assert np.array_equal(
@@ -111,7 +111,7 @@ def test_tensors_come_in_the_graphs_names_and_order(tmp_path):
 
 def test_matrices_are_packed_and_vectors_are_not(tmp_path):
     path = write_gguf(tmp_path / "m.gguf")
-    weights = load(path, packs=True)
+    weights = load(path, packed=True)
     stored = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
     query = split_rotary(stored["blk.0.attn_q.weight"], 2)
     found = weights["layers.0.self_attn.q_proj.weight"]
@@ -160,10 +160,10 @@ def test_a_config_of_another_model_is_refused(tmp_path):
     checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
     config = MistralConfig(**read_config(checkpoint) | {"intermediate_size": 16})
     with pytest.raises(UserError, match=r"ffn_gate\.weight has shape \[12, 8\]"):
-        dict(checkpoint.weights(config, packs=True))
+        dict(checkpoint.weights(config, packed=True))
     missing = write_gguf(tmp_path / "b.gguf", drop=["blk.0.attn_q.weight"])
     with pytest.raises(UserError, match=r"blk\.0\.attn_q\.weight is missing"):
-        load(missing, packs=True)
+        load(missing, packed=True)
 
 
 def test_prepare_writes_a_whole_folder_or_none(tmp_path):

@@ -5,8 +5,8 @@ from transformers import AutoConfig
 
 from max_mistral import hf_quantization
 from max_mistral.errors import UserError
+from max_mistral.formats import FP8, GPTQ, NVFP4
 from max_mistral.hf_quantization import read_quantization
-from max_mistral.quantization import FP8, GPTQ, NVFP4
 from workbench.quantized import CONFIG, LAYOUTS, write_quantized
 
 # ModelOpt's own file within config.json.
@@ -36,7 +36,7 @@ def test_what_the_configs_say():
     assert found["modelopt_nvfp4"] == NVFP4(compressed=False)
     assert read(NESTED) == found["modelopt_nvfp4"]
     assert read(NESTED | {"quant_method": "modelopt"}) == found["modelopt_nvfp4"]
-    assert found["gptq_desc_act"] == GPTQ("gptq", 4, 128, desc_act=True, sym=True)
+    assert found["gptq_desc_act"] == GPTQ(desc_act=True)
     assert read(None) is None
 
 

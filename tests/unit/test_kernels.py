@@ -288,12 +288,8 @@ def test_bfloat16_needs_a_cpu_that_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "operations"), [("on", 1), ("bfloat16", 2)])
-def test_activations_are_rounded_for_bfloat16_weights_only(
-    monkeypatch, mode, operations
-):
-    monkeypatch.setenv("MAX_MISTRAL_KERNELS", mode)
-    monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
-    layers = [PackedLinear(8, 16, e) for e in (Encoding.F32, Encoding.BF16)]
+def test_activations_are_rounded_for_bfloat16_weights_only(mode, operations):
+    layers = [PackedLinear(8, 16, e, mode) for e in (Encoding.F32, Encoding.BF16)]
     for i, layer in enumerate(layers):
         layer.weight.name = f"weight{i}"
     x = TensorType(DType.float32, ["tokens", 8], DeviceRef.CPU())

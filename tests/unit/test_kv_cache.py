@@ -120,6 +120,6 @@ def test_devices_share_heads_or_copies_of_them(tmp_path):
     }
     write_checkpoint(tmp_path, MIXED | {"num_key_value_heads": 2}, dtype="bfloat16")
     config = MistralConfig.initialize(make_pipeline_config(tmp_path, **flags))
-    assert config.num_replicated_kv_heads == 4
+    assert config.sharing.total_kv_heads == 4
     for group in config.kv_groups:
         assert group.n_kv_heads_per_device == 1

@@ -9,10 +9,8 @@ from max import tree
 from max.driver import DeviceSpec
 from max.dtype import DType
 
-from max_mistral.weights.finalize import (
-    quantized_layers,
-    scales_by_rows,
-)
+from max_mistral.formats.fp8 import row_scales
+from max_mistral.formats.scaled import QuantizedLayers
 from tests.harness import build, load_safetensors, virtual_gpus
 from tests.quantized_reference import GOLDEN, NAMES, digest
 from workbench.quantized import (
@@ -111,7 +109,7 @@ def test_the_graph_takes_them(tmp_path, name):
     write_quantized(tmp_path, LAYOUTS[name])
     config = trace(pipeline(tmp_path))
     if name in NVFP4_LAYOUTS:
-        assert config.separate_qkv != LAYOUTS[name].shared
+        assert config.quantization.separate_qkv != LAYOUTS[name].shared
 
 
 @pytest.mark.parametrize("name", FP8_LAYOUTS + NVFP4_LAYOUTS)
@@ -128,9 +126,9 @@ def test_the_scales_are_the_same_where_gpus_are_virtual(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [n for n in FP8_LAYOUTS if n != "block"])
-def test_scales_by_rows_are_worth_the_same(tmp_path, name):
+def test_row_scales_are_worth_the_same(tmp_path, name):
     worth = write_quantized(tmp_path, LAYOUTS[name])
-    weights = scales_by_rows(load(tmp_path))
+    weights = row_scales(load(tmp_path))
     assert not any(key.endswith("input_scale") for key in weights)
     for key, want in worth.items():
         name = key.removeprefix("model.")
@@ -146,7 +144,8 @@ def test_layers_left_in_bfloat16(tmp_path, name):
         tmp_path, LAYOUTS[name], dense=lambda n: "layers.0.mlp" in n
     )
     weights = load(tmp_path)
-    assert quantized_layers(weights) == {"self_attn": {0, 1}, "mlp": {1}}
+    layers = QuantizedLayers.of(weights)
+    assert (layers.self_attn, layers.mlp) == ({0, 1}, {1})
     for key, want in worth.items():
         assert np.array_equal(dequantize(weights, key.removeprefix("model.")), want)
 
@@ -184,8 +183,8 @@ def test_q_k_and_v_with_scales_of_their_own(tmp_path, role, devices):
     for changed in ("none", "1.self_attn.v_proj", "1.mlp.gate_proj"):
         write_quantized(tmp_path, LAYOUTS["modelopt_nvfp4"], WIDE, edit=edit(changed))
         config = trace(pipeline(tmp_path, device_specs=gpus))
-        assert config.separate_qkv == ("v_proj" in changed)
-        assert config.quant_config.can_use_fused_mlp == ("gate" not in changed)
+        assert config.quantization.separate_qkv == ("v_proj" in changed)
+        assert config.quantization.layers.fuse_mlp == ("gate" not in changed)
 
 
 def test_the_scales_of_a_kv_cache_are_dropped(tmp_path):

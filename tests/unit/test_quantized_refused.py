@@ -10,7 +10,7 @@ from max.driver import DeviceSpec
 
 from max_mistral import MistralConfig
 from max_mistral.errors import UserError
-from max_mistral.weights.finalize import quantized_layers
+from max_mistral.formats.scaled import QuantizedLayers
 from tests.harness import load_safetensors, virtual_gpus
 from workbench.quantized import (
     FP8_LAYOUTS,
@@ -30,7 +30,7 @@ def load(folder):
 def test_half_an_mlp_is_refused(tmp_path):
     write_quantized(tmp_path, LAYOUTS["channel"], dense=lambda n: "up_proj" in n)
     with pytest.raises(UserError, match=r"layers\.0\.mlp some projections"):
-        quantized_layers(load(tmp_path))
+        QuantizedLayers.of(load(tmp_path))
 
 
 Q = "model.layers.1.self_attn.q_proj."

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from max.dtype import DType
 
-from max_mistral import kernels
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.weights.packed import encodings_of
@@ -63,15 +62,13 @@ def test_without_the_kernels_all_is_float32(tmp_path, monkeypatch, dtype, shards
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_bfloat16_activations_are_for_bfloat16_weights(tmp_path, monkeypatch, dtype):
-    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "bfloat16")
-    monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
+def test_bfloat16_activations_are_for_bfloat16_weights(tmp_path, dtype):
     weights = load(write_checkpoint(tmp_path, BASE, dtype=dtype))
     if dtype == "bfloat16":
-        assert set(encodings_of(weights).values()) == {Encoding.BF16}
+        assert set(encodings_of(weights, "bfloat16").values()) == {Encoding.BF16}
         return
     with pytest.raises(UserError, match="this checkpoint has F16 only"):
-        encodings_of(weights)
+        encodings_of(weights, "bfloat16")
 
 
 def test_max_finds_the_shards_by_itself(tmp_path):

@@ -1,0 +1,30 @@
+"""From a finalized config and its weights to the module that MAX compiles."""
+
+from __future__ import annotations
+
+from max.graph.weights import WeightData
+
+from .data_parallel import DataParallelMistral, replica_weights
+from .mistral import Mistral
+from .model_config import MistralConfig
+
+
+def build_graph(
+    config: MistralConfig, weights: dict[str, WeightData]
+) -> Mistral | DataParallelMistral:
+    """Returns the decoder with its weights bound, strictly.
+
+    Args:
+        config: From :meth:`MistralConfig.finalize`.
+        weights: The tensors by their names in the graph, from a weight adapter.
+    """
+    if config.quantization is not None:
+        weights = config.quantization.adapt(weights)
+    graph: Mistral | DataParallelMistral
+    if config.data_parallel_degree > 1:
+        graph = DataParallelMistral(config)
+        weights = replica_weights(weights, config.data_parallel_degree)
+    else:
+        graph = Mistral(config)
+    graph.load_state_dict(weights, weight_alignment=1)
+    return graph

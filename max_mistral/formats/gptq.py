@@ -1,0 +1,126 @@
+"""GPTQ: projections of 4 bits in groups of 128 columns, symmetric."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from max.dtype import DType
+from max.graph import DeviceRef
+from max.graph.quantization import QuantizationConfig, QuantizationEncoding
+from max.graph.weights import WeightData
+from max.nn.linear import GPTQLinear
+
+from ..errors import UserError
+from ..weights.dtypes import FLOATS, check_dtype
+from ..weights.names import ExpectedTensor
+from ..weights.scales import in_float32
+from .base import BLOCK, Expected, Linears, Part, WeightFormat, convert_float
+
+# MAX's kernel takes no others.
+_DTYPES = {
+    "qweight": DType.int32,
+    "scales": DType.float16,
+    "perm_idx": DType.int32,
+}
+
+
+@dataclass(frozen=True)
+class GPTQ(WeightFormat):
+    """Four tensors in a weight's place, on one GPU; AutoGPTQ's layout."""
+
+    NAME = "GPTQ"
+    ENCODING = "gptq"
+
+    desc_act: bool
+    """Whether columns were quantized in the order of their activations, so that a
+    group's columns are scattered over the weight."""
+
+    def check_runs(self, devices: Sequence[DeviceRef], dtype: DType) -> None:
+        """See :meth:`WeightFormat.check_runs`."""
+        super().check_runs(devices, dtype)
+        if len(devices) > 1:
+            raise UserError(
+                "The checkpoint is quantized in GPTQ, which runs on one GPU, not on "
+                f"{len(devices)}. Name one in --devices."
+            )
+
+    def tensors(
+        self, name: str, tensor: ExpectedTensor, found: Mapping[str, WeightData]
+    ) -> Expected:
+        """See :meth:`WeightFormat.tensors`."""
+        rows, columns = tensor.shape
+        stem, graph = name.removesuffix("weight"), tensor.graph.removesuffix("weight")
+        parts: dict[str, tuple[str, tuple[int, ...]]] = {
+            # Eight weights of 4 bits per int32, and transposed.
+            "qweight": ("qweight", (columns // 8, rows)),
+            "scales": ("scales", (columns // BLOCK, rows)),
+        }
+        if self.desc_act:
+            parts["g_idx"] = "perm_idx", (columns,)
+        return {
+            stem + spelling: ExpectedTensor(graph + role, shape)
+            for spelling, (role, shape) in parts.items()
+        }
+
+    def dropped(
+        self, projections: Collection[str], found: Mapping[str, WeightData]
+    ) -> dict[str, str]:
+        """See :meth:`WeightFormat.dropped`."""
+        dropped = {}
+        for name in projections:
+            stem = name.removesuffix("weight")
+            dropped[stem + "qzeros"] = "8, since the weights are symmetric"
+            if not self.desc_act:
+                reason = "column / group_size, since desc_act is false"
+                dropped[stem + "g_idx"] = reason
+            bias = found.get(stem + "bias")
+            if bias is not None and bias.dtype in FLOATS and not in_float32(bias).any():
+                dropped[stem + "bias"] = "zero"
+        return dropped
+
+    def convert(
+        self, graph_name: str, weight: WeightData, dtype: DType, source: str
+    ) -> WeightData:
+        """See :meth:`WeightFormat.convert`."""
+        role = graph_name.rpartition(".")[2]
+        if role not in _DTYPES:
+            return convert_float(weight, dtype, source)
+        check_dtype(weight, (_DTYPES[role],), source)
+        if role == "perm_idx":
+            # Which column each of the weight's rows is of.
+            order = np.argsort(weight.to_buffer().to_numpy(), kind="stable")
+            return WeightData.from_numpy(order.astype(np.int32), graph_name)
+        return weight
+
+    def linears(self, part: Part, layer: int, dtype: DType) -> Linears:
+        """See :meth:`WeightFormat.linears`."""
+        return Linears(
+            dtype,
+            linear_cls=partial(_linear, self),
+            qkv_cls=None,
+            encoding=QuantizationEncoding.GPTQ,
+        )
+
+
+def _linear(
+    gptq: GPTQ, in_dim: int, out_dim: int, dtype: DType, device: DeviceRef, **_: Any
+) -> GPTQLinear:
+    # Takes what max.nn passes its ``linear_cls``.
+    return GPTQLinear(
+        in_dim,
+        out_dim,
+        dtype,
+        device,
+        quantization_encoding=QuantizationEncoding.GPTQ,
+        quantization_config=QuantizationConfig(
+            quant_method="gptq",
+            bits=4,
+            group_size=BLOCK,
+            desc_act=gptq.desc_act,
+            sym=True,
+        ),
+    )
