@@ -32,7 +32,7 @@ from max.pipelines.lib.generate import GenerateIterator
 from max.pipelines.lib.pipeline_variants import text_generation
 
 from max_mistral import MistralModel, kernels
-from max_mistral.mistral import Mistral
+from max_mistral.build import build_graph
 
 PIPELINE = text_generation.TextGenerationPipeline
 # What is timed; what is indented is part of what stands above it.
@@ -49,8 +49,7 @@ def linear_layers(model: MistralModel, repeats: int = 50) -> float:
     """Returns the median seconds of a token's linear layers, on a CPU."""
     weights = model._load_state_dict()
     config = model._create_model_config(weights)
-    decoder = Mistral(config)
-    decoder.load_state_dict(weights, weight_alignment=1)
+    decoder = build_graph(config, weights)
     width = config.num_attention_heads * config.head_dim
 
     def forward(value: Value[Any]) -> TensorValue:

@@ -33,5 +33,5 @@ def check_max_version(found: str | None) -> None:
     major, minor = SUPPORTED_MAX.split(".")
     raise ImportError(
         f"max_mistral needs MAX {SUPPORTED_MAX}.x, but {what}. Install it with: "
-        f"pip install 'modular>={SUPPORTED_MAX},<{major}.{int(minor) + 1}'"
+        f"pip install 'max[serve]>={SUPPORTED_MAX},<{major}.{int(minor) + 1}'"
     )

@@ -42,7 +42,7 @@ def sliding_windows(config: PretrainedConfig) -> list[int | None]:
     """Returns each layer's window in tokens, itself included; ``None`` for all.
 
     Only Ministral has ``layer_types``; ``MistralModel`` in transformers
-    ignores them with a warning, and so does this.
+    ignores them, and so does this; see :func:`warn_of_ignored`.
     """
     window = config.sliding_window
     if window is not None and window < 1:
@@ -53,14 +53,6 @@ def sliding_windows(config: PretrainedConfig) -> list[int | None]:
     layers = config.num_hidden_layers
     layer_types: list[str] = getattr(config, "layer_types", None) or []
     if config.model_type != "ministral":
-        if layer_types and window is not None and "full_attention" in layer_types:
-            logger.warning(
-                "config.json has layer_types, which a %s does not have: all "
-                "layers use sliding_window = %s, as in transformers. For "
-                "alternating attention set model_type to 'ministral'.",
-                config.model_type,
-                window,
-            )
         return [window] * layers
     if len(layer_types) != layers:
         refuse("layer_types of length", len(layer_types), f"one a layer, {layers} here")
@@ -123,3 +115,20 @@ def check_supported(config: PretrainedConfig) -> None:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if heads % groups:
         refuse("num_key_value_heads", groups, f"divisors of its {heads} heads")
+
+
+def warn_of_ignored(config: PretrainedConfig) -> None:
+    """Warns of ``layer_types`` that count for nothing, as transformers does."""
+    window, layer_types = config.sliding_window, getattr(config, "layer_types", None)
+    if (
+        config.model_type != "ministral"
+        and window is not None
+        and "full_attention" in (layer_types or [])
+    ):
+        logger.warning(
+            "config.json has layer_types, which a %s does not have: all layers use "
+            "sliding_window = %s, as in transformers. For alternating attention set "
+            "model_type to 'ministral'.",
+            config.model_type,
+            window,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 from max.driver import Buffer, Device
@@ -20,6 +21,7 @@ from max.nn.kv_cache import KVCacheInputs
 from max.nn.transformer import ReturnLogits
 from max.pipelines.context import TextContext
 from max.pipelines.lib import (
+    PIPELINE_REGISTRY,
     KVCacheConfig,
     ModelInputs,
     ModelOutputs,
@@ -29,6 +31,7 @@ from max.pipelines.lib import (
 from max.pipelines.lib.graph_specs import GraphRole, GraphSpec
 from max.pipelines.lib.log_probabilities import LogProbabilitiesMixin
 from max.pipelines.lib.memory_estimation import MemoryEstimator, MemoryPlan
+from max.pipelines.lib.utils import parse_state_dict_from_weights
 from transformers import PretrainedConfig
 from typing_extensions import override
 
@@ -88,10 +91,14 @@ class MistralModel(
         max_batch_size: int | None = None,
     ) -> None:
         if memory_plan is None:
-            # arch.py imports this module.
-            from .arch import mistral_arch
-
-            memory_plan = MemoryEstimator.plan(pipeline_config, mistral_arch)
+            architecture = PIPELINE_REGISTRY.architecture_for_config(pipeline_config)
+            if architecture is None or architecture.pipeline_model is not type(self):
+                raise UserError(
+                    "MAX does not know max_mistral's architectures. Add "
+                    'custom_architectures=["max_mistral"] to the pipeline config, or '
+                    "pass memory_plan."
+                )
+            memory_plan = MemoryEstimator.plan(pipeline_config, architecture)
         super().__init__(
             pipeline_config,
             session,
@@ -214,7 +221,11 @@ class MistralModel(
     def _load_state_dict(self) -> dict[str, WeightData]:
         assert self.adapter is not None
         mode = self.arch_config_as(MistralConfig).kernel_mode
-        return self.adapter(dict(self.weights.items()), kernel_mode=mode)
+        return parse_state_dict_from_weights(
+            self.pipeline_config,
+            self.weights,
+            partial(self.adapter, kernel_mode=mode),
+        )
 
     @override
     def _create_model_config(self, state_dict: dict[str, WeightData]) -> MistralConfig:

@@ -25,7 +25,7 @@ from transformers import PretrainedConfig
 
 from . import hf_config as hf
 from . import kernels
-from ._arguments import find_configs
+from ._max_calls import find_configs
 from .errors import UserError
 from .formats import Linears, WeightFormat
 from .formats.base import Part
@@ -316,6 +316,7 @@ class MistralConfig(ArchConfigWithKVCache):
         """Like :meth:`initialize`, with the HF config at hand."""
         text = hf.text_config(huggingface_config)
         hf.check_supported(text)
+        hf.warn_of_ignored(text)
         model = pipeline_config.model
         Sharing.of(huggingface_config, model)  # or raises, before MAX says less
         if pipeline_config.speculative is not None:

@@ -18,7 +18,7 @@ def test_another_line_is_named_with_the_cure(version):
     with pytest.raises(ImportError) as error:
         check_max_version(version)
     assert f"found MAX {version}" in str(error.value)
-    assert "pip install 'modular>=26.7,<26.8'" in str(error.value)
+    assert "pip install 'max[serve]>=26.7,<26.8'" in str(error.value)
 
 
 def test_no_max_at_all():

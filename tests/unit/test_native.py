@@ -196,7 +196,7 @@ def test_huggingface_files_are_taken_as_they_are(tmp_path):
     assert make_pipeline_config(tmp_path / "dst").model.resolved_weight_paths()
 
 
-def test_image_towers_are_dropped_by_name(tmp_path, monkeypatch):
+def test_image_towers_are_dropped_by_name(tmp_path):
     image = np.ones((2, 2), dtype=np.float32)
     native = to_native(BASE, make_tensors(BASE)) | {
         "vision_encoder.patch_conv.weight": image,

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from max_mistral import hf_config, hf_rope
+from max_mistral import MistralConfig, hf_config, hf_rope
 from max_mistral.errors import UserError
 from max_mistral.hf_rope import yarn_attention_factor
 from max_mistral.layers.rope import inverse_frequencies
-from workbench.checkpoints import BASE
+from workbench.checkpoints import BASE, write_checkpoint
+from workbench.runner import make_pipeline_config
 
 YARN = {
     "rope_type": "yarn",
@@ -150,3 +151,21 @@ def test_an_unknown_layer_type_is_refused():
     hf.layer_types = ["sliding_attention", "full_attention", "linear_attention"]
     with pytest.raises(UserError, match="linear_attention"):
         hf_config.sliding_windows(hf)
+
+
+def test_ignored_layer_types_are_warned_of_once(tmp_path, monkeypatch):
+    values = BASE | {
+        "sliding_window": 128,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    }
+    pipeline_config = make_pipeline_config(write_checkpoint(tmp_path, BASE))
+    warnings = []
+    monkeypatch.setattr(
+        hf_config.logger, "warning", lambda *args: warnings.append(args)
+    )
+    MistralConfig.initialize_from_config(
+        pipeline_config, AutoConfig.for_model(**values)
+    )
+    assert [args[0].partition(",")[0] for args in warnings] == [
+        "config.json has layer_types"
+    ]
