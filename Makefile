@@ -37,6 +37,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 check-gpu-compile: $(VENV)/dev
 	$(BIN)/python scripts/check_gpu_compile.py

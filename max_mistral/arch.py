@@ -9,8 +9,9 @@ from max.pipelines.lib import SupportedArchitecture, TextTokenizer
 from max.pipelines.modeling.types import PipelineTask
 
 from .batch_processor import MistralBatchProcessor
-from .model import WEIGHT_ADAPTERS, MistralModel
+from .model import MistralModel
 from .model_config import MistralConfig
+from .weight_adapters import WEIGHT_ADAPTERS
 
 # One model serves them all; the config says which maths a checkpoint needs.
 EXAMPLES = {

@@ -14,7 +14,6 @@ from max.graph.weights import (
     WeightData,
     Weights,
     WeightsAdapter,
-    WeightsFormat,
     weights_format,
 )
 from max.nn.kv_cache import KVCacheInputs
@@ -41,13 +40,7 @@ from .errors import UserError
 from .idle_threads import threads_that_wait
 from .inputs import MistralInputs
 from .model_config import MistralConfig
-from .weights.gguf import convert_gguf_state_dict
-from .weights.safetensors import convert_safetensor_state_dict
-
-WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
-    WeightsFormat.safetensors: convert_safetensor_state_dict,
-    WeightsFormat.gguf: convert_gguf_state_dict,
-}
+from .weight_adapters import WEIGHT_ADAPTERS, convert_safetensor_state_dict
 
 
 class MistralModel(

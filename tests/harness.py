@@ -19,7 +19,7 @@ from max_mistral import MistralConfig, gpu
 from max_mistral.build import build_graph
 from max_mistral.data_parallel import DataParallelMistral
 from max_mistral.mistral import Mistral
-from max_mistral.weights.safetensors import convert_safetensor_state_dict
+from max_mistral.weight_adapters import convert_safetensor_state_dict
 
 Array = npt.NDArray[np.float32]
 

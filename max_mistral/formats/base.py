@@ -17,10 +17,10 @@ from max.nn.stacked_linear import StackedLinear
 from max.pipelines.modeling.config_enums import SupportedEncoding
 
 from ..errors import UserError
-from ..layers.qkv import SeparateQKV
 from ..sharing import Sharing
 from ..weights.dtypes import FLOATS, check_dtype
 from ..weights.names import ExpectedTensor
+from .qkv import SeparateQKV
 
 Expected = dict[str, ExpectedTensor]
 Part = Literal["self_attn", "mlp"]

@@ -28,7 +28,6 @@ from max.nn.stacked_linear import StackedLinear
 from max.support.math import ceildiv
 
 from ..gpu import lacks_scaled_matmul
-from ..layers.sharding import OwnShards
 from ..sharing import Sharing
 from ..weights.dtypes import FLOATS, check_dtype
 from ..weights.names import ExpectedTensor
@@ -41,6 +40,7 @@ from .base import (
     is_projection,
     part_of_projection,
 )
+from .qkv import OwnShards
 from .scaled import QuantizedLayers, ScaledFormat, check_blocks
 
 logger = logging.getLogger("max.pipelines")

@@ -16,9 +16,9 @@ from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, Weight, o
 from max.nn.layer import Module
 from max.nn.norm import RMSNorm
 
+from ..formats.qkv import QKVProjections
 from ..kernels import KernelMode
 from ..kernels.packing import Encoding, packed_shape
-from .qkv import QKVProjections
 
 CPU = DeviceRef.CPU()
 

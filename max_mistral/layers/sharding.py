@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from max.graph import DeviceRef, ShardingStrategy
@@ -24,14 +24,3 @@ def shard(
         return [module]
     module.sharding_strategy = strategy(len(devices))
     return module.shard(devices)
-
-
-class OwnShards:
-    """Before a layer of ``max.nn``: its shards are of its class, not ``max.nn``'s."""
-
-    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
-        """Returns one shard per device."""
-        shards = super().shard(devices)  # type: ignore[misc]
-        for shard in shards:
-            shard.__class__ = type(self)
-        return shards

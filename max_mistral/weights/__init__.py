@@ -1,1 +1,1 @@
-"""From the tensors of a checkpoint to the weights of the graph."""
+"""The tensors of a checkpoint: where they are, what they are called, packing."""

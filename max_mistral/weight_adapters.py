@@ -1,4 +1,7 @@
-"""Safetensors, in one file or several, under HF's names or Mistral's own."""
+"""MAX's weight adapters: from a checkpoint's tensors to the graph's.
+
+Safetensors, in one file or several, under HF's names or Mistral's own; and GGUF.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from max.dtype import DType
-from max.graph.weights import WeightData, Weights
+from max.graph.weights import WeightData, Weights, WeightsAdapter, WeightsFormat
 from max.pipelines.lib import PipelineConfig
 from transformers import PretrainedConfig
 
-from ..hf_quantization import read_quantization
-from ..kernels import KernelMode
-from ..model_config import MistralConfig
-from ..sharing import Sharing
-from .dtypes import FLOATS, check_dtype
-from .heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
-from .names import (
+from .errors import UserError
+from .formats.tensors import check_known, quantized_tensors
+from .hf_quantization import read_quantization
+from .kernels import KernelMode
+from .model_config import MistralConfig
+from .sharing import Sharing
+from .weights.dtypes import FLOATS, check_dtype
+from .weights.gguf_file import GGUFCheckpoint
+from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
+from .weights.names import (
     EMBEDDING,
     HEAD,
     IMAGE_TOWERS,
@@ -30,9 +36,8 @@ from .names import (
     find_text_tower,
     in_text_tower,
 )
-from .packed import ENCODINGS, pack_matrix, runs_packed
-from .quantized import check_known, quantized_tensors
-from .safetensors_file import stored_tensors
+from .weights.packed import ENCODINGS, PackedWeight, pack_matrix, runs_packed
+from .weights.safetensors_file import stored_tensors
 
 
 def convert_safetensor_state_dict(
@@ -115,6 +120,43 @@ def convert_safetensor_state_dict(
     return copy_kv_heads(weights, sharing)
 
 
+def convert_gguf_state_dict(
+    state_dict: Mapping[str, Weights],
+    huggingface_config: PretrainedConfig,
+    pipeline_config: PipelineConfig,
+    kernel_mode: KernelMode | None = None,
+    **_: Any,
+) -> dict[str, WeightData]:
+    """Reads the file itself: MAX's own reader lacks half of the types.
+
+    Args:
+        state_dict: The tensors as MAX found them; not used.
+        huggingface_config: Gives the names and shapes that must be there.
+        pipeline_config: Gives the file, the devices and the encoding.
+        kernel_mode: Which CPU kernels run; by default what the environment says.
+
+    Raises:
+        UserError: (a ``ValueError``) if the file is no complete GGUF file of a
+            Mistral or does not fit the config, or there are several files.
+    """
+    paths = pipeline_config.model.resolved_weight_paths()
+    if len(paths) != 1:
+        raise UserError(
+            f"--weight-path names {len(paths)} GGUF files; max_mistral reads one. "
+            "Merge a split file with llama.cpp's llama-gguf-split --merge."
+        )
+    dtype = MistralConfig.activation_dtype(pipeline_config.model)
+    checkpoint = GGUFCheckpoint(paths[0], vocabulary=False)
+    packed = runs_packed(pipeline_config, kernel_mode)
+    found = checkpoint.weights(huggingface_config, packed=packed)
+    weights = {
+        name: weight if isinstance(weight, PackedWeight) else weight.astype(dtype)
+        for name, weight in found
+    }
+    sharing = Sharing.of(huggingface_config, pipeline_config.model)
+    return copy_kv_heads(weights, sharing)
+
+
 def _has_own_head(tensors: Mapping[str, WeightData], scheme: str, tower: str) -> bool:
     """Whether a head is there that is no copy of the embedding.
 
@@ -136,3 +178,9 @@ def _raw_bytes(tensor: WeightData) -> npt.NDArray[np.uint8]:
     buffer = tensor.to_buffer()
     size = buffer.num_elements * buffer.dtype.size_in_bytes
     return buffer.view(DType.uint8, (size,)).to_numpy()
+
+
+WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
+    WeightsFormat.safetensors: convert_safetensor_state_dict,
+    WeightsFormat.gguf: convert_gguf_state_dict,
+}

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from max.graph.weights import WeightData
 
 from ..errors import UserError
-from ..formats import WeightFormat
-from ..formats.base import Expected, is_projection
-from .dtypes import SCALED
-from .names import ExpectedTensor
+from ..weights.dtypes import SCALED
+from ..weights.names import ExpectedTensor
+from .base import Expected, WeightFormat, is_projection
 
 
 def quantized_tensors(
@@ -60,7 +59,7 @@ def check_known(
 
     Args:
         weight_format: What the checkpoint's config says.
-        scheme: Whose names the tensors have, as of :mod:`.names`.
+        scheme: Whose names the tensors have, as of :mod:`..weights.names`.
         found: The tensors.
         source: What to call the checkpoint in a message.
     """

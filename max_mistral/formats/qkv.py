@@ -58,3 +58,14 @@ class SeparateQKV(QKVProjections):
             SeparateQKV(dict(zip(QKV, parts, strict=True)))
             for parts in zip(*shards, strict=True)
         ]
+
+
+class OwnShards:
+    """Before a layer of ``max.nn``: its shards are of its class, not ``max.nn``'s."""
+
+    def shard(self, devices: Iterable[DeviceRef]) -> list[Any]:
+        """Returns one shard per device."""
+        shards = super().shard(devices)  # type: ignore[misc]
+        for shard in shards:
+            shard.__class__ = type(self)
+        return shards
