@@ -18,6 +18,8 @@ MOST_WIDE = 2**20
 # float32, in which RoPE counts positions, is exact up to here.
 MOST_POSITIONS = 2**24
 MOST_SCALE = 1e6
+# The base of RoPE; at 1 all frequencies would be the same.
+LEAST_THETA, MOST_THETA = 1.001, 1e15
 
 
 def read_json(path: Path) -> dict[str, Any]:
