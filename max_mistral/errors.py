@@ -1,6 +1,12 @@
 """The one exception for what a user can mend."""
 
+import reprlib
+
 import click
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 12
 
 
 class UserError(click.ClickException, ValueError):
@@ -15,5 +21,10 @@ class UserError(click.ClickException, ValueError):
 def refuse(key: str, found: object, expected: str) -> None:
     """Raises a :class:`UserError` about a value of ``config.json``."""
     raise UserError(
-        f"config.json has {key} = {found!r}; max_mistral supports only {expected}."
+        f"config.json has {key} = {shown(found)}; max_mistral supports only {expected}."
     )
+
+
+def shown(found: object) -> str:
+    """Returns a value as a message shows it: in one line, and not all of a long one."""
+    return _REPR.repr(found)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import subprocess
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +10,7 @@ from typing import Any, Literal, get_args
 from mojo.run import subprocess_run_mojo
 
 from ..errors import UserError
+from .cache import cached
 
 _SOURCES = Path(__file__).parent
 
@@ -54,30 +54,23 @@ def has_bfloat16() -> bool:
 def library() -> Path:
     """Returns the compiled kernels, a ``.mojoc`` file; compiles them if needed.
 
-    They are kept in ``$XDG_CACHE_HOME/max_mistral`` (``~/.cache/max_mistral``),
-    by what they are compiled from: MAX keeps compiled graphs by this path.
+    They are kept by what they are compiled from; see :mod:`.cache`.
 
     Raises:
         RuntimeError: If MAX's toolchain cannot compile them.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "max_mistral" / _fingerprint() / "max_mistral_kernels.mojoc"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The compiler names the module after the file, so that stays the same.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        command = ["precompile", str(_SOURCES), "-o", str(partial)]
-        try:
-            subprocess_run_mojo(command, check=True, capture_output=True, text=True)
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(
-                f"The kernels in {_SOURCES} do not compile:\n{error.stderr}\n"
-                "MAX_MISTRAL_KERNELS=off runs without them."
-            ) from error
-        partial.replace(path)
-    return path
+    return cached(_fingerprint(), _compile)
+
+
+def _compile(path: Path) -> None:
+    command = ["precompile", str(_SOURCES), "-o", str(path)]
+    try:
+        subprocess_run_mojo(command, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(
+            f"The kernels in {_SOURCES} do not compile:\n{error.stderr}\n"
+            "MAX_MISTRAL_KERNELS=off runs without them."
+        ) from error
 
 
 def _fingerprint() -> str:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 from ..errors import UserError
 from ..weights.gguf_file import GGUFCheckpoint
 from . import gguf_config
+from .atomic import new_folder
 from .gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
 from .mistral_tokenizer import find_tokenizer, write_tokenizer
 from .native import PARAMS, find_tensors, link_shards, read_config
@@ -40,7 +42,7 @@ def prepare(
 ) -> None:
     """Makes the folder ``destination`` from the file or folder ``source``.
 
-    The folder appears whole or not at all.
+    The folder appears whole or not at all. Nothing else is touched.
 
     Args:
         source: A GGUF file, or a folder with ``consolidated*.safetensors``.
@@ -51,11 +53,8 @@ def prepare(
     Raises:
         UserError: (a ``ValueError``) if ``source`` is missing or of a kind
             that is not supported, or ``destination`` exists.
+        OSError: If a file cannot be read or written.
     """
-    if destination.exists():
-        raise UserError(
-            f"{destination} exists already. Remove it or name another folder."
-        )
     if not source.exists():
         raise UserError(f"{source} does not exist. Give a GGUF file or a folder.")
     if max_position_embeddings is not None and max_position_embeddings < 1:
@@ -63,17 +62,11 @@ def prepare(
             f"max_position_embeddings is {max_position_embeddings}; give the "
             "longest sequence in tokens, or leave it out."
         )
-    partial = destination.with_name(destination.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(destination) as folder:
         if source.is_file():
-            _prepare_gguf(source, partial, max_position_embeddings)
+            _prepare_gguf(source, folder, max_position_embeddings)
         else:
-            _prepare_folder(source, partial, max_position_embeddings)
-        partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _prepare_folder(source, folder, max_position_embeddings)
 
 
 def _prepare_gguf(source: Path, folder: Path, context: int | None) -> None:
@@ -146,14 +139,13 @@ def main() -> None:
         )
     except UserError as error:
         parser.exit(1, f"Error: {error}\n")
+    except OSError as error:
+        parser.exit(1, f"Error: {error.filename}: {error.strerror}.\n")
     if arguments.source.is_file():
         print(f"{arguments.destination} is ready. Start max with")
         # MAX looks for a relative path in the folder.
-        path = arguments.source.resolve()
-        print(f"  --model {arguments.destination} --weight-path {path}")
+        paths = arguments.destination, arguments.source.resolve()
+        model, weights = (shlex.quote(str(path)) for path in paths)
+        print(f"  --model {model} --weight-path {weights}")
     else:
         print(f"{arguments.destination} is ready.")
-
-
-if __name__ == "__main__":
-    main()

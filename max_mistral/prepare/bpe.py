@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
@@ -12,12 +13,19 @@ from tokenizers import (
     models,
     normalizers,
     pre_tokenizers,
+    processors,
 )
 from tqdm import tqdm
+
+from ..errors import UserError, shown
 
 Piece = TypeVar("Piece", str, bytes)
 
 UNK = "<unk>"
+
+# Characters or bytes of a piece, for the work grows with their square; no
+# tokenizer of the family has one of more than 400.
+_LONGEST = 1024
 
 
 def make_byte_level(
@@ -37,7 +45,16 @@ def make_byte_level(
         special: The control tokens.
         whole_words: Whether a word that is a piece is looked up before any
             merge, as tiktoken does and so tekken.
+
+    Raises:
+        UserError: (a ``ValueError``) if a merge is not of two pieces to one.
     """
+    for left, right in merges:
+        if not {left, right, left + right} <= vocab.keys():
+            raise UserError(
+                f"The tokenizer merges {shown(left)} and {shown(right)}, which, or "
+                "what they make, are not among its tokens. Fetch it again."
+            )
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=whole_words))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     tokenizer.decoder = decoders.ByteLevel()
@@ -63,7 +80,18 @@ def make_sentencepiece(
         space_before_all: Whether a space goes in front of each stretch of text
             between control tokens, as in mistral-common, or of the first only,
             as in Hugging Face's tokenizers and templates.
+
+    Raises:
+        UserError: (a ``ValueError``) if there is no unknown piece, a piece is
+            there twice or too long, or a score is no number.
     """
+    if UNK not in pieces or len(set(pieces)) != len(pieces):
+        raise UserError(
+            f"The tokenizer has {len(pieces)} pieces, {len(set(pieces))} that differ"
+            f"{'' if UNK in pieces else ', and no ' + UNK}. Fetch it again."
+        )
+    if not all(map(math.isfinite, scores)):
+        raise UserError("The tokenizer has scores that are no numbers. Fetch it again.")
     # Merged pieces have a negative score; those with none stand by themselves.
     merged = {
         piece: -scores[i]
@@ -107,7 +135,16 @@ def find_merges(ranks: dict[Piece, Any]) -> list[tuple[Piece, Piece]]:
 
     Runs of spaces share one rank in sentencepiece, which then merges from left
     to right: a longer left piece goes first.
+
+    Raises:
+        UserError: (a ``ValueError``) if a piece is longer than any in use.
     """
+    longest = max(ranks, key=len, default="")
+    if len(longest) > _LONGEST:
+        raise UserError(
+            f"The tokenizer has a piece of {len(longest)}, {shown(longest)}; expected "
+            f"at most {_LONGEST}. Fetch it again."
+        )
     found = []
     for piece, rank in tqdm(
         ranks.items(), desc="Converting tokenizer", unit=" tokens", disable=None
@@ -118,6 +155,23 @@ def find_merges(ranks: dict[Piece, Any]) -> list[tuple[Piece, Piece]]:
                 found.append((rank, -i, left, right))
     found.sort()
     return [(left, right) for *_, left, right in found]
+
+
+def add_bos(tokenizer: Tokenizer, bos: str) -> None:
+    """Lets every text begin with the token ``bos``.
+
+    Raises:
+        UserError: (a ``ValueError``) if it cannot be told from the template's
+            own signs.
+    """
+    if bos.startswith("$") or ":" in bos or not bos:
+        raise UserError(
+            f"The tokenizer's first token is {shown(bos)}; expected one such as '<s>', "
+            "without $ and colons."
+        )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"], special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
 
 
 def byte_spelling() -> dict[int, str]:

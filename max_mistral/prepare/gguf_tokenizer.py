@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers, processors
+from tokenizers import Tokenizer, pre_tokenizers
 
 from ..errors import UserError
+from ..fields import MOST_POSITIONS, MOST_TOKENS, Fields
 from ..weights.gguf_file import GGUFCheckpoint
-from .bpe import make_byte_level, make_sentencepiece
+from .bpe import add_bos, make_byte_level, make_sentencepiece
 from .mistral_tokenizer import TEKKEN_PATTERN, tekken_cuts
 
 # How text is cut before BPE, by ``tokenizer.ggml.pre``; llama.cpp
@@ -35,77 +36,91 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
         UserError: (a ``ValueError``) if the file's tokenizer is neither
             sentencepiece's nor of a kind in :data:`PRE_TOKENIZERS`.
     """
-    kind = checkpoint.require("tokenizer.ggml.model")
-    pre = checkpoint.get("tokenizer.ggml.pre")
+    file = checkpoint.metadata
+    kind = file.string("tokenizer.ggml.model")
+    pre = file.string("tokenizer.ggml.pre", default="")
+    tokens: list[str] = file.items("tokenizer.ggml.tokens", str, MOST_TOKENS)
+    if len(set(tokens)) != len(tokens):
+        raise UserError(
+            f"{checkpoint.path} has {len(tokens)} tokens, but only {len(set(tokens))} "
+            "that differ. Fetch it again."
+        )
+    types = file.items("tokenizer.ggml.token_type", int)
+    _check_length(file, "tokenizer.ggml.token_type", types, tokens)
     if kind == "llama":
-        tokenizer = _sentencepiece(checkpoint)
+        tokenizer = _sentencepiece(file, tokens, types)
     elif kind == "gpt2" and pre in PRE_TOKENIZERS:
-        tokenizer = _byte_level(checkpoint, pre)
+        tokenizer = _byte_level(file, pre, tokens, types)
     else:
         raise UserError(
             f"{checkpoint.path} has a tokenizer of kind {kind!r}/{pre!r}; "
             "max_mistral builds 'llama', and 'gpt2' with "
             f"{' and '.join(map(repr, PRE_TOKENIZERS))}."
         )
-    tokens: list[str] = checkpoint.require("tokenizer.ggml.tokens")
     # Whether the file says so or not, sentencepiece and tekken begin with <s>.
-    adds_bos = checkpoint.get(
-        "tokenizer.ggml.add_bos_token", kind == "llama" or pre == "tekken"
+    adds_bos = file.boolean(
+        "tokenizer.ggml.add_bos_token", default=kind == "llama" or pre == "tekken"
     )
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": checkpoint.require(
-            f"{checkpoint.architecture}.context_length"
+        "model_max_length": file.integer(
+            f"{checkpoint.architecture}.context_length", high=MOST_POSITIONS
         ),
         "clean_up_tokenization_spaces": False,
     }
-    for role, key in {
+    for role, name in {
         "bos_token": "bos_token_id",
         "eos_token": "eos_token_id",
         "unk_token": "unknown_token_id",
         "pad_token": "padding_token_id",
     }.items():
-        token_id = checkpoint.get(f"tokenizer.ggml.{key}")
-        if token_id is not None:
-            config[role] = tokens[token_id]
+        key = f"tokenizer.ggml.{name}"
+        if file.has(key):
+            config[role] = tokens[file.integer(key, 0, len(tokens) - 1)]
     if adds_bos and "bos_token" in config:
-        bos = config["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[bos, "$A"], special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
+        add_bos(tokenizer, config["bos_token"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    template = checkpoint.get("tokenizer.chat_template")
-    if template is not None:
-        config["chat_template"] = template
+    if file.has("tokenizer.chat_template"):
+        config["chat_template"] = file.string("tokenizer.chat_template")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def _byte_level(checkpoint: GGUFCheckpoint, pre: str) -> Tokenizer:
-    tokens: list[str] = checkpoint.require("tokenizer.ggml.tokens")
+def _byte_level(
+    file: Fields, pre: str, tokens: list[str], types: list[int]
+) -> Tokenizer:
     merges = [
-        tuple(merge.split(" ", 1))
-        for merge in checkpoint.require("tokenizer.ggml.merges")
+        tuple(merge.split(" ", 1)) for merge in file.items("tokenizer.ggml.merges", str)
     ]
+    for i, merge in enumerate(merges):
+        if len(merge) != 2:
+            key = f"tokenizer.ggml.merges[{i}]"
+            file.refuse(key, merge[0], "two tokens with a space between")
     return make_byte_level(
         {token: i for i, token in enumerate(tokens)},
         merges,
         PRE_TOKENIZERS[pre],
-        [tokens[i] for i in _of_type(checkpoint, _CONTROL)],
+        [tokens[i] for i in _of_type(types, _CONTROL)],
         whole_words=pre == "tekken",
     )
 
 
-def _sentencepiece(checkpoint: GGUFCheckpoint) -> Tokenizer:
+def _sentencepiece(file: Fields, tokens: list[str], types: list[int]) -> Tokenizer:
+    scores = file.items("tokenizer.ggml.scores", float)
+    _check_length(file, "tokenizer.ggml.scores", scores, tokens)
     return make_sentencepiece(
-        checkpoint.require("tokenizer.ggml.tokens"),
-        checkpoint.require("tokenizer.ggml.scores"),
-        _of_type(checkpoint, _CONTROL, _UNKNOWN),
-        _of_type(checkpoint, _BYTE),
+        tokens,
+        scores,
+        _of_type(types, _CONTROL, _UNKNOWN),
+        _of_type(types, _BYTE),
         # The template in the file is Hugging Face's.
         space_before_all=False,
     )
 
 
-def _of_type(checkpoint: GGUFCheckpoint, *types: int) -> list[int]:
-    found = checkpoint.require("tokenizer.ggml.token_type")
-    return [i for i, kind in enumerate(found) if kind in types]
+def _of_type(types: list[int], *wanted: int) -> list[int]:
+    return [i for i, kind in enumerate(types) if kind in wanted]
+
+
+def _check_length(file: Fields, key: str, found: list[Any], tokens: list[str]) -> None:
+    if len(found) != len(tokens):
+        file.refuse(f"{key} of length", len(found), f"{len(tokens)}, one a token")

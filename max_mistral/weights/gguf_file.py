@@ -1,7 +1,6 @@
 """A GGUF file's metadata, and its tensors as weights.
 
-Format: ``ggml/docs/gguf.md`` in llama.cpp; the ``gguf`` package reads it and
-dequantizes every type with NumPy.
+The ``gguf`` package dequantizes every type with NumPy.
 """
 
 from __future__ import annotations
@@ -10,75 +9,91 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from max.graph.weights import WeightData
-from max.graph.weights._gguf_reader import TokenSkippingGGUFReader
 from tqdm import tqdm
 from transformers import PretrainedConfig
 
 from ..errors import UserError
+from ..fields import Fields
 from ..kernels.packing import BLOCKS, Encoding
+from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
 from .packed import pack_matrix
-from .stored import Stored
 
 logger = logging.getLogger("max.pipelines")
 
 # GGUF architectures that compute what Mistral computes.
 ARCHITECTURES = ("llama", "mistral3")
 
+# Metadata that changes the maths in a way that no config.json of a Mistral can
+# say, and the values that change nothing.
+_NEUTRAL: dict[str, tuple[float, ...]] = {
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    # -1 means 1 where the type is yarn, and 0 where it is not.
+    "rope.scaling.yarn_ext_factor": (1.0, -1.0),
+    "attention.scale": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.causal": (True,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "embedding_scale": (1.0, 0.0),
+    "residual_scale": (1.0, 0.0),
+    "logit_scale": (1.0, 0.0),
+    "expert_count": (0,),
+    "use_parallel_residual": (False,),
+}
+# Factors of the rotary frequencies, which Llama 3.1 has and no Mistral.
+_ROPE_FACTORS = "rope_freqs.weight"
+
 
 class GGUFCheckpoint:
-    """One open GGUF file.
+    """One GGUF file.
 
     Args:
         path: The file.
-        vocabulary: Whether to read the tokens too, which takes seconds.
+        vocabulary: Whether to read the tokens too.
 
     Raises:
         UserError: (a ``ValueError``) if it is no complete GGUF file, or one of
-            an architecture that is not Mistral's.
+            a model that is not Mistral's.
     """
 
     def __init__(self, path: Path, *, vocabulary: bool = True) -> None:
         self.path = path
-        reader = GGUFReader if vocabulary else TokenSkippingGGUFReader
-        try:
-            self._reader = reader(path)
-        except (OSError, ValueError, IndexError, KeyError) as error:
-            raise UserError(
-                f"{path} is not a complete GGUF file, or has what the gguf package "
-                f"does not know ({error}). Fetch it again, or update gguf."
-            ) from error
-        self.architecture: str = self.get("general.architecture")
+        header = read_header(path, vocabulary=vocabulary)
+        self.tensors = header.tensors
+        self.metadata = Fields(str(path), header.metadata.get)
+        self.architecture = self.metadata.string("general.architecture")
         if self.architecture not in ARCHITECTURES:
             raise UserError(
                 f"{path} holds the architecture {self.architecture!r}; max_mistral "
                 f"reads {' and '.join(map(repr, ARCHITECTURES))}."
             )
+        self._check_neutral()
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """Returns a metadata value; ``default`` where the file has none."""
-        field = self._reader.get_field(key)
-        return default if field is None else field.contents()
-
-    def require(self, key: str) -> Any:
-        """Returns a metadata value; raises a ``UserError`` where there is none."""
-        value = self.get(key)
-        if value is None:
-            raise UserError(f"{self.path} has no metadata {key!r}.")
-        return value
-
-    @property
-    def tensor_names(self) -> set[str]:
-        """The names of the file's tensors."""
-        return {tensor.name for tensor in self._reader.tensors}
+    def _check_neutral(self) -> None:
+        for name, neutral in _NEUTRAL.items():
+            key = f"{self.architecture}.{name}"
+            if self.metadata.has(key) and self.metadata.get(key) not in neutral:
+                expected = " or ".join(map(repr, neutral))
+                self.metadata.refuse(key, self.metadata.get(key), expected)
+        factors = self.tensors.get(_ROPE_FACTORS)
+        if factors is None:
+            return
+        values = dequantize_rows(factors.stored.read(), factors.kind, factors.shape)
+        if not np.all(values == 1):
+            raise UserError(
+                f"{self.path} has {_ROPE_FACTORS} other than ones, which scales RoPE "
+                "as Llama 3.1 does; max_mistral supports GGUF files without."
+            )
 
     def weights(
         self, config: PretrainedConfig, *, packed: bool
@@ -95,30 +110,24 @@ class GGUFCheckpoint:
             UserError: (a ``ValueError``) if the tensors do not fit the config,
                 or naming one whose type the ``gguf`` package cannot read.
         """
-        tied = HEAD.gguf not in self.tensor_names
+        tied = HEAD.gguf not in self.tensors
         expected = expected_tensors(config, "gguf", tied=tied)
         check_tensors(
-            # GGUF gives the innermost dimension first.
-            {
-                tensor.name: tuple(int(d) for d in reversed(tensor.shape))
-                for tensor in self._reader.tensors
-            },
+            {name: tensor.shape for name, tensor in self.tensors.items()},
             expected,
             dropped_tensors(config, "gguf", tied=tied),
             str(self.path),
         )
         repacked: Counter[str] = Counter()
         for tensor in tqdm(
-            [t for t in self._reader.tensors if t.name in expected],
+            [t for t in self.tensors.values() if t.name in expected],
             desc="Loading weights",
             unit=" tensors",
             disable=None,  # no bar where no one sees it move
         ):
             graph, shape = expected[tensor.name].graph, expected[tensor.name].shape
             heads = rotary_heads(graph, config)
-            # Read apart from the reader's map of the file, whose pages would stay.
-            stored = Stored(self.path, int(tensor.data_offset), int(tensor.n_bytes))
-            data, kind = stored.read(), GGMLQuantizationType(tensor.tensor_type)
+            data, kind = tensor.stored.read(), tensor.kind
             if packed and len(shape) == 2:
                 data, encoding = encode(data, kind, shape)
                 if encoding.name != kind.name:

@@ -2,44 +2,122 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..fields import parse_json
 from .stored import Stored
+
+# The format's own limit.
+_MOST_HEADER = 100_000_000
+# More dimensions than any tensor has.
+_MOST_RANK = 8
+
+# Bits of a number, by the names that the format has.
+_BITS = {
+    "F4": 4,
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8"), 8),
+    **dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
 
 
 def stored_tensors(paths: Sequence[Path]) -> dict[str, Stored]:
-    """Returns where each tensor is; raises a ``UserError`` at a truncated file.
+    """Returns where each tensor is, in one file or several.
 
-    MAX maps the files without looking at their length and would read whatever
-    lies beyond the end. A safetensors file is a little-endian uint64 ``n``,
-    ``n`` bytes of JSON, then the data that the JSON's offsets point into.
+    MAX maps the files without a look at the offsets, and would read whatever
+    lies there. So each tensor must have just the bytes that its shape and dtype
+    take, and all of them one after the other must fill the file.
+
+    Raises:
+        UserError: (a ``ValueError``) naming the file that is truncated or
+            damaged, and the tensor.
+        OSError: If a file cannot be read.
     """
     stored: dict[str, Stored] = {}
     for path in paths:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            try:
-                header = json.loads(file.read(min(header_size, size)))
-                header.pop("__metadata__", None)
-                spans = {name: t["data_offsets"] for name, t in header.items()}
-                end = max(span[1] for span in spans.values())
-            except (ValueError, KeyError, TypeError) as error:
+        for name, tensor in _read_file(path).items():
+            if name in stored:
                 raise UserError(
-                    f"{path} is not a complete safetensors file (its header "
-                    "cannot be read). Fetch it again."
-                ) from error
-        if 8 + header_size + end != size:
-            raise UserError(
-                f"{path} is not a complete safetensors file: it has {size} "
-                f"bytes, its header makes it {8 + header_size + end}. Fetch it "
-                "again."
-            )
-        stored |= {
-            name: Stored(path, 8 + header_size + start, stop - start)
-            for name, (start, stop) in spans.items()
-        }
+                    f"{name} is in {path} and in {stored[name].path} too. Fetch the "
+                    "checkpoint again."
+                )
+            stored[name] = tensor
     return stored
+
+
+def _read_file(path: Path) -> dict[str, Stored]:
+    """A little-endian uint64 ``n``, ``n`` bytes of JSON, then the tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if size < 8 or header_size > min(size - 8, _MOST_HEADER):
+            raise _incomplete(path, f"it has {size} bytes, its header {header_size}")
+        header = file.read(header_size)
+    start = 8 + header_size
+    spans = _spans(path, header)
+    end = 0
+    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        if first != end:
+            what = "overlaps the tensor before it" if first < end else "follows a gap"
+            raise _incomplete(path, f"{name} {what}, at byte {first} of the data")
+        end = last
+    if start + end != size:
+        raise _incomplete(
+            path, f"it has {size} bytes, its header makes it {start + end}"
+        )
+    return {
+        name: Stored(path, start + first, last - first)
+        for name, (first, last) in spans.items()
+    }
+
+
+def _spans(path: Path, header: bytes) -> dict[str, tuple[int, int]]:
+    try:
+        tensors = parse_json(header, f"The header of {path}")
+    except UserError as error:
+        raise _incomplete(path, f"its header cannot be read: {error}") from error
+    tensors.pop("__metadata__", None)
+    if not tensors:
+        raise _incomplete(path, "it has no tensors")
+    return {name: _span(path, name, tensor) for name, tensor in tensors.items()}
+
+
+def _span(path: Path, name: str, tensor: Any) -> tuple[int, int]:
+    fields = tensor if isinstance(tensor, dict) else {}
+    dtype, shape = fields.get("dtype"), fields.get("shape")
+    span = fields.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise _incomplete(path, f"{name} is of the unknown dtype {shown(dtype)}")
+    if not _are_sizes(shape) or len(shape) > _MOST_RANK:
+        raise _incomplete(path, f"{name} has the shape {shown(shape)}")
+    if not _are_sizes(span) or len(span) != 2:
+        raise _incomplete(path, f"{name} has data_offsets = {shown(span)}")
+    first, last = span
+    bits = math.prod(shape) * _BITS[dtype]
+    if 8 * (last - first) != bits:
+        raise _incomplete(
+            path,
+            f"{name} is {dtype} of shape {shown(shape)}, {bits / 8:g} bytes, but has "
+            f"{last - first} at data_offsets = {shown(span)}",
+        )
+    return first, last
+
+
+def _are_sizes(found: Any) -> TypeGuard[list[int]]:
+    return isinstance(found, list) and all(
+        type(value) is int and 0 <= value < 2**63 for value in found
+    )
+
+
+def _incomplete(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} is not a complete safetensors file: {why}. Fetch it again."
+    )

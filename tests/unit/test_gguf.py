@@ -204,9 +204,9 @@ def test_an_unknown_type(tmp_path):
     at = data.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8
     data[at : at + 4] = (99).to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"99\)? is not a valid GGMLQuantizationType"):
+    with pytest.raises(UserError, match=r"'output_norm\.weight' of the type 99"):
         GGUFCheckpoint(path)
-    with pytest.raises(UserError, match=r"99\)? is not a valid GGMLQuantizationType"):
+    with pytest.raises(UserError, match=r"'output_norm\.weight' of the type 99"):
         GGUFCheckpoint(path, vocabulary=False)
 
 
@@ -218,13 +218,13 @@ def test_another_architecture(tmp_path):
 
 def test_without_an_end_token_no_answer_would_end(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", eos=None)
-    with pytest.raises(UserError, match=r"no metadata 'tokenizer\.ggml\.eos_token_id'"):
+    with pytest.raises(UserError, match=r"lacks tokenizer\.ggml\.eos_token_id"):
         prepare(path, tmp_path / "dst")
 
 
 def test_an_unknown_rope_scaling_is_refused(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", scaling=gguf.RopeScalingType.LONGROPE)
-    with pytest.raises(UserError, match="scales RoPE by 'longrope'"):
+    with pytest.raises(UserError, match=r"rope\.scaling\.type = 'longrope'"):
         read_config(GGUFCheckpoint(path))
 
 

@@ -1,0 +1,228 @@
+"""What prepare does to the folders around it: nothing."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from max_mistral import prepare as prepare_module
+from max_mistral.errors import UserError
+from max_mistral.prepare import atomic, prepare
+from max_mistral.prepare.atomic import new_folder
+from tests.unit.test_gguf import write_gguf
+from workbench.checkpoints import BASE, write_native
+
+FILES = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_source_named_partial_is_not_touched(tmp_path):
+    source = write_native(tmp_path / "model.partial", BASE)
+    before = contents(source)
+    prepare(source, tmp_path / "model")
+    assert contents(source) == before
+
+
+def test_a_source_in_a_folder_named_partial_is_not_touched(tmp_path):
+    (tmp_path / "dl.partial").mkdir()
+    source = write_gguf(tmp_path / "dl.partial" / "m.gguf")
+    before = source.read_bytes()
+    prepare(source, tmp_path / "dl")
+    assert source.read_bytes() == before
+
+
+def test_a_failure_leaves_everything_as_it_was(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine").write_text("mine")
+    source = write_gguf(tmp_path / "m.gguf", architecture="gemma")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="'gemma'"):
+        prepare(source, tmp_path / "a" / "b" / "out")
+    with pytest.raises(UserError, match="'gemma'"):
+        prepare(source, tmp_path / "out")
+    assert contents(tmp_path) == before
+    assert {p.name for p in tmp_path.iterdir()} == {"m.gguf", "out.partial"}
+
+
+def test_only_the_new_folder_is_left(tmp_path):
+    (tmp_path / "src").mkdir()
+    prepare(write_gguf(tmp_path / "src" / "m.gguf"), tmp_path / "new" / "out")
+    assert set(contents(tmp_path / "new")) == {f"out/{name}" for name in FILES}
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
+    # Others may read it, as any folder that is made without mkdtemp.
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "new" / "out").stat().st_mode == (
+        (tmp_path / "plain").stat().st_mode
+    )
+
+
+def test_a_destination_inside_the_source(tmp_path):
+    source = write_native(tmp_path / "src", BASE)
+    before = contents(source)
+    prepare(source, source / "out")
+    after = contents(source)
+    assert {n: b for n, b in after.items() if not n.startswith("out/")} == before
+    assert (source / "out" / "model.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "link to nowhere"])
+def test_what_exists_is_never_replaced(tmp_path, kind):
+    source = write_gguf(tmp_path / "m.gguf")
+    destination = tmp_path / "out"
+    if kind == "file":
+        destination.write_text("mine")
+    elif kind == "link to nowhere":
+        destination.symlink_to(tmp_path / "nowhere")
+    else:
+        destination.mkdir()
+    if kind == "folder":
+        (destination / "mine").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="exists already"):
+        prepare(source, destination)
+    assert contents(tmp_path) == before
+    assert destination.is_symlink() == (kind == "link to nowhere")
+
+
+def test_what_comes_to_exist_meanwhile_is_not_replaced(tmp_path):
+    def make_both():
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("a")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "mine").write_text("mine")
+
+    with pytest.raises(UserError, match="exists already"):
+        make_both()
+    assert contents(tmp_path) == {"out/mine": b"mine"}
+
+
+def test_of_many_at_once_one_succeeds_and_is_whole(tmp_path):
+    source = write_gguf(tmp_path / "m.gguf")
+    for round_ in range(10):
+        destination = tmp_path / f"out{round_}"
+        start = threading.Barrier(4)
+        results = []
+
+        def run(destination=destination, start=start, results=results):
+            start.wait()
+            try:
+                prepare(source, destination)
+                results.append("made")
+            except UserError as error:
+                results.append(str(error))
+
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results.count("made") == 1
+        assert sum("exists already" in result for result in results) == 3
+        assert set(contents(destination)) == FILES
+    assert not list(tmp_path.glob(".prepare-*"))
+
+
+def test_a_kill_leaves_no_half_of_a_folder(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from max_mistral.prepare.atomic import new_folder\n"
+        "with new_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'config.json').write_text('{}'); print('half', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    # MAX sets variables behind Python's back, which another Python trips over.
+    env = dict(os.environ)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=env
+    ) as process:
+        assert process.stdout.readline() == "half\n"
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "out").exists()
+    # What is left is not in the way.
+    prepare(write_gguf(tmp_path / "m.gguf"), tmp_path / "out")
+    assert set(contents(tmp_path / "out")) == FILES
+
+
+def run_main(monkeypatch, capsys, *arguments):
+    """The exit status and what is printed."""
+    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
+    try:
+        prepare_module.main()
+        status = 0
+    except SystemExit as exit_:
+        status = exit_.code
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(atomic, "_sync_all", full)
+    source = write_gguf(tmp_path / "m.gguf")
+    status, _, err = run_main(monkeypatch, capsys, source, tmp_path / "out")
+    assert status == 1
+    assert err.startswith("Error: ")
+    assert err.endswith("No space left on device.\n")
+    assert err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_parent_that_is_a_file_is_one_line(tmp_path, monkeypatch, capsys):
+    source = write_gguf(tmp_path / "m.gguf")
+    status, _, err = run_main(monkeypatch, capsys, source, source / "out")
+    assert (status, err.count("\n")) == (1, 1)
+    assert source.is_file()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_one_line(tmp_path, monkeypatch, capsys):
+    source = write_gguf(tmp_path / "m.gguf")
+    (tmp_path / "ro").mkdir(mode=0o500)
+    status, _, err = run_main(monkeypatch, capsys, source, tmp_path / "ro" / "out")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "Permission denied" in err
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path, monkeypatch, capsys):
+    source = write_gguf(tmp_path / "m.gguf")
+    status, _, err = run_main(monkeypatch, capsys, source, tmp_path / ("x" * 300))
+    assert (status, err.count("\n")) == (1, 1)
+    assert "File name too long" in err
+
+
+def test_a_loop_of_links_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    source = write_native(tmp_path / "src", BASE)
+    for path in (tmp_path / "loop", tmp_path / "loop" / "m.gguf"):
+        status, _, err = run_main(monkeypatch, capsys, path, tmp_path / "out")
+        assert (status, err.count("\n")) == (1, 1)
+    (source / "consolidated.safetensors").unlink()
+    (source / "consolidated.safetensors").symlink_to("consolidated.safetensors")
+    status, _, err = run_main(monkeypatch, capsys, source, tmp_path / "out")
+    assert (status, err.count("\n")) == (1, 1)
+
+
+def test_the_printed_flags_are_quoted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a b").mkdir()
+    source = write_gguf(tmp_path / "a b" / "m's.gguf")
+    destination = tmp_path / "o;ut"
+    status, out, _ = run_main(monkeypatch, capsys, source, destination)
+    assert status == 0
+    assert shlex.split(out.splitlines()[-1]) == (
+        ["--model", str(destination), "--weight-path", str(source.resolve())]
+    )
