@@ -105,7 +105,7 @@ def _compressed_nvfp4(weights: dict[str, Any], inputs: dict[str, Any]) -> NVFP4:
         kind = part.get("strategy"), part.get("group_size")
         if kind != expected:
             _refuse(f"{name} of (strategy, group_size)", kind, repr(expected))
-    # Each 16 of a token have a scale as they come, all together a stored one.
+    # Activations: one scale per 16 columns, made as they come, and a stored one.
     if inputs.get("dynamic") not in ("local", False):
         _refuse("dynamic of input_activations", inputs["dynamic"], "'local'")
     return NVFP4(compressed=True)

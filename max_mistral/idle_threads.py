@@ -23,8 +23,8 @@ def threads_that_wait() -> Iterator[None]:
         changes = os.sched_getscheduler(0) == os.SCHED_OTHER
         before = set(os.listdir(_THREADS))
         if changes:
-            # Inherited by the threads that this one starts, so that they can be
-            # told from others. As SCHED_IDLE this one would itself have to wait.
+            # Threads that this one starts inherit it, which is how they are found
+            # below. As SCHED_IDLE this one would itself have to wait.
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except (AttributeError, OSError):
         changes = False

@@ -1,9 +1,27 @@
 """The Mistral graph: embedding, decoder blocks, final norm, head.
 
+What it can do, and where:
+
+- grouped-query attention, head_dim of any size     layers/attention.py
+- sliding windows, on all layers or on some         layers/attention.py, kv_cache.py
+- SwiGLU                                            layers/mlp.py
+- RoPE: linear, Llama 3, YaRN                       layers/rope.py, hf_rope.py
+- queries scaled by position (Ministral 3)          layers/query_scale.py
+- tied embeddings                                   layers/embed_head.py
+- FP8, NVFP4 and GPTQ on GPUs                       formats/
+- packed weights on a CPU, in any GGUF encoding     layers/packed.py, kernels/
+- tensor-parallel, with copied key-value heads      sharing.py, layers/sharding.py
+- replicas                                          data_parallel.py
+
 One definition serves one device and many. Every activation is a list with one
-tensor per device; on one device the lists have one element and no collective
-is emitted, on several the blocks run tensor-parallel (Megatron-LM,
+tensor per device; on one device the lists have one element and there is no
+collective. On several the blocks run tensor-parallel (Megatron-LM,
 https://arxiv.org/abs/1909.08053).
+
+Beware: MAX's attention is silently causal unless the mask variant and the
+window are given together, and a weight that is not loaded is zeros unless
+``load_state_dict`` is strict. Both have one place: ``layers/attention.py`` and
+``build.py``.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ DENSE = BASE | {
 
 
 def like(name: str) -> dict[str, Any]:
-    """The dense model with what tells a config of the parity tests from it."""
+    """The dense model, changed as a config of the parity tests is."""
     changed = {k: v for k, v in CONFIGS[name].items() if BASE.get(k) != v}
     heads = ("num_key_value_heads", "num_hidden_layers", "hidden_size", "head_dim")
     kept = {k: v for k, v in changed.items() if k not in heads}
@@ -121,7 +121,7 @@ CASES = {
     "fp8-channel": Case(layout="channel"),
     "fp8-block": Case(layout="block"),
     "fp8-modelopt": Case(layout="modelopt_fp8"),
-    # Where MAX's own products with a scale a tensor or a row compile.
+    # Where MAX's own matmuls with one scale per tensor or per row compile.
     "fp8-static-blackwell": Case(layout="static", target="cuda:sm_100a"),
     "fp8-channel-blackwell": Case(layout="channel", target="cuda:sm_100a"),
     "nvfp4": Case(layout="nvfp4", target="cuda:sm_100a"),

@@ -63,7 +63,7 @@ class NVFP4(ScaledFormat):
         gpu = gpu_architecture() or ""
         if gpu and not gpu.startswith("sm_10"):
             raise UserError(
-                "The checkpoint is quantized in NVFP4, whose products MAX has for "
+                "The checkpoint is quantized in NVFP4, whose matmul MAX has for "
                 f"Blackwell (sm_100, sm_103) only; this GPU is {gpu}. Run the model's "
                 "FP8 or bfloat16 checkpoint here."
             )
