@@ -28,7 +28,6 @@ from max.pipelines.lib import (
     PipelineModelWithKVCache,
 )
 from max.pipelines.lib.graph_specs import GraphRole, GraphSpec
-from max.pipelines.lib.log_probabilities import LogProbabilitiesMixin
 from max.pipelines.lib.memory_estimation import MemoryEstimator, MemoryPlan
 from transformers import PretrainedConfig
 from typing_extensions import override
@@ -38,6 +37,7 @@ from .data_parallel import DataParallelMistral, replicate
 from .errors import UserError
 from .idle_threads import threads_that_wait
 from .inputs import MistralInputs, input_tree
+from .log_probabilities import EchoLogProbabilities
 from .mistral import Mistral
 from .model_config import MistralConfig
 from .quantization import Scaled
@@ -54,7 +54,7 @@ WEIGHT_ADAPTERS: dict[WeightsFormat, WeightsAdapter] = {
 
 
 class MistralModel(
-    LogProbabilitiesMixin,
+    EchoLogProbabilities,
     PipelineModelWithKVCache[TextContext, MistralConfig, Model],
 ):
     """A Mistral as MAX's pipelines run it, and as a script may.

