@@ -16,21 +16,19 @@ from max.pipelines.context import TextContext
 from max.pipelines.context.exceptions import InputError, PromptTooLongError
 from max.pipelines.lib import PipelineConfig, TextTokenizer
 from max.pipelines.lib._chat_encoder import load_chat_encoder
-from max.pipelines.lib.tokenizer import resolve_eos_token_ids
+from max.pipelines.lib.tokenizer import (
+    resolve_eos_token_ids,
+    run_with_default_executor,
+)
 from max.pipelines.modeling.types import (
     TextGenerationRequest,
     TextGenerationRequestMessage,
     TextGenerationRequestTool,
 )
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import cached_file
 from typing_extensions import override
 
-from .errors import UserError
-from .hf_config import text_config
+from .hf_tokenizer import load_fast, vocab_size
+from .mistral_common_chat import load_chat
 from .request_limits import (
     bounded_sampling,
     check_template_names,
@@ -81,12 +79,19 @@ class MistralTokenizer(TextTokenizer):
         **unused_kwargs: Any,
     ) -> None:
         self.model_path = model_path
-        self.delegate = _load(model_path, revision, max_length, trust_remote_code)
+        self.delegate = load_fast(model_path, revision, max_length, trust_remote_code)
         self._custom_template_provided = chat_template is not None
         self._chat_template = chat_template
         if chat_template is not None:
             self.delegate.chat_template = chat_template
         self.max_length = max_length or self.delegate.model_max_length
+
+        # A template that the user gives is what the user wants.
+        self._chat = (
+            load_chat(model_path, revision, self.delegate)
+            if chat_template is None
+            else None
+        )
 
         encoder = pipeline_config.tokenizer_impl if pipeline_config else None
         self._chat_encoder = load_chat_encoder(
@@ -103,7 +108,7 @@ class MistralTokenizer(TextTokenizer):
             self._llama_whitespace_fix_dummy_token_len,
         ) = self._llama_whitespace_fix_dummy_token
 
-        self._vocab_size = _vocab_size(self.delegate, pipeline_config, model_path)
+        self._vocab_size = vocab_size(self.delegate, pipeline_config, model_path)
         eos = resolve_eos_token_ids(self.delegate.eos_token_id, pipeline_config)
         self._eos_token_ids = {i for i in eos if 0 <= i < self._vocab_size}
         self._unreachable = frozenset(eos - self._eos_token_ids)
@@ -115,6 +120,11 @@ class MistralTokenizer(TextTokenizer):
                 sorted(self._unreachable),
             )
         refuse_no_prompts()
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles, for the worker, without what only makes contexts."""
+        return super().__getstate__() | {"_chat": None}
 
     @cached_property
     def tokenizer_vocab_size(self) -> int:
@@ -182,6 +192,13 @@ class MistralTokenizer(TextTokenizer):
         tools: list[TextGenerationRequestTool] | None = None,
         **chat_template_options: Any,
     ) -> tuple[str | list[int], npt.NDArray[np.integer[Any]]]:
+        chat = self._chat
+        if prompt is None and chat is not None:
+            found = await run_with_default_executor(
+                chat.encode, messages, tools, **chat_template_options
+            )
+            # The same bounds as for ids from a client.
+            return found, await self.encode(found)
         text, ids = await super()._generate_prompt_and_token_ids(
             prompt, messages, tools, **chat_template_options
         )
@@ -214,62 +231,3 @@ class MistralTokenizer(TextTokenizer):
             raise
         except ValueError as error:  # which MAX's routes answer without its text
             raise InputError(str(error)) from error
-
-
-def _load(
-    model_path: str,
-    revision: str | None,
-    max_length: int | None,
-    trust_remote_code: bool,
-) -> PreTrainedTokenizerFast:
-    """Returns transformers' fast tokenizer, mistral-common installed or not.
-
-    MAX's grammars and its streaming need that class. AutoTokenizer takes
-    another for folders with a tekken.json if mistral-common is installed. Some
-    of those folders have a tokenizer.json that cuts words at the wrong places.
-    """
-    tekken = cached_file(
-        model_path,
-        "tekken.json",
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    options: dict[str, Any] = {"revision": revision, "model_max_length": max_length}
-    try:
-        if tekken is not None:
-            return PreTrainedTokenizerFast.from_pretrained(
-                model_path, fix_mistral_regex=True, **options
-            )
-        loaded = AutoTokenizer.from_pretrained(
-            model_path, trust_remote_code=trust_remote_code, **options
-        )
-        return cast(PreTrainedTokenizerFast, loaded)
-    # transformers and tokenizers raise any kind, even bare Exception.
-    except Exception as error:
-        raise UserError(
-            f"transformers cannot load a tokenizer from {model_path} ({error}). "
-            "Give a checkpoint with its tokenizer.json, or make one with "
-            "python -m max_mistral.prepare."
-        ) from error
-
-
-def _vocab_size(
-    delegate: PreTrainedTokenizerFast,
-    pipeline_config: PipelineConfig | None,
-    model_path: str,
-) -> int:
-    """Returns how many tokens the model has, at least as many as the tokenizer."""
-    config = pipeline_config.model.huggingface_config if pipeline_config else None
-    if config is None:
-        return len(delegate)
-    size = int(text_config(config).vocab_size)
-    token, last = max(delegate.get_vocab().items(), key=lambda item: item[1])
-    if last >= size:
-        raise UserError(
-            f"the tokenizer of {model_path} has {token!r} with the id {last}, but "
-            f"the model has ids up to {size - 1} (vocab_size in config.json). Copy "
-            "the tokenizer that belongs to the checkpoint, or take the token out."
-        )
-    return size

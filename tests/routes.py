@@ -6,6 +6,7 @@ is compiled.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,4 +93,6 @@ class Routes:
         """Sends a request; an exception that MAX lets through is a 500."""
         transport = httpx.ASGITransport(app=self._app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
-            return await http.post(f"/v1/{path}", json={"model": "m"} | body)
+            # ASCII, as JSON may hold half a surrogate pair and UTF-8 not.
+            content = json.dumps({"model": "m"} | body)
+            return await http.post(f"/v1/{path}", content=content)
