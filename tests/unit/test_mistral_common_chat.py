@@ -5,79 +5,20 @@ import copy
 import json
 import pickle
 import shutil
-from pathlib import Path
 
-import mistral_common
 import pytest
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.tokens.tokenizers.base import SpecialTokens
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from max_mistral.prepare.mistral_tokenizer import write_tokenizer
 from tests.routes import Routes
-from workbench.checkpoints import BASE, write_checkpoint
-
-DATA = Path(mistral_common.__file__).parent / "data"
-BUNDLED = {
-    "v1": ("tokenizer.model.v1", "tokenizer.model.v1"),
-    "v1 unnamed": ("tokenizer.model.v1", "tokenizer.model"),
-    "v2": ("mistral_instruct_tokenizer_240216.model.v2", "tokenizer.model.v2"),
-    "v3": ("mistral_instruct_tokenizer_240323.model.v3", "tokenizer.model.v3"),
-    "v7": ("mistral_instruct_tokenizer_241114.model.v7", "tokenizer.model.v7"),
-    "v7m1": ("mistral_instruct_tokenizer_241114.model.v7m1", "tokenizer.model.v7m1"),
-    "v3 tekken": ("tekken_240718.json", "tekken.json"),
-    "v3 tekken, images": ("tekken_240911.json", "tekken.json"),
-}
-# None is bundled: these are v3's vocabulary with the version and the control
-# tokens of later ones.
-MADE = ["v7 tekken", "v11 tekken", "v13 tekken", "v15 tekken"]
-KINDS = [*BUNDLED, *MADE]
-
-
-def copy_tokenizer(kind, folder):
-    if kind in BUNDLED:
-        source, name = BUNDLED[kind]
-        return Path(shutil.copy(DATA / source, folder / name))
-    file = json.loads((DATA / "tekken_240718.json").read_text())
-    version = kind.split()[0]
-    count = file["config"]["default_num_special_tokens"]
-    names = list(SpecialTokens)
-    names += [f"<SPECIAL_{i}>" for i in range(len(names), count)]
-    # The order of <unk>, <s>, </s> is that of the vocabulary.
-    file["special_tokens"] = [
-        {"rank": i, "token_str": str(name), "is_control": True}
-        for i, name in enumerate(names)
-    ]
-    file["config"]["version"] = version
-    if version == "v15":
-        file["model_settings_builder"] = {
-            "reasoning_effort": {
-                "type": "enum",
-                "values": ["none", "high"],
-                "accepts_none": True,
-                "default": "none",
-            }
-        }
-    (folder / "tekken.json").write_text(json.dumps(file))
-    return folder / "tekken.json"
-
-
-def write_model(folder, kind):
-    """Returns the folder and Mistral's own tokenizer file in it."""
-    write_checkpoint(folder, BASE)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-    file = copy_tokenizer(kind, folder)
-    size = write_tokenizer(file, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": size}))
-    return folder, file
+from workbench.tokenizers import KINDS, tokenizer_file, write_model
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def model(request, tmp_path_factory):
     """The routes, and mistral-common's tokenizer of the same file."""
-    folder, file = write_model(tmp_path_factory.mktemp("model") / "m", request.param)
+    folder = tmp_path_factory.mktemp("model") / "m"
+    file = write_model(request.param, folder)
     routes = Routes(folder, max_length=512)
     return routes, MistralTokenizer.from_file(file)
 
@@ -307,7 +248,8 @@ def prompt(routes):
 
 
 def test_a_template_of_the_user_comes_first(tmp_path):
-    folder, _ = write_model(tmp_path / "m", "v3")
+    folder = tmp_path / "m"
+    write_model("v3", folder)
     template = tmp_path / "t.jinja"
     template.write_text("{{ messages[0].content }} [INST] there")
     assert prompt(Routes(folder, chat_template=template)).split() == [
@@ -317,7 +259,8 @@ def test_a_template_of_the_user_comes_first(tmp_path):
 
 def test_a_checkpoint_with_another_template(tmp_path):
     """As many that were trained on from Mistral 7B have, with its file."""
-    folder, _ = write_model(tmp_path / "m", "v1")
+    folder = tmp_path / "m"
+    write_model("v1", folder)
     path = folder / "tokenizer_config.json"
     chatml = "<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n"
     config = json.loads(path.read_text()) | {"chat_template": chatml}
@@ -326,21 +269,21 @@ def test_a_checkpoint_with_another_template(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "other", "name"),
+    ("other", "name"),
     [
         # Of another vocabulary; of a later version than the name says; torn.
-        ("v3", "tekken_240718.json", "tekken.json"),
-        ("v3", BUNDLED["v3"][0], "tokenizer.model"),
-        ("v3", None, "tokenizer.model.v3"),
+        ("v3 tekken", "tekken.json"),
+        ("v3", "tokenizer.model"),
+        (None, "tokenizer.model.v3"),
     ],
 )
-def test_a_file_that_is_not_of_the_tokenizer(tmp_path, caplog, kind, other, name):
-    folder, file = write_model(tmp_path / "m", kind)
-    file.unlink()
+def test_a_file_that_is_not_of_the_tokenizer(tmp_path, caplog, other, name):
+    folder = tmp_path / "m"
+    write_model("v3", folder).unlink()
     if other is None:
         (folder / name).write_bytes(b"\n\x03torn")
     else:
-        shutil.copy(DATA / other, folder / name)
+        shutil.copy(tokenizer_file(other), folder / name)
     caplog.set_level("WARNING", logger="max.pipelines")
     routes = Routes(folder)
     assert routes.tokenizer._chat is None

@@ -13,12 +13,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_mistral_common import MistralCommonBackend
 
 from max_mistral.errors import UserError
-from max_mistral.prepare.mistral_tokenizer import write_tokenizer
 from max_mistral.request_limits import bounded_sampling
 from max_mistral.tokenizer import MistralTokenizer
 from tests.routes import Routes, configure
-from workbench.checkpoints import BASE, write_checkpoint
-from workbench.tokenizers import tokenizer_file
+from workbench.checkpoints import BASE
+from workbench.tokenizers import tokenizer_file, write_model
 
 HI = [{"role": "user", "content": "Hi"}]
 VOCAB = BASE["vocab_size"]
@@ -263,20 +262,15 @@ def test_a_folder_without_a_tokenizer_is_refused(checkpoint, tmp_path):
         load(folder)
 
 
-def write_model(folder, kind):
-    """A folder with a real tokenizer, prepared, and a config; no weights."""
-    folder.mkdir()
-    size = write_tokenizer(tokenizer_file(kind), folder)
-    write_checkpoint(folder / "weights", BASE)
-    shutil.copy(folder / "weights" / "model.safetensors", folder)
-    config = BASE | {"vocab_size": size}
-    (folder / "config.json").write_text(json.dumps(config))
+def convert(kind, folder):
+    """A checkpoint with a real tokenizer as Hugging Face has it, and no other."""
+    write_model(kind, folder).unlink()
     return folder
 
 
 def test_words_keep_their_spaces_one_token_at_a_time(tmp_path):
     """What MAX does for its own TextTokenizer of a sentencepiece vocabulary."""
-    folder = write_model(tmp_path / "model", "v3")
+    folder = convert("v3", tmp_path / "model")
     config = configure(folder)
     ours = load(folder)
     theirs = TextTokenizer(
@@ -295,9 +289,9 @@ TEXT = "Let's try 12345 DON'T  naïve façades\n\n  x"
 
 
 def test_mistral_common_does_not_change_the_class(tmp_path):
-    folder = write_model(tmp_path / "model", "tekken")
+    folder = convert("v3 tekken", tmp_path / "model")
     alone = AutoTokenizer.from_pretrained(folder).encode(TEXT)
-    shutil.copy(tokenizer_file("tekken"), folder / "tekken.json")
+    shutil.copy(tokenizer_file("v3 tekken"), folder / "tekken.json")
     # What the test is about: transformers alone would now take another.
     assert isinstance(AutoTokenizer.from_pretrained(folder), MistralCommonBackend)
     tokenizer = MistralTokenizer(str(folder), configure(folder))
@@ -307,7 +301,7 @@ def test_mistral_common_does_not_change_the_class(tmp_path):
 
 def test_a_tokenizer_json_that_cuts_words_wrongly_is_mended(tmp_path):
     """As those of Mistral Small 3.1 do; tekken.json tells that it is one."""
-    folder = write_model(tmp_path / "model", "tekken")
+    folder = convert("v3 tekken", tmp_path / "model")
     right = AutoTokenizer.from_pretrained(folder).encode(TEXT)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     wrong = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
@@ -318,5 +312,5 @@ def test_a_tokenizer_json_that_cuts_words_wrongly_is_mended(tmp_path):
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     tokenizer.save(str(folder / "tokenizer.json"))
     assert AutoTokenizer.from_pretrained(folder).encode(TEXT) != right
-    shutil.copy(tokenizer_file("tekken"), folder / "tekken.json")
+    shutil.copy(tokenizer_file("v3 tekken"), folder / "tekken.json")
     assert load(folder).delegate.encode(TEXT) == right
