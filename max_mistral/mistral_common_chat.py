@@ -2,7 +2,8 @@
 
 A Jinja template writes text, in which a user can spell a control token, and
 has no say in how a tool's JSON is written; Mistral's models are trained on
-the ids that mistral-common makes.
+the ids that mistral-common makes. It adds no system prompt of its own, as the
+templates of some checkpoints do.
 """
 
 from __future__ import annotations
@@ -61,11 +62,6 @@ class MistralChat:
     def __init__(self, path: Path) -> None:
         self._tokenizer: Any = MistralTokenizer.from_file(path)
         self.version: TokenizerVersion = self._tokenizer.version
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are."""
-        return self._tokenizer.instruct_tokenizer.tokenizer.n_words
 
     def encode_text(self, text: str) -> list[int]:
         """Returns the ids of plain text, in which nothing is a control token."""
@@ -178,7 +174,8 @@ def load_chat(
     """
     found = (find_file(model_path, name, revision) for name in FILES)
     path = next((path for path in found if path is not None), None)
-    if path is None or "[INST]" not in str(delegate.chat_template or "[INST]"):
+    template = str(delegate.chat_template or "[INST]")
+    if path is None or "[INST]" not in template or "<<SYS>>" in template:
         return None
     try:
         chat = MistralChat(path)

@@ -257,15 +257,16 @@ def test_a_template_of_the_user_comes_first(tmp_path):
     ]
 
 
-def test_a_checkpoint_with_another_template(tmp_path):
+@pytest.mark.parametrize("begin", ["<|im_start|>user ", "[INST] <<SYS>> be brief "])
+def test_a_checkpoint_with_another_template(tmp_path, begin):
     """As many that were trained on from Mistral 7B have, with its file."""
     folder = tmp_path / "m"
     write_model("v1", folder)
     path = folder / "tokenizer_config.json"
-    chatml = "<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n"
-    config = json.loads(path.read_text()) | {"chat_template": chatml}
+    config = json.loads(path.read_text())
+    config["chat_template"] = begin + "{{ messages[0].content }}"
     path.write_text(json.dumps(config))
-    assert prompt(Routes(folder)).startswith("<|im_start|>user")
+    assert prompt(Routes(folder)) == begin + "Hi"
 
 
 @pytest.mark.parametrize(
