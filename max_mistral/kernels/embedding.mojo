@@ -10,7 +10,10 @@ from .layout import ROWS, is_dense, panel_bytes
 
 @extensibility.register("mistral_embedding")
 struct Embedding:
-    """`y[i] = w[tokens[i]]` for a packed weight."""
+    """`y[i] = w[tokens[i]]` for a packed weight.
+
+    Raises if the weight has no such row: ids come from outside.
+    """
 
     @staticmethod
     def execute[
@@ -26,6 +29,17 @@ struct Embedding:
         var yp = y.unsafe_ptr()
         var tp = tokens.unsafe_ptr()
         var wp = w.unsafe_ptr()
+        var rows = w.dim_size(0) * ROWS
+
+        for i in range(y.dim_size(0)):
+            var id = tp.unsafe_load(i)
+            if id < 0 or id >= Scalar[DType.int64](rows):
+                raise Error(
+                    "token id ",
+                    id,
+                    " is not in the embedding, which has the rows 0 to ",
+                    rows - 1,
+                )
 
         @inline(.always)
         def gather(i: Int) {imm}:

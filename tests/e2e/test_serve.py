@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
@@ -116,6 +117,56 @@ def test_an_image_is_refused(client, ask):
     with pytest.raises(BadRequestError, match="image_url content type not supported"):
         ask(content)
     assert "Paris" in ask().choices[0].message.content
+
+
+HI = [{"role": "user", "content": "Hi"}]
+BOMB = "{% set x = 'a' * 1000000 %}{{ x | length }}"
+VOCABULARY = 49152
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("completions", {"prompt": [99999999]}, "token id 99999999"),
+        ("completions", {"prompt": [5, VOCABULARY]}, f"token id {VOCABULARY}"),
+        ("completions", {"prompt": [-1]}, "token id -1"),
+        ("completions", {"prompt": [2**70]}, f"token id {2**70}"),
+        ("completions", {"prompt": []}, "prompt is empty"),
+        ("completions", {"prompt": ""}, "prompt is empty"),
+        ("completions", {"prompt": [5] * 3000}, "2048"),
+        ("completions", {"prompt": [5], "stop_token_ids": [2**70]}, "token id"),
+        ("chat/completions", {"prompt_tokens": [99999999]}, "token id 99999999"),
+        ("chat/completions", {"chat_template_kwargs": {"chat_template": BOMB}}, "not"),
+        ("chat/completions", {"chat_template_kwargs": {"tokenize": True}}, "not for"),
+    ],
+)
+def test_what_would_end_the_server_is_refused(url, ask, path, body, words):
+    name = httpx.get(f"{url}/models").json()["data"][0]["id"]
+    chat = {"messages": HI} if path.startswith("chat") else {}
+    for stream in (False, True):
+        response = httpx.post(
+            f"{url}/{path}",
+            json={"model": name, "stream": stream} | chat | body,
+            timeout=60,
+        )
+        assert response.status_code == 400, response.text
+        assert words in response.text
+    assert ask(max_tokens=1).usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"top_k": 2**63 - 1},
+        {"top_k": 10**8},
+        {"seed": 2**64},
+        {"seed": -(2**63)},
+        {"min_p": 1, "top_p": 0, "top_k": 2**70},
+    ],
+)
+def test_numbers_beyond_all_bounds(ask, body):
+    (choice,) = ask(temperature=1, max_tokens=4, extra_body=body).choices
+    assert choice.finish_reason == "length"
 
 
 def test_the_chat_client_example(url):

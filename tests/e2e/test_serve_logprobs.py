@@ -4,6 +4,8 @@ The tiny seeded model answers token for token, probability for probability as
 Hugging Face transformers does, however MAX schedules it.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from openai import BadRequestError, OpenAI
@@ -13,8 +15,8 @@ from tests.harness import tolerance
 from tests.reference import CASES, Reference
 from workbench.checkpoints import CONFIGS
 
-# Prompts longer than this many tokens are prefilled in chunks.
-CHUNK = 64
+# Prompts longer than this many tokens are prefilled in chunks: all but one.
+CHUNK = 16
 STEPS = 18  # the golden of one prompt emits the end-of-sequence token after 19
 
 
@@ -90,6 +92,40 @@ def test_chunks_and_cached_prefixes_change_nothing(complete):
         atol=1e-4,
     )
     assert first.choices[0].text == second.choices[0].text
+
+
+def test_echo_scores_the_whole_prompt_each_time(complete):
+    """In 15 chunks, though another request left the prompt in the cache."""
+    prompt = [int(t) for t in np.random.default_rng(4).integers(3, 320, 230)]
+    complete(prompt, max_tokens=1)
+    again = complete(prompt, max_tokens=1)
+    assert again.usage.prompt_tokens_details.cached_tokens == 128
+    echoed = [
+        complete(prompt, echo=True, max_tokens=3, logprobs=2).choices[0].logprobs
+        for _ in range(2)
+    ]
+    assert len(echoed[0].token_logprobs) == len(prompt) + 2
+    assert echoed[0].token_logprobs == echoed[1].token_logprobs
+    assert echoed[0].top_logprobs == echoed[1].top_logprobs
+
+
+def test_echo_scores_several_at_a_time(complete, reference):
+    """Among requests that do not echo, each in chunks of its own."""
+    tokens = reference.tokens[2][: -(CASES["gqa"].steps - STEPS)]
+    other = [int(t) for t in np.random.default_rng(5).integers(3, 320, 100)]
+    with ThreadPoolExecutor(6) as pool:
+        found = [
+            pool.submit(complete, ids, echo=echo, max_tokens=1)
+            for ids, echo in [(tokens, True), (other, False), (other, True)] * 2
+        ]
+    want = log_probabilities(reference.logits[2], tokens)
+    counts = []
+    for future in found:
+        got = future.result().choices[0].logprobs.token_logprobs
+        counts.append(len(got))
+        if len(got) == len(tokens):
+            assert_close(got[:-1], want, reference.logits[2])
+    assert counts == [len(tokens), 1, len(other)] * 2
 
 
 def test_an_empty_prompt_is_refused(complete):

@@ -122,11 +122,11 @@ def run():
     model = InferenceSession(devices=[CPU()]).load(graph)
     buffers = [Buffer.from_numpy(pack(w, e, columns(e))) for e, w in weights.items()]
 
-    def run(tokens):
+    def run(tokens, ids=TOKENS):
         found = model.execute(
             Buffer.from_numpy(activations(tokens, DENSE_COLUMNS)),
             Buffer.from_numpy(activations(tokens, QUANTIZED_COLUMNS)),
-            Buffer.from_numpy(TOKENS),
+            Buffer.from_numpy(np.array(ids, np.int64)),
             *buffers,
         )
         arrays = [output.to_numpy() for output in found]
@@ -251,6 +251,15 @@ def test_an_embedding_is_exact(many, encoding):
     else:
         scale = np.abs(want).max()
         np.testing.assert_allclose(found, want, rtol=0, atol=4 * EPS * scale)
+
+
+# The last panel is padded to 112 rows.
+@pytest.mark.parametrize("token", [-1, 112, 99999999, 2**63 - 1, -(2**63)])
+def test_a_token_without_a_row_raises(run, token):
+    """And reads no memory beside the weight, nor ends the process."""
+    with pytest.raises(ValueError, match=f"token id {token} is not in the embedding"):
+        run(1, [0, token, 99])
+    run(1)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 8, 9])

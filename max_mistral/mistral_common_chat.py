@@ -1,0 +1,200 @@
+"""Chats as mistral-common encodes them, where a checkpoint has its file.
+
+A Jinja template writes text, in which a user can spell a control token, and
+has no say in how a tool's JSON is written; Mistral's models are trained on
+the ids that mistral-common makes. It adds no system prompt of its own, as the
+templates of some checkpoints do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from max.pipelines.context.exceptions import InputError
+from max.pipelines.lib.tokenizer import replace_unpaired_surrogates
+from max.pipelines.modeling.types import (
+    TextGenerationRequestMessage,
+    TextGenerationRequestTool,
+)
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.base import TokenizerVersion
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from transformers import PreTrainedTokenizerFast
+
+from .hf_tokenizer import find_file
+
+logger = logging.getLogger("max.pipelines")
+
+# The newest first. A plain tokenizer.model is of version 1.
+FILES = (
+    "tekken.json",
+    *(f"tokenizer.model.{v}" for v in ("v7m1", "v7", "v3", "v2", "v1")),
+    "tokenizer.model",
+)
+
+# What mistral-common takes for the id of a call before version 13.
+_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# As transformers takes them for a template; the others are MAX's, beside the
+# reasoning effort that they follow from.
+_OPTIONS = {
+    *("reasoning_effort", "enable_thinking", "thinking"),
+    *("add_generation_prompt", "continue_final_message"),
+}
+
+# Both encode these alike if they are of the same vocabulary.
+_PROBE = "Let's try 12345: naïve façades — 日本語\n\n  x"
+
+
+class MistralChat:
+    """Messages and tools to token ids, as one version of mistral-common does.
+
+    Args:
+        path: A ``tekken.json`` or ``tokenizer.model*``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._tokenizer: Any = MistralTokenizer.from_file(path)
+        self.version: TokenizerVersion = self._tokenizer.version
+
+    def encode_text(self, text: str) -> list[int]:
+        """Returns the ids of plain text, in which nothing is a control token."""
+        raw = self._tokenizer.instruct_tokenizer.tokenizer
+        return raw.encode(text, bos=False, eos=False)
+
+    def encode(
+        self,
+        messages: Sequence[TextGenerationRequestMessage],
+        tools: Sequence[TextGenerationRequestTool] | None,
+        **options: Any,
+    ) -> list[int]:
+        """Returns the ids of a chat.
+
+        Args:
+            messages: As MAX's routes make them of a request.
+            tools: The functions that may be called.
+            **options: A request's ``chat_template_kwargs``.
+
+        Raises:
+            InputError: (a ``ValueError``) if mistral-common refuses the chat,
+                or there is no such option.
+        """
+        if tools and self.version == TokenizerVersion.v1:
+            raise InputError("this model's chats have no tools.")
+        if unknown := options.keys() - _OPTIONS:
+            raise InputError(f"this model's chats have no option {min(unknown)!r}.")
+        settings: dict[str, Any] = {}
+        if options.get("reasoning_effort") is not None:
+            settings["reasoning_effort"] = options["reasoning_effort"]
+        if "continue_final_message" in options:
+            settings["continue_final_message"] = options["continue_final_message"]
+        # Its errors share no base, and a message makes it raise others too.
+        try:
+            request = ChatCompletionRequest.from_openai(
+                messages=self._openai(messages), tools=_openai_tools(tools), **settings
+            )
+            return list(self._tokenizer.encode_chat_completion(request).tokens)
+        except Exception as error:
+            raise InputError(f"this chat cannot be encoded: {error}") from error
+
+    def _openai(
+        self, messages: Sequence[TextGenerationRequestMessage]
+    ) -> list[dict[str, Any]]:
+        """The messages as a client sent them, with what MAX took out."""
+        found = []
+        names: dict[str | None, str] = {}
+        for message in messages:
+            each: dict[str, Any] = {"role": message.role}
+            if isinstance(message.content, str):
+                each["content"] = replace_unpaired_surrogates(message.content)
+            else:
+                each["content"] = [part.model_dump() for part in message.content]
+            if message.tool_calls:
+                each["content"] = each["content"] or None
+                each["tool_calls"] = [self._call(call) for call in message.tool_calls]
+                for call in message.tool_calls:
+                    names[call.get("id")] = call["function"]["name"]
+            if message.role == "tool":
+                each["tool_call_id"] = self._call_id(message.tool_call_id)
+                each["name"] = names.get(message.tool_call_id)
+            if message.reasoning_content is not None:
+                each["reasoning_content"] = message.reasoning_content
+            found.append(each)
+        return found
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        function = dict(call["function"])
+        # MAX parses them, to write them into a template.
+        if not isinstance(function.get("arguments"), str):
+            function["arguments"] = json.dumps(function.get("arguments", {}))
+        renamed: dict[str, Any] = {"function": function}
+        if call.get("id") is not None:
+            renamed["id"] = self._call_id(call["id"])
+        return call | renamed
+
+    def _call_id(self, given: str | None) -> str | None:
+        """Other servers' ids, and MAX's, are longer than a Mistral can write."""
+        if given is None or self.version >= TokenizerVersion.v13:
+            return given
+        if _CALL_ID.fullmatch(given):
+            return given
+        digest = int.from_bytes(
+            hashlib.sha256(given.encode("utf-8", "replace")).digest()
+        )
+        return "".join(_ALPHABET[digest // 62**i % 62] for i in range(9))
+
+
+def _openai_tools(
+    tools: Sequence[TextGenerationRequestTool] | None,
+) -> list[dict[str, Any]] | None:
+    return [dict(tool) for tool in tools] if tools else None
+
+
+def load_chat(
+    model_path: str,
+    revision: str | None,
+    delegate: PreTrainedTokenizerFast,
+) -> MistralChat | None:
+    """Returns how mistral-common encodes a checkpoint's chats, or ``None``.
+
+    ``None`` where the checkpoint has no file of Mistral's, or one that is not
+    of its chats: many are trained on from a Mistral with a template of their
+    own, such as ChatML, or with added tokens, and keep the file.
+
+    Args:
+        model_path: A folder or the name of a repository.
+        revision: The repository's revision.
+        delegate: The checkpoint's tokenizer, with its chat template.
+    """
+    found = (find_file(model_path, name, revision) for name in FILES)
+    path = next((path for path in found if path is not None), None)
+    template = str(delegate.chat_template or "[INST]")
+    if path is None or "[INST]" not in template or "<<SYS>>" in template:
+        return None
+    try:
+        chat = MistralChat(path)
+    # mistral-common raises any kind for a file that is not what it says.
+    except Exception as error:
+        logger.warning(
+            "%s cannot be read (%s): chats are encoded with the chat template.",
+            path,
+            error,
+        )
+        return None
+    same = chat.encode_text(_PROBE) == delegate.encode(_PROBE, add_special_tokens=False)
+    # A tokenizer.model without a version in its name is taken for version 1.
+    control = "[INST]" in delegate.get_vocab()
+    if not same or control != (chat.version > TokenizerVersion.v1):
+        logger.warning(
+            "%s is not of the checkpoint's tokenizer.json: chats are encoded with "
+            "the chat template.",
+            path,
+        )
+        return None
+    return chat
