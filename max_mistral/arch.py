@@ -5,10 +5,11 @@ from dataclasses import replace
 from max.graph.weights import WeightsFormat
 from max.pipelines.context import TextContext
 from max.pipelines.kv_cache.memory_planner import PagedMemoryPlanner
-from max.pipelines.lib import SupportedArchitecture, TextTokenizer
+from max.pipelines.lib import SupportedArchitecture
 from max.pipelines.modeling.types import PipelineTask
 
 from .batch_processor import MistralBatchProcessor
+from .chat import REASONING_PARSER, TOOL_PARSER, ChatTokens
 from .model import WEIGHT_ADAPTERS, MistralModel
 from .model_config import MistralConfig
 
@@ -39,7 +40,11 @@ mistral_arch = SupportedArchitecture(
     config=MistralConfig,
     batching=MistralBatchProcessor,
     context_type=TextContext,
-    tokenizer=TextTokenizer,
+    tokenizer=ChatTokens,
+    tool_parser=TOOL_PARSER,
+    reasoning_parser=REASONING_PARSER,
+    # Mistral's models write ": " and ", " in JSON; compact JSON is not their own.
+    default_structured_output_any_whitespace=True,
     memory_planner=PagedMemoryPlanner,
     multi_gpu_supported=True,
     supports_overlap_scheduler=True,
