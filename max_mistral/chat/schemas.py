@@ -41,6 +41,11 @@ def check_schema(
             only an endless value would fit.
     """
     _check_size(schema, what)
+    if not _has_finite_value(schema):
+        raise InputError(
+            f"The JSON schema of {what} refers to itself without an end: only an "
+            "endless value would fit it. Make a property on the way optional."
+        )
     try:
         tag = xgrammar.StructuralTag(format=json_format(schema, is_object))
         _compiler().compile_structural_tag(tag)
@@ -48,11 +53,6 @@ def check_schema(
         reason = _WHERE.sub("", str(error)).strip()
         message = f"The JSON schema of {what} cannot be used: {reason}"
         raise InputError(message) from None
-    if not _Finite(schema).has_value(schema, ()):
-        raise InputError(
-            f"The JSON schema of {what} refers to itself without an end: only an "
-            "endless value would fit it. Make a property on the way optional."
-        )
 
 
 @lru_cache(maxsize=1)
@@ -115,6 +115,13 @@ def _walk(schema: object) -> Iterator[tuple[object, int]]:
                 for child in (node.values() if isinstance(node, dict) else node)
                 if isinstance(child, dict | list)
             )
+
+
+def _has_finite_value(schema: dict[str, Any] | bool) -> bool:
+    try:
+        return _Finite(schema).has_value(schema, ())
+    except RecursionError:  # references into references, hundreds deep
+        return False
 
 
 class _Finite:

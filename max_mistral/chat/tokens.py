@@ -18,7 +18,7 @@ from . import tool_parser
 from .call_reader import ARGS_MARK, ID_MARK, MARK
 from .messages import check_order, in_words, with_mistral_ids
 from .reasoning import END, START
-from .request import watch_requests
+from .routes import hook_routes
 from .schemas import check_schema
 from .tool_grammar import answer_grammar
 from .vocabulary import special_tokens
@@ -55,7 +55,7 @@ class ChatTokens(TextTokenizer):
         }
         if pipeline_config is not None:
             settle_config(pipeline_config, special)
-        watch_requests()
+        hook_routes()
 
     @property
     def skipped_special_token_ids(self) -> set[int] | None:

@@ -14,7 +14,7 @@ from max.pipelines.modeling.types import (
 
 from .call_reader import MARK, CallReader
 from .events import Arguments, Broken, Call, Content, Event
-from .request import one_call_only
+from .routes import one_call_only
 from .tool_grammar import tool_grammar
 
 NAME = "mistral"
@@ -43,6 +43,22 @@ class MistralToolParser(StructuralTagToolParser):
         self._reader = CallReader(self.CALL_BEGIN, self.CALL_CLOSE)
 
     def parse_complete(self, response: str) -> ParsedToolResponse:
+        """Returns the content and the calls of a whole answer.
+
+        Raises:
+            ValueError: There is a marker and no call; then MAX's route asks for
+                ``content_without_calls``.
+        """
+        parsed = self.read(response)
+        if not parsed.tool_calls and parsed.content != (response or None):
+            raise ValueError("the answer has a marker for tool calls and no whole call")
+        return parsed
+
+    def content_without_calls(self, response: str) -> str:
+        """Returns the text of an answer whose calls are all broken."""
+        return self.read(response).content or ""
+
+    def read(self, response: str) -> ParsedToolResponse:
         """Returns the content and the calls of a whole answer; never raises."""
         reader = CallReader(self.CALL_BEGIN, self.CALL_CLOSE)
         content: list[str] = []

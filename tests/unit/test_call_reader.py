@@ -109,7 +109,14 @@ def streamed(parser, pieces):
 
 
 def whole(parser, text):
-    parsed = parser.parse_complete(text)
+    parsed = parser.read(text)
+    if parsed.tool_calls or parsed.content == (text or None):
+        again = parser.parse_complete(text)
+        assert again.content == parsed.content
+    else:
+        with pytest.raises(ValueError, match="no whole call"):
+            parser.parse_complete(text)
+        assert parser.content_without_calls(text) == (parsed.content or "")
     return parsed.content, [(c.name, c.arguments) for c in parsed.tool_calls]
 
 

@@ -1,11 +1,11 @@
-"""What a chat request says that MAX does not pass on to tokenizers or parsers."""
+"""Where MAX's chat route has no hook for an architecture, and needs one."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar
 
 from max.pipelines.context.exceptions import InputError
 
@@ -13,22 +13,22 @@ one_call_only: ContextVar[bool] = ContextVar("one_call_only", default=False)
 """Whether the request of this task has ``parallel_tool_calls: false``."""
 
 
-def watch_requests() -> None:
-    """Has MAX's chat route check ``tools`` and ``tool_choice`` as it reads a body.
+def hook_routes() -> None:
+    """Has MAX's chat route ask us two things that it asks no architecture.
 
     MAX 26.7 ignores ``parallel_tool_calls`` and a ``tool_choice`` that names no
-    tool, and no hook of an architecture sees either. The route's request model
-    is replaced by one that does. Without the route loaded there is no server.
+    tool: its request model is replaced by one that checks. And of an answer with
+    a broken call it keeps only what stood before the marker, or the marker too:
+    the parser knows better. Where the route is not loaded there is no server.
     """
     routes: Any = sys.modules.get("max.serve.router.openai_routes")
-    if routes is None:
+    if routes is None or hasattr(routes.CreateChatCompletionRequest, "checks_tools"):
         return
     model = routes.CreateChatCompletionRequest
-    if getattr(model, "checks_tools", False):
-        return
+    cut = routes._content_before_tool_call_marker
 
     class CheckedRequest(model):  # type: ignore[misc, valid-type]
-        checks_tools = True
+        checks_tools: ClassVar[bool] = True
 
         @classmethod
         def model_validate(cls, obj: Any, **kwargs: Any) -> Any:
@@ -38,8 +38,12 @@ def watch_requests() -> None:
                 one_call_only.set(obj.get("parallel_tool_calls") is False)
             return request
 
-    CheckedRequest.__name__ = model.__name__
+    def content_without_calls(parser: Any, response: str) -> str:
+        own = getattr(parser, "content_without_calls", None)
+        return own(response) if own else cut(parser, response)
+
     routes.CreateChatCompletionRequest = CheckedRequest
+    routes._content_before_tool_call_marker = content_without_calls
 
 
 def check_tools(body: Mapping[str, Any]) -> None:
