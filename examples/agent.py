@@ -68,7 +68,7 @@ def run(client: OpenAI, question: str, max_steps: int = 4) -> str:
             model=model,
             messages=messages,
             tools=TOOLS,
-            tool_choice="required" if step == 0 else "none",
+            tool_choice="required" if step == 0 else "auto",
             parallel_tool_calls=False,
             max_tokens=200,
             temperature=0,

@@ -26,6 +26,7 @@ from max.serve.worker_interface import ModelWorkerProxy
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from max_mistral.prepare.mistral_tokenizer import write_tokenizer
 from workbench.checkpoints import BASE, write_checkpoint
 
 BASIC = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]"]
@@ -78,6 +79,15 @@ def write_vocabulary(folder: Path, version: str) -> Path:
     )
     fast.chat_template = PLAIN_TEMPLATE if version == "none" else TEMPLATE
     fast.save_pretrained(folder)
+    return folder
+
+
+def write_real(folder: Path, tokenizer: Path) -> Path:
+    """Writes a checkpoint that has a tokenizer file of Mistral's."""
+    write_vocabulary(folder, "v3")
+    size = write_tokenizer(tokenizer, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": size}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -177,11 +187,15 @@ class ChatServer:
         self.worker.tokens = [*self.ids(answer), 2]
         self.worker.at_a_time = at_a_time
         body = {"model": "m", "messages": [{"role": "user", "content": "Q?"}]} | body
+        return self.post(json.dumps(body))
+
+    def post(self, body: str) -> httpx.Response:
+        """Posts a chat request's text."""
 
         async def post() -> httpx.Response:
             transport = httpx.ASGITransport(app=self._app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as c:
-                return await c.post("/v1/chat/completions", json=body)
+                return await c.post("/v1/chat/completions", content=body)
 
         return _LOOP.run(post())
 

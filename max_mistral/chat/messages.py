@@ -13,6 +13,16 @@ from .events import is_call_id
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
+# The roles that can follow one, as mistral-common checks them.
+_FOLLOWERS = {
+    "nothing": ("system", "user", "assistant"),
+    "nothing, as the only message,": ("system", "user"),
+    "system": ("user", "assistant", "system"),
+    "user": ("assistant", "system", "user"),
+    "assistant": ("assistant", "user", "tool"),
+    "tool": ("assistant", "tool", "user"),
+}
+
 _TOOLS_IN_WORDS = """\
 You can call tools. Each line between the tools tags describes one as JSON:
 <tools>
@@ -25,24 +35,25 @@ To call a tool, answer with a JSON object of its name and arguments between tags
 
 
 def check_order(messages: Sequence[Any]) -> None:
-    """Checks that each tool result answers a call that stands before it.
+    """Checks that roles follow each other as Mistral's API has them.
 
     Args:
         messages: MAX's ``TextGenerationRequestMessage``, in order.
 
     Raises:
-        InputError: A result has no call or the chat does not begin with a user.
+        InputError: They do not, or a tool result answers no call before it.
     """
-    spoken = [m for m in messages if str(m.role) not in ("system", "developer")]
-    if messages and (not spoken or str(spoken[0].role) != "user"):
-        first = str(spoken[0].role) if spoken else "none"
-        raise InputError(
-            f"The first message after the system prompt has role {first!r}; a chat "
-            "begins with a user's."
-        )
+    before = "nothing" if len(messages) > 1 else "nothing, as the only message,"
     open_calls: list[object] = []
     for index, message in enumerate(messages):
         role = str(message.role)
+        if role not in _FOLLOWERS[before]:
+            *others, last = _FOLLOWERS[before]
+            raise InputError(
+                f"messages[{index}] has role {role!r} after {before}, where "
+                f"{', '.join(others)} or {last} can stand."
+            )
+        before = role
         if role != "tool":
             open_calls = [call.get("id") for call in message.tool_calls or []]
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import Any
 
 from max.pipelines.context.exceptions import InputError
 
@@ -17,19 +17,38 @@ def hook_routes() -> None:
     """Has MAX's chat route ask us two things that it asks no architecture.
 
     MAX 26.7 ignores ``parallel_tool_calls`` and a ``tool_choice`` that names no
-    tool: its request model is replaced by one that checks. And of an answer with
-    a broken call it keeps only what stood before the marker, or the marker too:
-    the parser knows better. Where the route is not loaded there is no server.
+    tool, and JSON that is nested too deep is a 500: we see each body that it
+    reads. And of an answer whose calls are all broken it keeps what stood before
+    the marker: the parser knows better. Without the route loaded there is no
+    server.
     """
     routes: Any = sys.modules.get("max.serve.router.openai_routes")
-    if routes is None or hasattr(routes.CreateChatCompletionRequest, "checks_tools"):
+    if routes is None or hasattr(routes._parse_openai_request_body, "checks_tools"):
         return
-    model = routes.CreateChatCompletionRequest
+    parse = routes._parse_openai_request_body
     cut = routes._content_before_tool_call_marker
+    checked = {routes.CreateChatCompletionRequest: _checked_model(routes)}
 
-    class CheckedRequest(model):  # type: ignore[misc, valid-type]
-        checks_tools: ClassVar[bool] = True
+    async def parse_checked(request: Any, request_id: str, model: Any) -> Any:
+        try:
+            return await parse(request, request_id, checked.get(model, model))
+        except RecursionError:
+            message = "The request's JSON has too many levels to be read."
+            raise InputError(message) from None
 
+    def content_without_calls(parser: Any, response: str) -> str:
+        own = getattr(parser, "content_without_calls", None)
+        return own(response) if own else cut(parser, response)
+
+    parse_checked.checks_tools = True
+    routes._parse_openai_request_body = parse_checked
+    routes._content_before_tool_call_marker = content_without_calls
+
+
+def _checked_model(routes: Any) -> Any:
+    """Returns MAX's model of a chat request, which looks at its tools as well."""
+
+    class CheckedRequest(routes.CreateChatCompletionRequest):  # type: ignore[misc]
         @classmethod
         def model_validate(cls, obj: Any, **kwargs: Any) -> Any:
             request = super().model_validate(obj, **kwargs)
@@ -38,12 +57,9 @@ def hook_routes() -> None:
                 one_call_only.set(obj.get("parallel_tool_calls") is False)
             return request
 
-    def content_without_calls(parser: Any, response: str) -> str:
-        own = getattr(parser, "content_without_calls", None)
-        return own(response) if own else cut(parser, response)
-
-    routes.CreateChatCompletionRequest = CheckedRequest
-    routes._content_before_tool_call_marker = content_without_calls
+    # Its name is in the text of a validation error.
+    CheckedRequest.__name__ = routes.CreateChatCompletionRequest.__name__
+    return CheckedRequest
 
 
 def check_tools(body: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ def check_schema(
         InputError: It is too large, no schema that can be enforced, or one that
             only an endless value would fit.
     """
-    _check_size(schema, what)
+    check_size(schema, what)
     if not _has_finite_value(schema):
         raise InputError(
             f"The JSON schema of {what} refers to itself without an end: only an "
@@ -67,10 +67,12 @@ def _compiler() -> Any:
     return xgrammar.GrammarCompiler(info, max_memory_bytes=1 << 24)
 
 
-def _check_size(schema: object, what: str) -> None:
-    size = len(json.dumps(schema))
-    if size > MAX_CHARACTERS:
-        _refuse(what, f"{size:,} characters", f"{MAX_CHARACTERS:,}")
+def check_size(schema: object, what: str) -> None:
+    """Checks that a schema is of a size that compiles in reasonable time.
+
+    Raises:
+        InputError: It is not.
+    """
     nodes = 0
     for node, depth in _walk(schema):
         nodes += 1
@@ -93,6 +95,9 @@ def _check_size(schema: object, what: str) -> None:
         for count in re.findall(r"\d+", pattern if isinstance(pattern, str) else ""):
             if len(count) > 4 or int(count) > MAX_COUNT:
                 _refuse(what, f"a count of {count[:12]} in a pattern", "9,999")
+    size = len(json.dumps(schema))  # recurses: after the depth is known
+    if size > MAX_CHARACTERS:
+        _refuse(what, f"{size:,} characters", f"{MAX_CHARACTERS:,}")
     if nodes > MAX_NODES:
         _refuse(what, f"{nodes:,} parts", f"{MAX_NODES:,}")
 

@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
-import jinja2
 from max.pipelines.context import TextContext
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib import TextTokenizer
@@ -37,15 +36,24 @@ _CALL_TOKENS = (
 class ChatTokens(TextTokenizer):
     """A text tokenizer that knows tool calls, thinking and JSON schemas.
 
+    A subclass whose constructor is its own calls ``set_up_chat`` at its end.
+
     Attributes:
         reasoning_start_token_id: The id of ``[THINK]``, -1 where there is none.
         reasoning_end_token_id: The id of ``[/THINK]``, -1 where there is none.
     """
 
+    reasoning_start_token_id: int
+    reasoning_end_token_id: int
+
     def __init__(self, model_path: str, pipeline_config: Any, **kwargs: Any) -> None:
         # MAX turns it on by itself for its own tokenizer class only.
         kwargs.setdefault("enable_llama_whitespace_fix", True)
         super().__init__(model_path, pipeline_config, **kwargs)
+        self.set_up_chat(pipeline_config)
+
+    def set_up_chat(self, pipeline_config: Any) -> None:
+        """Looks at the vocabulary, settles the config and hooks MAX's routes."""
         special = special_tokens(self.delegate)
         # MAX's own sign for "none": a GPU pipeline asks every tokenizer.
         self.reasoning_start_token_id = special.get(START, -1)
@@ -89,7 +97,7 @@ class ChatTokens(TextTokenizer):
         """Renders messages and tools, in words where the template has no tools.
 
         Raises:
-            InputError: The template refuses them.
+            InputError: There are tools, and the template has none.
         """
         with_calls = any(m.tool_calls or str(m.role) == "tool" for m in messages)
         if (tools or with_calls) and "tools" not in str(self.delegate.chat_template):
@@ -99,10 +107,7 @@ class ChatTokens(TextTokenizer):
                     "with one that has, by --chat-template."
                 )
             messages, tools = in_words(messages, tools), None
-        try:
-            return super().apply_chat_template(messages, tools, **options)
-        except jinja2.TemplateError as error:
-            raise InputError(f"The chat template refuses this chat: {error}") from error
+        return super().apply_chat_template(messages, tools, **options)
 
 
 def settle_config(config: Any, special: Mapping[str, int]) -> None:

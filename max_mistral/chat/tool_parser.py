@@ -15,6 +15,7 @@ from max.pipelines.modeling.types import (
 from .call_reader import MARK, CallReader
 from .events import Arguments, Broken, Call, Content, Event
 from .routes import one_call_only
+from .schemas import check_size
 from .tool_grammar import tool_grammar
 
 NAME = "mistral"
@@ -115,8 +116,14 @@ class MistralToolParser(StructuralTagToolParser):
         """Returns MAX's structural tag (JSON) for the calls that tools allow.
 
         Raises:
-            InputError: A strict tool's parameters are no JSON schema object.
+            InputError: A schema is too large to be enforced.
         """
+        for tool in tools or []:
+            if tool["function"].get("strict"):
+                name = tool["function"]["name"]
+                check_size(tool["function"]["parameters"], f"tool {name!r}")
+        if response_format_schema is not None:
+            check_size(response_format_schema, "response_format")
         named = isinstance(tool_choice, Mapping)
         return tool_grammar(
             tools or [],

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+from pathlib import Path
 
+import mistral_common
 import pytest
 from max.pipelines.context import GenerationStatus
 from max.pipelines.lib.pipeline_variants.structured_output_backend import (
@@ -10,7 +12,13 @@ from max.pipelines.lib.pipeline_variants.structured_output_backend import (
 )
 
 from max_mistral.chat import schemas
-from tests.chat_server import ChatServer, make_config, write_vocabulary
+from tests.chat_server import (
+    TEMPLATE,
+    ChatServer,
+    make_config,
+    write_real,
+    write_vocabulary,
+)
 
 CITY = {
     "type": "object",
@@ -93,6 +101,30 @@ def test_calls_streamed_and_not(server, version, before, at_a_time):
         ids = [c["id"] for c in choice["message"]["tool_calls"]]
         assert len(set(ids)) == 2
         assert all(len(i) == 9 and i.isalnum() for i in ids)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "mistral_instruct_tokenizer_240323.model.v3",
+        "mistral_instruct_tokenizer_241114.model.v7",
+        "tekken_240911.json",
+    ],
+)
+def test_calls_in_a_real_vocabulary(tmp_path, file):
+    tokenizer = Path(mistral_common.__file__).parent / "data" / file
+    server = ChatServer(write_real(tmp_path / "real", tokenizer))
+    server.tokenizer.delegate.chat_template = TEMPLATE
+    for space in ("", " "):
+        answer = "Well. " + CALLS["v3"].replace("]", "]" + space, 1)
+        for ask in (server.answer, server.streamed):
+            for at_a_time in (1, 2, 5, 1000):
+                choice = ask(answer, tools=TOOLS, at_a_time=at_a_time)
+                assert calls_of(choice) == TWO
+                assert choice["message"]["content"].strip() == "Well."
+    server.ask(tools=TOOLS, tool_choice="required")
+    assert accepts(server, server.context.grammar, CALLS["v3"]) == "yes"
+    assert accepts(server, server.context.grammar, "No.") == "no"
 
 
 @pytest.mark.parametrize("choice", [None, "auto", "required", NAMED])
@@ -447,13 +479,26 @@ RESULT = {"role": "tool", "tool_call_id": "call_0123456789abcdef", "content": "2
         ({"tool_choice": "required"}, "has no tools"),
         ({"tool_choice": NAMED}, "has no tools"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
-        ({"messages": [USER, RESULT]}, "messages[1] is the result"),
+        ({"messages": [USER, RESULT]}, "messages[1] has role 'tool' after user"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "A"}, RESULT]},
+            "messages[2] is the result",
+        ),
         ({"messages": [USER, CALLED, RESULT, RESULT]}, "messages[3] is the result"),
         ({"messages": [USER, CALLED, RESULT | {"tool_call_id": "x"}]}, "'x'"),
         ({"messages": [USER, CALLED, USER]}, "tool_call"),
-        ({"messages": [CALLED, RESULT]}, "begins with a user's"),
-        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "begins with"),
-        ({"messages": [{"role": "system", "content": "Hi"}]}, "begins with"),
+        ({"messages": [RESULT, USER]}, "messages[0] has role 'tool' after nothing"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "system or user"),
+        (
+            {
+                "messages": [
+                    USER,
+                    {"role": "assistant", "content": "A"},
+                    {"role": "system", "content": "S"},
+                ]
+            },
+            "messages[2] has role 'system' after assistant, where assistant, user or",
+        ),
     ],
 )
 def test_bad_input_is_a_400_in_words(v13, body, says):
@@ -497,14 +542,18 @@ def test_tools_in_words_where_the_template_has_none(servers):
     assert "tool" not in server.prompt
 
 
-def test_a_template_that_refuses_is_a_400(servers):
-    server = servers["none"]
-    delegate = server.tokenizer.delegate
-    template = delegate.chat_template
-    delegate.chat_template = "{{ raise_exception('No such chat.') }}"
-    try:
-        response = server.ask()
-    finally:
-        delegate.chat_template = template
-    assert response.status_code == 400
-    assert "No such chat." in response.json()["detail"]
+@pytest.mark.parametrize("levels", [100, 400, 5000])
+@pytest.mark.parametrize("strict", ["true", "false"])
+def test_json_nested_beyond_reason(v13, levels, strict):
+    schema = '{"items": ' * levels + "{}" + "}" * levels
+    body = (
+        '{"model": "m", "messages": [{"role": "user", "content": "Q?"}], "tools": '
+        '[{"type": "function", "function": {"name": "f", "strict": '
+        f'{strict}, "parameters": {schema}}}}}]}}'
+    )
+    response = v13.post(body)
+    if levels < 5000 and strict == "false":
+        assert response.status_code == 200
+    else:
+        assert response.status_code == 400
+        assert "levels" in response.json()["detail"]
