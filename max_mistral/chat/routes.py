@@ -40,7 +40,7 @@ def hook_routes() -> None:
         own = getattr(parser, "content_without_calls", None)
         return own(response) if own else cut(parser, response)
 
-    parse_checked.checks_tools = True
+    parse_checked.checks_tools = True  # type: ignore[attr-defined]
     routes._parse_openai_request_body = parse_checked
     routes._content_before_tool_call_marker = content_without_calls
 
@@ -48,7 +48,7 @@ def hook_routes() -> None:
 def _checked_model(routes: Any) -> Any:
     """Returns MAX's model of a chat request, which looks at its tools as well."""
 
-    class CheckedRequest(routes.CreateChatCompletionRequest):  # type: ignore[misc]
+    class CheckedRequest(routes.CreateChatCompletionRequest):
         @classmethod
         def model_validate(cls, obj: Any, **kwargs: Any) -> Any:
             request = super().model_validate(obj, **kwargs)
@@ -69,6 +69,9 @@ def check_tools(body: Mapping[str, Any]) -> None:
         InputError: A tool is no function or has another's name, or
             ``tool_choice`` asks for what is not there.
     """
+    for old, new in (("functions", "tools"), ("function_call", "tool_choice")):
+        if body.get(old) is not None:
+            raise InputError(f"{old} is the old name, which is not read; use {new}.")
     names: list[str] = []
     for index, tool in enumerate(body.get("tools") or []):
         function = tool.get("function") if isinstance(tool, Mapping) else None

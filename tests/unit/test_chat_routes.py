@@ -122,6 +122,8 @@ def test_calls_in_a_real_vocabulary(tmp_path, file):
                 choice = ask(answer, tools=TOOLS, at_a_time=at_a_time)
                 assert calls_of(choice) == TWO
                 assert choice["message"]["content"].strip() == "Well."
+    # By this one token MAX sees, with tool_choice auto, where a call begins.
+    assert len(server.ids("[TOOL_CALLS]")) == 1
     server.ask(tools=TOOLS, tool_choice="required")
     assert accepts(server, server.context.grammar, CALLS["v3"]) == "yes"
     assert accepts(server, server.context.grammar, "No.") == "no"
@@ -479,6 +481,7 @@ RESULT = {"role": "tool", "tool_call_id": "call_0123456789abcdef", "content": "2
         ({"tool_choice": "required"}, "has no tools"),
         ({"tool_choice": NAMED}, "has no tools"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
+        ({"functions": [{"name": "f", "parameters": {}}]}, "use tools"),
         ({"messages": [USER, RESULT]}, "messages[1] has role 'tool' after user"),
         (
             {"messages": [USER, {"role": "assistant", "content": "A"}, RESULT]},
