@@ -9,6 +9,7 @@ from max.pipelines.lib import SupportedArchitecture
 from max.pipelines.modeling.types import PipelineTask
 
 from .batch_processor import MistralBatchProcessor
+from .chat import REASONING_PARSER, TOOL_PARSER
 from .model import MistralModel
 from .model_config import MistralConfig
 from .tokenizer import MistralTokenizer
@@ -42,6 +43,10 @@ mistral_arch = SupportedArchitecture(
     batching=MistralBatchProcessor,
     context_type=TextContext,
     tokenizer=MistralTokenizer,
+    tool_parser=TOOL_PARSER,
+    reasoning_parser=REASONING_PARSER,
+    # Mistral's models write ": " and ", " in JSON; compact JSON is not their own.
+    default_structured_output_any_whitespace=True,
     memory_planner=PagedMemoryPlanner,
     multi_gpu_supported=True,
     supports_overlap_scheduler=True,

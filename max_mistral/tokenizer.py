@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from max.pipelines.context import TextContext
 from max.pipelines.context.exceptions import InputError, PromptTooLongError
-from max.pipelines.lib import PipelineConfig, TextTokenizer
+from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib._chat_encoder import load_chat_encoder
 from max.pipelines.lib.tokenizer import (
     resolve_eos_token_ids,
@@ -27,6 +27,7 @@ from max.pipelines.modeling.types import (
 )
 from typing_extensions import override
 
+from .chat import ChatTokens
 from .hf_tokenizer import load_fast, vocab_size
 from .mistral_common_chat import load_chat
 from .request_limits import (
@@ -40,7 +41,7 @@ from .request_limits import (
 logger = logging.getLogger("max.pipelines")
 
 
-class MistralTokenizer(TextTokenizer):
+class MistralTokenizer(ChatTokens):
     """Text to token ids and back, and a request to a context.
 
     Refuses, with an error that MAX's routes turn into a 400, what would end
@@ -120,6 +121,7 @@ class MistralTokenizer(TextTokenizer):
                 sorted(self._unreachable),
             )
         refuse_no_prompts()
+        self.set_up_chat(pipeline_config)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -177,6 +179,8 @@ class MistralTokenizer(TextTokenizer):
         check_template_options(chat_template_options, template, special)
         try:
             return super().apply_chat_template(messages, tools, **chat_template_options)
+        except InputError:
+            raise
         # A template is a program: what a message makes it do is a wrong message.
         except Exception as error:
             reason = error.__cause__ or error

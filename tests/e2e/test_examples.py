@@ -10,8 +10,9 @@ from workbench.demo import GGUF, ROOT
 
 
 def test_there_is_a_test_for_each():
-    # chat_client.py needs a server: test_serve.py.
+    # chat_client.py needs a server: test_serve.py; agent.py too: test_serve_tools.py.
     assert {p.name for p in (ROOT / "examples").glob("*.py")} == {
+        "agent.py",
         "chat_client.py",
         "generate.py",
         "logits.py",

@@ -1,0 +1,146 @@
+"""A chat's messages: their order, the ids of calls, and tools told in words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from max.pipelines.context.exceptions import InputError
+
+from .events import is_call_id
+
+_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+# The roles that can follow one, as mistral-common checks them.
+_FOLLOWERS = {
+    "nothing": ("system", "user", "assistant"),
+    "nothing, as the only message,": ("system", "user"),
+    "system": ("user", "assistant", "system"),
+    "user": ("assistant", "system", "user"),
+    "assistant": ("assistant", "user", "tool"),
+    "tool": ("assistant", "tool", "user"),
+}
+
+_TOOLS_IN_WORDS = """\
+You can call tools. Each line between the tools tags describes one as JSON:
+<tools>
+{tools}
+</tools>
+To call a tool, answer with a JSON object of its name and arguments between tags:
+<tool_call>
+{{"name": "...", "arguments": {{...}}}}
+</tool_call>"""
+
+
+def check_order(messages: Sequence[Any]) -> None:
+    """Checks that roles follow each other as Mistral's API has them.
+
+    Args:
+        messages: MAX's ``TextGenerationRequestMessage``, in order.
+
+    Raises:
+        InputError: They do not, or a tool result answers no call before it.
+    """
+    before = "nothing" if len(messages) > 1 else "nothing, as the only message,"
+    open_calls: list[object] = []
+    for index, message in enumerate(messages):
+        role = str(message.role)
+        if role not in _FOLLOWERS[before]:
+            *others, last = _FOLLOWERS[before]
+            raise InputError(
+                f"messages[{index}] has role {role!r} after {before}, where "
+                f"{', '.join(others)} or {last} can stand."
+            )
+        before = role
+        if role != "tool":
+            open_calls = [call.get("id") for call in message.tool_calls or []]
+            continue
+        if message.tool_call_id not in open_calls:
+            raise InputError(
+                f"messages[{index}] is the result of tool call "
+                f"{message.tool_call_id!r}, which the assistant's message before it "
+                "does not make or which has its result already."
+            )
+        open_calls.remove(message.tool_call_id)
+
+
+def with_mistral_ids(messages: Sequence[Any]) -> list[Any]:
+    """Returns messages whose tool call ids are 9 alphanumerics.
+
+    Mistral's prompts take no others. An id of that form stays; another becomes
+    one made from its text, the same in each turn, so that a cached prefix holds.
+    """
+    ours: dict[str, str] = {}
+    for message in messages:
+        for call in message.tool_calls or []:
+            _short(call.get("id"), ours)
+    return [_renamed(message, ours) for message in messages]
+
+
+def _short(call_id: object, ours: dict[str, str]) -> str:
+    text = str(call_id)
+    if text not in ours:
+        short, salt = text, 0
+        while not is_call_id(short) or short in ours.values():
+            digest = hashlib.sha256(f"{salt}:{text}".encode()).digest()
+            short = "".join(_BASE62[byte % 62] for byte in digest[:9])
+            salt += 1
+        ours[text] = short
+    return ours[text]
+
+
+def _renamed(message: Any, ours: dict[str, str]) -> Any:
+    changes: dict[str, Any] = {}
+    if message.tool_calls:
+        changes["tool_calls"] = [
+            {**call, "id": _short(call.get("id"), ours)} for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        changes["tool_call_id"] = _short(message.tool_call_id, ours)
+    return message.model_copy(update=changes) if changes else message
+
+
+def in_words(
+    messages: Sequence[Any], tools: Sequence[Mapping[str, Any]] | None
+) -> list[Any]:
+    """Returns messages that tell tools, calls and results in the text itself.
+
+    For a chat template that knows none of them. The form is what Hermes and
+    models after it were trained on; the tools join the system prompt.
+    """
+    told: list[Any] = []
+    changes: dict[str, Any]
+    for message in messages:
+        role = str(message.role)
+        text = message.flatten_content()["content"]
+        if role == "tool":
+            text = f"<tool_response>\n{text}\n</tool_response>"
+            if told and told[-1].role == "user" and told[-1].tool_call_id:
+                text = f"{told[-1].content}\n{text}"
+                told.pop()
+            # tool_call_id marks the message as ours until the loop is done.
+            changes = {"role": "user", "content": text}
+        elif message.tool_calls:
+            calls = [_call_in_words(call) for call in message.tool_calls]
+            text = "\n".join([text, *calls] if text else calls)
+            changes = {"content": text, "tool_calls": None}
+        else:
+            changes = {"content": text}
+        told.append(message.model_copy(update=changes))
+    told = [m.model_copy(update={"tool_call_id": None}) for m in told]
+    if not tools:
+        return told
+    lines = (json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    words = _TOOLS_IN_WORDS.format(tools="\n".join(lines))
+    if str(told[0].role) == "system":
+        words = f"{told.pop(0).content}\n\n{words}"
+    system = told[0].model_copy(update={"role": "system", "content": words})
+    return [system, *told]
+
+
+def _call_in_words(call: Mapping[str, Any]) -> str:
+    function = call["function"]
+    said = {"name": function["name"], "arguments": function["arguments"]}
+    return f"<tool_call>\n{json.dumps(said, ensure_ascii=False)}\n</tool_call>"

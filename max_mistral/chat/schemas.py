@@ -1,0 +1,172 @@
+"""JSON schemas of requests, checked before they reach the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from max import _xgrammar as xgrammar
+from max.pipelines.context.exceptions import InputError
+
+from .tool_grammar import json_format
+
+# The worker compiles a grammar between two decode steps of everybody's answers:
+# a schema at one of these limits takes it about a second with 32k tokens.
+MAX_CHARACTERS = 65_536
+MAX_DEPTH = 64
+MAX_PROPERTIES = 128
+MAX_CHOICES = 512
+MAX_NODES = 2_000
+MAX_COUNT = 10_000
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
+_COUNTS_TOO = ("minProperties", "maxProperties")
+_WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
+
+
+def check_schema(
+    schema: dict[str, Any] | bool, what: str, is_object: bool = False
+) -> None:
+    """Checks that a schema compiles in reasonable time and allows some value.
+
+    Args:
+        schema: The JSON schema.
+        what: What it is of, for the message.
+        is_object: Whether its values must be objects.
+
+    Raises:
+        InputError: It is too large, no schema that can be enforced, or one that
+            only an endless value would fit.
+    """
+    check_size(schema, what)
+    if not _has_finite_value(schema):
+        raise InputError(
+            f"The JSON schema of {what} refers to itself without an end: only an "
+            "endless value would fit it. Make a property on the way optional."
+        )
+    try:
+        tag = xgrammar.StructuralTag(format=json_format(schema, is_object))
+        _compiler().compile_structural_tag(tag)
+    except RuntimeError as error:
+        reason = _WHERE.sub("", str(error)).strip()
+        message = f"The JSON schema of {what} cannot be used: {reason}"
+        raise InputError(message) from None
+
+
+@lru_cache(maxsize=1)
+def _compiler() -> Any:
+    """A compiler that says what is wrong with a schema, for a vocabulary of bytes."""
+    info = xgrammar.TokenizerInfo(
+        [bytes([byte]) for byte in range(256)] + [b"</s>"],
+        vocab_type=xgrammar.VocabType.RAW,
+        vocab_size=257,
+        stop_token_ids=[256],
+    )
+    return xgrammar.GrammarCompiler(info, max_memory_bytes=1 << 24)
+
+
+def check_size(schema: object, what: str) -> None:
+    """Checks that a schema is of a size that compiles in reasonable time.
+
+    Raises:
+        InputError: It is not.
+    """
+    nodes = 0
+    for node, depth in _walk(schema):
+        nodes += 1
+        if depth > MAX_DEPTH:
+            _refuse(what, f"more than {MAX_DEPTH} levels", f"{MAX_DEPTH}")
+        if not isinstance(node, dict):
+            continue
+        properties = node.get("properties")
+        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+            count = f"{len(properties)} properties in one object"
+            _refuse(what, count, str(MAX_PROPERTIES))
+        choices = node.get("enum")
+        if isinstance(choices, list) and len(choices) > MAX_CHOICES:
+            _refuse(what, f"{len(choices)} choices in one enum", str(MAX_CHOICES))
+        for key in _COUNTS + _COUNTS_TOO:
+            value = node.get(key)
+            if isinstance(value, int | float) and value > MAX_COUNT:
+                _refuse(what, f"{key} {value}", f"{MAX_COUNT:,}")
+        pattern = node.get("pattern")
+        for count in re.findall(r"\d+", pattern if isinstance(pattern, str) else ""):
+            if len(count) > 4 or int(count) > MAX_COUNT:
+                _refuse(what, f"a count of {count[:12]} in a pattern", "9,999")
+    size = len(json.dumps(schema))  # recurses: after the depth is known
+    if size > MAX_CHARACTERS:
+        _refuse(what, f"{size:,} characters", f"{MAX_CHARACTERS:,}")
+    if nodes > MAX_NODES:
+        _refuse(what, f"{nodes:,} parts", f"{MAX_NODES:,}")
+
+
+def _refuse(what: str, found: str, most: str) -> None:
+    raise InputError(
+        f"The JSON schema of {what} has {found}; at most {most} can be used."
+    )
+
+
+def _walk(schema: object) -> Iterator[tuple[object, int]]:
+    """Yields every object and list in a schema, with its depth in the JSON."""
+    stack: list[tuple[object, int]] = [(schema, 1)]
+    while stack:
+        node, depth = stack.pop()
+        yield node, depth
+        if isinstance(node, dict | list) and depth <= MAX_DEPTH:
+            stack.extend(
+                (child, depth + 1)
+                for child in (node.values() if isinstance(node, dict) else node)
+                if isinstance(child, dict | list)
+            )
+
+
+def _has_finite_value(schema: dict[str, Any] | bool) -> bool:
+    try:
+        return _Finite(schema).has_value(schema, ())
+    except RecursionError:  # references into references, hundreds deep
+        return False
+
+
+class _Finite:
+    """Says whether some value of finite size fits a schema that may be recursive."""
+
+    def __init__(self, root: dict[str, Any] | bool) -> None:
+        self._root = root
+        self._steps = 0
+
+    def has_value(self, schema: Any, inside: tuple[str, ...]) -> bool:
+        """``inside`` are the references that are being followed."""
+        self._steps += 1
+        if not isinstance(schema, dict) or self._steps > 100_000:
+            return schema is not False
+        return all(self._parts(schema, inside))
+
+    def _parts(self, schema: dict[str, Any], inside: tuple[str, ...]) -> Iterator[bool]:
+        """Yields, of each part that must have a value, whether it can."""
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            # Through itself a reference yields only what is endless.
+            yield reference not in inside and self.has_value(
+                self._target(reference), (*inside, reference)
+            )
+        for key in ("anyOf", "oneOf"):
+            choices = schema.get(key)
+            if isinstance(choices, list):
+                yield any(self.has_value(choice, inside) for choice in choices)
+        for part in schema.get("allOf") or ():
+            yield self.has_value(part, inside)
+        properties = schema.get("properties")
+        if schema.get("type", "object") == "object" and isinstance(properties, dict):
+            for name in schema.get("required") or ():
+                yield self.has_value(properties.get(name, True), inside)
+        if schema.get("type") == "array" and (schema.get("minItems") or 0) > 0:
+            yield self.has_value(schema.get("items", True), inside)
+
+    def _target(self, reference: str) -> Any:
+        node: Any = self._root
+        for part in reference.removeprefix("#").split("/")[1:]:
+            key = part.replace("~1", "/").replace("~0", "~")
+            node = node.get(key, True) if isinstance(node, dict) else True
+        return node

@@ -1,0 +1,170 @@
+"""What a tokenizer does for tools, thinking and JSON, beside making tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+
+from max.pipelines.context import TextContext
+from max.pipelines.context.exceptions import InputError
+from max.pipelines.lib import TextTokenizer
+
+from . import tool_parser
+from .call_reader import ARGS_MARK, ID_MARK, MARK
+from .messages import check_order, in_words, with_mistral_ids
+from .reasoning import END, START
+from .routes import hook_routes
+from .schemas import check_schema
+from .tool_grammar import answer_grammar
+from .vocabulary import special_tokens
+
+_reads_calls: ContextVar[bool] = ContextVar("reads_calls", default=False)
+
+_CALL_TOKENS = (
+    MARK,
+    ID_MARK,
+    ARGS_MARK,
+    tool_parser.TagToolParser.CALL_BEGIN,
+    tool_parser.TagToolParser.CALL_CLOSE,
+)
+
+
+class ChatTokens(TextTokenizer):
+    """A text tokenizer that knows tool calls, thinking and JSON schemas.
+
+    A subclass whose constructor is its own calls ``set_up_chat`` at its end.
+
+    Attributes:
+        reasoning_start_token_id: The id of ``[THINK]``, -1 where there is none.
+        reasoning_end_token_id: The id of ``[/THINK]``, -1 where there is none.
+    """
+
+    reasoning_start_token_id: int
+    reasoning_end_token_id: int
+
+    def __init__(self, model_path: str, pipeline_config: Any, **kwargs: Any) -> None:
+        # MAX turns it on by itself for its own tokenizer class only.
+        kwargs.setdefault("enable_llama_whitespace_fix", True)
+        super().__init__(model_path, pipeline_config, **kwargs)
+        self.set_up_chat(pipeline_config)
+
+    def set_up_chat(self, pipeline_config: Any) -> None:
+        """Looks at the vocabulary, settles the config and hooks MAX's routes."""
+        special = special_tokens(self.delegate)
+        # MAX's own sign for "none": a GPU pipeline asks every tokenizer.
+        self.reasoning_start_token_id = special.get(START, -1)
+        self.reasoning_end_token_id = special.get(END, -1)
+        self._skipped = {
+            index for text, index in special.items() if text not in _CALL_TOKENS
+        }
+        if pipeline_config is not None:
+            settle_config(pipeline_config, special)
+        hook_routes()
+
+    @property
+    def skipped_special_token_ids(self) -> set[int] | None:
+        """The ids that decoding leaves out; None for all control tokens.
+
+        MAX asks for each answer, right after its ``new_context``: where tools are
+        offered, the tool parser needs the markers; elsewhere none may be seen.
+        """
+        return self._skipped if _reads_calls.get() else None
+
+    async def new_context(self, request: Any) -> TextContext:
+        """Returns a request's context.
+
+        Raises:
+            InputError: Its messages or its JSON schemas are no good.
+        """
+        check_order(request.messages)
+        request = replace(request, messages=with_mistral_ids(request.messages))
+        if request.response_format is not None:
+            await asyncio.to_thread(check_schemas, request)
+            request = replace(
+                request,
+                response_format=after_thinking(request.response_format, self.delegate),
+            )
+        _reads_calls.set(bool(request.tools))
+        return await super().new_context(request)
+
+    def apply_chat_template(
+        self, messages: list[Any], tools: list[Any] | None, **options: Any
+    ) -> str:
+        """Renders messages and tools, in words where the template has no tools.
+
+        Raises:
+            InputError: There are tools, and the template has none.
+        """
+        with_calls = any(m.tool_calls or str(m.role) == "tool" for m in messages)
+        if (tools or with_calls) and "tools" not in str(self.delegate.chat_template):
+            if MARK in special_tokens(self.delegate):
+                raise InputError(
+                    "This checkpoint's chat template has no tools; start the server "
+                    "with one that has, by --chat-template."
+                )
+            messages, tools = in_words(messages, tools), None
+        return super().apply_chat_template(messages, tools, **options)
+
+
+def settle_config(config: Any, special: Mapping[str, int]) -> None:
+    """Sets what MAX 26.7 lets no architecture set, before anything reads it.
+
+    MAX refuses ``--enable-structured-output`` on a CPU, where its sampler masks
+    as well as on a GPU; and a parser is chosen before there is a vocabulary. The
+    config is frozen, and is pickled to the worker as it is after this.
+    """
+    sampling = config.sampling.model_copy(update={"enable_structured_output": True})
+    object.__setattr__(config, "sampling", sampling)
+    if config.runtime.tool_parser == tool_parser.NAME and MARK not in special:
+        update = {"tool_parser": tool_parser.TAGS_NAME}
+        object.__setattr__(config, "runtime", config.runtime.model_copy(update=update))
+
+
+def check_schemas(request: Any) -> None:
+    """Checks every JSON schema that a request's grammar is made of.
+
+    Raises:
+        InputError: One of them is no good.
+    """
+    response_format = request.response_format
+    if response_format.json_schema is not None:
+        check_schema(response_format.json_schema, "response_format")
+    if not response_format.grammar:
+        return
+    of_tools = {
+        tool["function"]["name"]: tool["function"]["parameters"]
+        for tool in request.tools or []
+        if tool["function"].get("strict")
+    }
+    for name, schema in of_tools.items():
+        check_schema(schema, f"tool {name!r}", is_object=True)
+    for schema in _schemas(json.loads(response_format.grammar)):
+        if schema not in of_tools.values():
+            check_schema(schema, "response_format")
+
+
+def _schemas(node: Any) -> Iterator[Any]:
+    """Yields the schemas of a structural tag."""
+    if isinstance(node, dict) and node.get("type") == "json_schema":
+        yield node["json_schema"]
+    elif isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from _schemas(inner)
+
+
+def after_thinking(response_format: Any, delegate: Any) -> Any:
+    """Returns a response format that lets a model think before its JSON."""
+    schema = response_format.json_schema
+    thinks = START in special_tokens(delegate)
+    if schema is None or response_format.grammar or not thinks:
+        return response_format
+    return replace(
+        response_format,
+        type="grammar",
+        json_schema=None,
+        grammar=answer_grammar(schema, delegate),
+    )
