@@ -8,10 +8,8 @@ templates of some checkpoints do.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,9 +36,6 @@ FILES = (
     "tokenizer.model",
 )
 
-# What mistral-common takes for the id of a call before version 13.
-_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
-_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # As transformers takes them for a template; the others are MAX's, beside the
 # reasoning effort that they follow from.
 _OPTIONS = {
@@ -117,37 +112,24 @@ class MistralChat:
                 each["content"] = [part.model_dump() for part in message.content]
             if message.tool_calls:
                 each["content"] = each["content"] or None
-                each["tool_calls"] = [self._call(call) for call in message.tool_calls]
+                each["tool_calls"] = [_call(call) for call in message.tool_calls]
                 for call in message.tool_calls:
                     names[call.get("id")] = call["function"]["name"]
             if message.role == "tool":
-                each["tool_call_id"] = self._call_id(message.tool_call_id)
+                each["tool_call_id"] = message.tool_call_id
                 each["name"] = names.get(message.tool_call_id)
             if message.reasoning_content is not None:
                 each["reasoning_content"] = message.reasoning_content
             found.append(each)
         return found
 
-    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
-        function = dict(call["function"])
-        # MAX parses them, to write them into a template.
-        if not isinstance(function.get("arguments"), str):
-            function["arguments"] = json.dumps(function.get("arguments", {}))
-        renamed: dict[str, Any] = {"function": function}
-        if call.get("id") is not None:
-            renamed["id"] = self._call_id(call["id"])
-        return call | renamed
 
-    def _call_id(self, given: str | None) -> str | None:
-        """Other servers' ids, and MAX's, are longer than a Mistral can write."""
-        if given is None or self.version >= TokenizerVersion.v13:
-            return given
-        if _CALL_ID.fullmatch(given):
-            return given
-        digest = int.from_bytes(
-            hashlib.sha256(given.encode("utf-8", "replace")).digest()
-        )
-        return "".join(_ALPHABET[digest // 62**i % 62] for i in range(9))
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    # MAX parses them, to write them into a template.
+    if not isinstance(function.get("arguments"), str):
+        function["arguments"] = json.dumps(function.get("arguments", {}))
+    return call | {"function": function}
 
 
 def _openai_tools(

@@ -75,11 +75,17 @@ def with_mistral_ids(messages: Sequence[Any]) -> list[Any]:
     ours: dict[str, str] = {}
     for message in messages:
         for call in message.tool_calls or []:
-            _short(call.get("id"), ours)
+            mistral_id(call.get("id"), ours)
     return [_renamed(message, ours) for message in messages]
 
 
-def _short(call_id: object, ours: dict[str, str]) -> str:
+def mistral_id(call_id: object, ours: dict[str, str]) -> str:
+    """Returns the id of 9 alphanumerics that stands for a tool call's own.
+
+    Args:
+        call_id: As the client has it.
+        ours: Those of the conversation so far, by the client's; added to.
+    """
     text = str(call_id)
     if text not in ours:
         short, salt = text, 0
@@ -95,10 +101,11 @@ def _renamed(message: Any, ours: dict[str, str]) -> Any:
     changes: dict[str, Any] = {}
     if message.tool_calls:
         changes["tool_calls"] = [
-            {**call, "id": _short(call.get("id"), ours)} for call in message.tool_calls
+            {**call, "id": mistral_id(call.get("id"), ours)}
+            for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
-        changes["tool_call_id"] = _short(message.tool_call_id, ours)
+        changes["tool_call_id"] = mistral_id(message.tool_call_id, ours)
     return message.model_copy(update=changes) if changes else message
 
 
