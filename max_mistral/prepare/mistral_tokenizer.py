@@ -20,7 +20,7 @@ from tokenizers import (
     pre_tokenizers,
 )
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..fields import MOST_TOKENS, Fields, read_json
 from .bpe import (
     UNK,
@@ -177,9 +177,20 @@ def _tekken_ranks(file: Fields, size: int) -> dict[bytes, int]:
 
 
 def tekken_cuts(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
-    """Returns how tekken cuts text before BPE."""
+    """Returns how tekken cuts text before BPE.
+
+    Raises:
+        UserError: (a ``ValueError``) if ``pattern`` is no regular expression.
+    """
+    try:
+        regex = Regex(pattern)
+    except Exception as error:  # tokenizers has no narrower one
+        raise UserError(
+            f"The tokenizer's pattern {shown(pattern)} is no regular expression "
+            f"({error}). Fetch it again."
+        ) from error
     return [
-        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.Split(regex, behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
 
