@@ -76,11 +76,6 @@ def make_kv_params(
         )
 
     sliding = {window for window in windows if window is not None}
-    if len(sliding) > 1 or not windows:
-        raise UserError(
-            f"config.json has windows of {sorted(sliding)} in {len(windows)} layers; "
-            "max_mistral supports one size, or one and none, in at least one layer."
-        )
     if None not in windows:
         (window,) = sliding
         return params(window)
