@@ -17,7 +17,7 @@ export PYTHONWARNINGS := ignore:The parameter:UserWarning
 MAX_FLAGS := --custom-architectures max_mistral --model $(MODEL) \
 	--weight-path $(abspath $(GGUF)) --devices cpu --max-length 2048
 
-.PHONY: demo serve test lint check-gpu check-gpu-compile bench-cpu clean
+.PHONY: demo serve test fuzz lint check-gpu check-gpu-compile bench-cpu clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -32,6 +32,11 @@ serve: $(MODEL)
 
 test: $(VENV)/dev $(MODEL) lint
 	$(BIN)/python -m pytest --ignore tests/gpu $(PYTEST_FLAGS)
+
+# Other cases at every run, and more of them than in "make test".
+fuzz: $(VENV)/dev
+	MAX_MISTRAL_FUZZ=$${MAX_MISTRAL_FUZZ:-20000} \
+		$(BIN)/python -m pytest tests/unit/test_fuzz.py $(PYTEST_FLAGS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check

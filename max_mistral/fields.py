@@ -18,6 +18,7 @@ MOST_WIDE = 2**20
 # float32, in which RoPE counts positions, is exact up to here.
 MOST_POSITIONS = 2**24
 MOST_SCALE = 1e6
+LEAST_EPS, MOST_EPS = 1e-12, 1.0
 # The base of RoPE; at 1 all frequencies would be the same.
 LEAST_THETA, MOST_THETA = 1.001, 1e15
 
@@ -69,15 +70,19 @@ class Fields:
 
     source: str
     """What to call the file in a message."""
-    get: Callable[[str], Any]
+    get: Callable[[Any], Any]
     """Returns a field's value, ``None`` where it is missing."""
 
-    def has(self, key: str) -> bool:
+    def has(self, key: str | int) -> bool:
         """Whether the field is there and not null."""
         return self.get(key) is not None
 
     def integer(
-        self, key: str, low: int = 1, high: int = 2**31 - 1, default: int | None = None
+        self,
+        key: str | int,
+        low: int = 1,
+        high: int = 2**31 - 1,
+        default: int | None = None,
     ) -> int:
         """Returns a whole number from ``low`` to ``high``."""
         value = self._value(key, default)
@@ -88,7 +93,7 @@ class Fields:
 
     def number(
         self,
-        key: str,
+        key: str | int,
         low: float = 1 / MOST_SCALE,
         high: float = MOST_SCALE,
         default: float | None = None,
@@ -100,21 +105,23 @@ class Fields:
             self.refuse(key, value, f"a number from {low:g} to {high:g}")
         return value
 
-    def boolean(self, key: str, default: bool | None = None) -> bool:
+    def boolean(self, key: str | int, default: bool | None = None) -> bool:
         """Returns true or false."""
         value = self._value(key, default)
         if type(value) is not bool:
             self.refuse(key, value, "true or false")
         return value
 
-    def string(self, key: str, default: str | None = None) -> str:
+    def string(self, key: str | int, default: str | None = None) -> str:
         """Returns a string."""
         value = self._value(key, default)
         if type(value) is not str:
             self.refuse(key, value, "a string")
         return value
 
-    def one_of(self, key: str, known: Collection[Any], default: Any = None) -> Any:
+    def one_of(
+        self, key: str | int, known: Collection[Any], default: Any = None
+    ) -> Any:
         """Returns a value that is one of ``known``."""
         value = self._value(key, default)
         # No "in": what is not hashable may be found, and 1 equals True.
@@ -122,7 +129,7 @@ class Fields:
             self.refuse(key, value, " or ".join(map(repr, known)))
         return value
 
-    def items(self, key: str, kind: type, high: int | None = None) -> list[Any]:
+    def items(self, key: str | int, kind: type, high: int | None = None) -> list[Any]:
         """Returns a list whose items are all of one type, ``high`` at most."""
         value = self._value(key, None)
         if not isinstance(value, list) or (high is not None and len(value) > high):
@@ -133,20 +140,20 @@ class Fields:
                 self.refuse(f"{key}[{i}]", item, f"of type {_CALLED[kind]}")
         return value
 
-    def fields(self, key: str) -> Fields:
+    def fields(self, key: str | int) -> Fields:
         """Returns the fields of an object within."""
         value = self._value(key, None)
         if not isinstance(value, dict):
             self.refuse(key, value, "an object")
         return Fields(f"{self.source}: {key}", value.get)
 
-    def refuse(self, key: str, found: object, expected: str) -> None:
+    def refuse(self, key: str | int, found: object, expected: str) -> None:
         """Raises a ``UserError`` that says what was found and what was expected."""
         raise UserError(
             f"{self.source} has {key} = {shown(found)}; expected {expected}."
         )
 
-    def _value(self, key: str, default: Any) -> Any:
+    def _value(self, key: str | int, default: Any) -> Any:
         value = self.get(key)
         if value is None:
             value = default

@@ -11,7 +11,16 @@ import logging
 from transformers import PretrainedConfig
 
 from .errors import UserError, refuse
-from .hf_rope import rope_scaling
+from .fields import (
+    LEAST_EPS,
+    MOST_EPS,
+    MOST_LAYERS,
+    MOST_POSITIONS,
+    MOST_TOKENS,
+    MOST_WIDE,
+    Fields,
+)
+from .hf_rope import query_scaling, rope_scaling, rope_theta
 
 logger = logging.getLogger("max.pipelines")
 
@@ -35,7 +44,15 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
 def head_dim(config: PretrainedConfig) -> int:
     """Returns a head's width; null or missing means hidden_size / heads."""
     explicit = getattr(config, "head_dim", None)
-    return explicit or config.hidden_size // config.num_attention_heads
+    if explicit:
+        return explicit
+    fields = _fields(config)
+    hidden = fields.integer("hidden_size", high=MOST_WIDE)
+    return hidden // fields.integer("num_attention_heads", high=MOST_WIDE)
+
+
+def _fields(config: PretrainedConfig) -> Fields:
+    return Fields("config.json", lambda key: getattr(config, key, None))
 
 
 def sliding_windows(config: PretrainedConfig) -> list[int | None]:
@@ -44,14 +61,15 @@ def sliding_windows(config: PretrainedConfig) -> list[int | None]:
     Only Ministral has ``layer_types``; ``MistralModel`` in transformers
     ignores them, and so does this; see :func:`warn_of_ignored`.
     """
-    window = config.sliding_window
-    if window is not None and window < 1:
-        raise UserError(
-            f"config.json has sliding_window = {window}; it is how many keys a "
-            "token sees, at least 1, or null for all."
-        )
-    layers = config.num_hidden_layers
-    layer_types: list[str] = getattr(config, "layer_types", None) or []
+    fields = _fields(config)
+    # How many keys a token sees.
+    window = fields.integer("sliding_window") if fields.has("sliding_window") else None
+    layers = fields.integer("num_hidden_layers", high=MOST_LAYERS)
+    layer_types: list[str] = (
+        fields.items("layer_types", str, MOST_LAYERS)
+        if fields.has("layer_types")
+        else []
+    )
     if config.model_type != "ministral":
         return [window] * layers
     if len(layer_types) != layers:
@@ -69,7 +87,7 @@ def max_seq_len(config: PretrainedConfig, max_length: int | None) -> int:
     Raises:
         UserError: (a ``ValueError``) if it is not positive or above the limit.
     """
-    limit: int = config.max_position_embeddings
+    limit = _fields(config).integer("max_position_embeddings", high=MOST_POSITIONS)
     if max_length is None:
         return limit
     if not 1 <= max_length <= limit:
@@ -90,6 +108,8 @@ def check_required_keys(model_path: str, revision: str | None) -> None:
     """
     raw, _ = PretrainedConfig.get_config_dict(model_path, revision=revision)
     text = raw.get("text_config", raw)
+    if not isinstance(text, dict):
+        refuse("text_config", text, "an object")
     missing = [key for key in REQUIRED_KEYS if key not in text]
     if missing:
         raise UserError(
@@ -105,16 +125,32 @@ def check_supported(config: PretrainedConfig) -> None:
     Args:
         config: A text tower's config.
     """
+    fields = _fields(config)
+    for key in ("hidden_size", "intermediate_size", "num_attention_heads"):
+        fields.integer(key, high=MOST_WIDE)
+    fields.integer("vocab_size", high=MOST_TOKENS)
+    fields.integer("max_position_embeddings", high=MOST_POSITIONS)
+    fields.number("rms_norm_eps", LEAST_EPS, MOST_EPS)
     if config.hidden_act != "silu":
         refuse("hidden_act", config.hidden_act, "'silu'")
     rope_scaling(config)
+    rope_theta(config)
+    query_scaling(config)
     sliding_windows(config)
+    if getattr(config, "partial_rotary_factor", None) not in (None, 1):
+        refuse("partial_rotary_factor", config.partial_rotary_factor, "1.0")
     for key in ("attention_bias", "mlp_bias"):
         if getattr(config, key, False):
             refuse(key, True, "checkpoints without biases")
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    heads = fields.integer("num_attention_heads", high=MOST_WIDE)
+    groups = fields.integer("num_key_value_heads", high=heads)
     if heads % groups:
         refuse("num_key_value_heads", groups, f"divisors of its {heads} heads")
+    # Explicit or not, RoPE turns pairs of dimensions.
+    if fields.has("head_dim") and config.head_dim != 0:
+        fields.integer("head_dim", 2, MOST_WIDE)
+    if head_dim(config) < 2 or head_dim(config) % 2:
+        refuse("a head_dim of", head_dim(config), "even ones")
 
 
 def warn_of_ignored(config: PretrainedConfig) -> None:

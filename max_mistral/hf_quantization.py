@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from max.nn.quant_config import NVFP4_BLOCK_SIZE
 from max.pipelines.modeling.config_enums import SupportedEncoding
 from max.pipelines.weights import resolve_hf_quant_config
 from transformers import PretrainedConfig
 
-from .errors import UserError
+from .errors import UserError, shown
 from .formats import FP8, GPTQ, NVFP4, WeightFormat
 from .formats.base import BLOCK
 from .hf_config import text_config
@@ -45,16 +45,26 @@ def read_quantization(
     found = next(filter(None, configs), None)
     if found is None:
         return None
+    if not isinstance(found, dict):
+        _refuse("not an object but", found, "one")
     # ModelOpt's own file in config.json has the producer's name only.
-    method = found.get("quant_method") or found.get("producer", {}).get("name")
-    if method not in _READERS:
+    method = found.get("quant_method") or _part(found, "producer").get("name")
+    if not isinstance(method, str) or method not in _READERS:
         _refuse("quant_method", method, " and ".join(map(repr, _READERS)))
     return _READERS[method](found)
 
 
+def _part(found: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object within; empty where there is none."""
+    part = found.get(key) or {}
+    if not isinstance(part, dict):
+        _refuse(key, part, "an object")
+    return part
+
+
 def _fp8(found: dict[str, Any]) -> FP8:
     block = found.get("weight_block_size")
-    if block is not None and list(block) != [BLOCK, BLOCK]:
+    if block is not None and block not in ([BLOCK, BLOCK], (BLOCK, BLOCK)):
         _refuse("weight_block_size", block, f"[{BLOCK}, {BLOCK}] and null")
     scheme = found.get("activation_scheme", "dynamic")
     if scheme not in ("static", "dynamic") or (block and scheme == "static"):
@@ -64,20 +74,22 @@ def _fp8(found: dict[str, Any]) -> FP8:
 
 
 def _compressed_tensors(found: dict[str, Any]) -> FP8 | NVFP4:
-    transforms = (found.get("transform_config") or {}).get("config_groups") or {}
-    for transform in transforms.values():
-        for place in transform.get("apply", []):
+    transforms = _part(_part(found, "transform_config"), "config_groups")
+    for name in transforms:
+        places = _part(transforms, name).get("apply", [])
+        for place in places if isinstance(places, list) else [places]:
+            location = place.get("location") if isinstance(place, dict) else place
             # Those of weights are in the weights already.
-            if not place["location"].startswith("weight_"):
+            if not isinstance(location, str) or not location.startswith("weight_"):
                 expected = "'weight_input' and 'weight_output'"
-                _refuse("transform_config at", place["location"], expected)
-    groups = list((found.get("config_groups") or {}).values())
+                _refuse("transform_config at", location, expected)
+    groups = list(_part(found, "config_groups").values())
     if len(groups) != 1 or not isinstance(groups[0], dict):
         _refuse("config_groups", found.get("config_groups"), "one group with weights")
-    weights = groups[0].get("weights") or {}
-    inputs = groups[0].get("input_activations")
+    weights = _part(groups[0], "weights")
+    inputs = _part(groups[0], "input_activations")
     if not inputs:
-        _refuse("input_activations", inputs, "quantized activations, not weights alone")
+        _refuse("input_activations", None, "quantized activations, not weights alone")
     kinds = []
     for name, part in (("weights", weights), ("input_activations", inputs)):
         kinds.append((part.get("num_bits"), part.get("type")))
@@ -86,7 +98,7 @@ def _compressed_tensors(found: dict[str, Any]) -> FP8 | NVFP4:
             _refuse(f"{name} of (num_bits, type)", kinds[-1], expected)
     if kinds[0] == (4, "float"):
         return _compressed_nvfp4(weights, inputs)
-    static = not inputs.get("dynamic")
+    static = not _flag(inputs, "dynamic")
     scales: Any = weights.get("strategy")
     if scales not in ("tensor", "channel"):
         _refuse("the strategy of weights", scales, "'tensor' and 'channel'")
@@ -107,22 +119,23 @@ def _compressed_nvfp4(weights: dict[str, Any], inputs: dict[str, Any]) -> NVFP4:
             _refuse(f"{name} of (strategy, group_size)", kind, repr(expected))
     # Activations: one scale per 16 columns, made as they come, and a stored one.
     if inputs.get("dynamic") not in ("local", False):
-        _refuse("dynamic of input_activations", inputs["dynamic"], "'local'")
+        _refuse("dynamic of input_activations", inputs.get("dynamic"), "'local'")
     return NVFP4(compressed=True)
 
 
 def _gptq(found: dict[str, Any]) -> GPTQ:
     expected = {"bits": 4, "group_size": BLOCK, "sym": True}
     for key, value in expected.items():
-        if found.get(key) != value:
+        # 1 equals True.
+        if found.get(key) != value or type(found[key]) is not type(value):
             _refuse(key, found.get(key), repr(value))
     if found.get("checkpoint_format", "gptq") != "gptq":
         _refuse("checkpoint_format", found["checkpoint_format"], "'gptq'")
-    return GPTQ(desc_act=bool(found.get("desc_act", False)))
+    return GPTQ(desc_act=_flag(found, "desc_act"))
 
 
 def _modelopt(found: dict[str, Any]) -> FP8 | NVFP4:
-    found = found.get("quantization", found)
+    found = _part(found, "quantization") or found
     algorithm = found.get("quant_algo")
     if algorithm == "FP8":
         return FP8("tensor", static=True)
@@ -133,6 +146,13 @@ def _modelopt(found: dict[str, Any]) -> FP8 | NVFP4:
     return NVFP4(compressed=False)
 
 
+def _flag(found: dict[str, Any], key: str) -> bool:
+    value = found.get(key) or False
+    if not isinstance(value, bool):
+        _refuse(key, value, "true and false")
+    return value
+
+
 _READERS: dict[str, Callable[[dict[str, Any]], WeightFormat]] = {
     "fp8": _fp8,
     "compressed-tensors": _compressed_tensors,
@@ -141,8 +161,8 @@ _READERS: dict[str, Callable[[dict[str, Any]], WeightFormat]] = {
 }
 
 
-def _refuse(key: str, found: object, expected: str) -> None:
+def _refuse(key: str, found: object, expected: str) -> NoReturn:
     raise UserError(
-        f"quantization_config of the checkpoint has {key} = {found!r}; max_mistral "
-        f"supports {expected}."
+        f"quantization_config of the checkpoint has {key} = {shown(found)}; "
+        f"max_mistral supports {expected}."
     )

@@ -11,9 +11,19 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from .errors import UserError, refuse
+from .errors import UserError, refuse, shown
+from .fields import LEAST_THETA, MOST_POSITIONS, MOST_THETA, Fields
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+_KNOWN = (
+    *("rope_type", "rope_theta", "factor", "original_max_position_embeddings"),
+    *("attention_factor", "beta_fast", "beta_slow", "truncate"),
+    *("mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor"),
+    "llama_4_scaling_beta",
+)
+# What else may be there, for it changes nothing.
+_NEUTRAL = {"partial_rotary_factor": 1.0, "finetuned": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +57,46 @@ def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
     ``rope_scaling`` with ``type`` or ``rope_type``.
 
     Raises:
-        UserError: (a ``ValueError``) if the layer types differ.
+        UserError: (a ``ValueError``) if the layer types differ, or naming a
+            parameter that none of :data:`ROPE_TYPES` has.
     """
-    found = (
-        getattr(config, "rope_parameters", None)
-        or getattr(config, "rope_scaling", None)
-        or {}
-    )
-    nested = [value for value in found.values() if isinstance(value, dict)]
-    if nested:
-        if any(value != nested[0] for value in nested):
+    found = getattr(config, "rope_parameters", None)
+    found = found or getattr(config, "rope_scaling", None) or {}
+    if not isinstance(found, dict):
+        refuse("rope_parameters", found, "an object")
+    nested = [isinstance(value, dict) for value in found.values()]
+    if any(nested):
+        kinds = list(found.values())
+        if not all(nested) or any(kind != kinds[0] for kind in kinds):
             raise UserError(
-                f"config.json has rope_parameters = {found!r}; max_mistral "
-                "supports only the same parameters for every layer type."
+                f"config.json has rope_parameters = {shown(found)}; max_mistral "
+                "supports only the same parameters for every layer type, or for all "
+                "layers at once."
             )
-        found = nested[0]
+        found = kinds[0]
     rope = dict(found)
-    rope.setdefault("rope_type", rope.pop("type", "default"))
+    old = rope.pop("type", None)
+    rope.setdefault("rope_type", "default" if old is None else old)
     theta = getattr(config, "rope_theta", None)
     rope.setdefault("rope_theta", 10000.0 if theta is None else theta)
+    unknown = {
+        key: value
+        for key, value in rope.items()
+        if key not in _KNOWN and value is not None and value != _NEUTRAL.get(key)
+    }
+    if unknown:
+        key, value = next(iter(unknown.items()))
+        refuse(f"rope_parameters with {key}", value, " and ".join(_KNOWN))
     return rope
+
+
+def _fields(config: PretrainedConfig) -> Fields:
+    return Fields("config.json: rope_parameters", rope_parameters(config).get)
 
 
 def rope_theta(config: PretrainedConfig) -> float:
     """Returns the base of the rotary frequencies; 10000 by default."""
-    return float(rope_parameters(config)["rope_theta"])
+    return float(_fields(config).number("rope_theta", LEAST_THETA, MOST_THETA))
 
 
 def rope_scaling(config: PretrainedConfig) -> RopeScaling | None:
@@ -79,10 +104,11 @@ def rope_scaling(config: PretrainedConfig) -> RopeScaling | None:
 
     Raises:
         UserError: (a ``ValueError``) naming a type that is not one of
-            :data:`ROPE_TYPES`, or a parameter that the type lacks.
+            :data:`ROPE_TYPES`, or a parameter that the type lacks or that is out
+            of range.
     """
-    rope = rope_parameters(config)
-    rope_type = rope["rope_type"]
+    rope = _fields(config)
+    rope_type = rope.get("rope_type")
     if rope_type not in ROPE_TYPES:
         refuse("rope_type", rope_type, " and ".join(map(repr, ROPE_TYPES)))
     if rope_type == "default":
@@ -97,27 +123,42 @@ def rope_scaling(config: PretrainedConfig) -> RopeScaling | None:
         ],
         "yarn": ["factor", "original_max_position_embeddings"],
     }[rope_type]
-    missing = [key for key in needed if rope.get(key) is None]
+    missing = [key for key in needed if not rope.has(key)]
     if missing:
         raise UserError(
             f"config.json has rope_type = {rope_type!r} but lacks "
             f"{', '.join(missing)} beside it."
         )
-    if rope_type != "yarn":
-        return RopeScaling(rope_type=rope_type, **{key: rope[key] for key in needed})
-    attention_factor = rope.get("attention_factor")
-    if attention_factor is None:
-        attention_factor = yarn_attention_factor(
-            rope["factor"], rope.get("mscale"), rope.get("mscale_all_dim")
+    factor = rope.number("factor")
+    if rope_type == "linear":
+        return RopeScaling(rope_type=rope_type, factor=factor)
+    original = rope.integer("original_max_position_embeddings", high=MOST_POSITIONS)
+    if rope_type == "llama3":
+        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+        if low >= high:
+            rope.refuse("high_freq_factor", high, f"more than low_freq_factor, {low}")
+        return RopeScaling(
+            rope_type=rope_type,
+            factor=factor,
+            original_max_position_embeddings=original,
+            low_freq_factor=low,
+            high_freq_factor=high,
         )
+    if rope.has("attention_factor"):
+        attention_factor = rope.number("attention_factor")
+    else:
+        # 0 counts as none, as in transformers.
+        mscale = rope.number("mscale", low=0.0, default=0.0)
+        all_dim = rope.number("mscale_all_dim", low=0.0, default=0.0)
+        attention_factor = yarn_attention_factor(factor, mscale, all_dim)
     return RopeScaling(
         rope_type=rope_type,
-        factor=rope["factor"],
-        original_max_position_embeddings=rope["original_max_position_embeddings"],
+        factor=factor,
+        original_max_position_embeddings=original,
         attention_factor=attention_factor,
-        beta_fast=rope.get("beta_fast") or 32.0,
-        beta_slow=rope.get("beta_slow") or 1.0,
-        truncate=rope.get("truncate", True),
+        beta_fast=rope.number("beta_fast", default=32.0),
+        beta_slow=rope.number("beta_slow", default=1.0),
+        truncate=rope.boolean("truncate", default=True),
     )
 
 
@@ -126,11 +167,11 @@ def query_scaling(config: PretrainedConfig) -> tuple[float, int] | None:
 
     ``None`` for models whose queries are not scaled by position.
     """
-    rope = rope_parameters(config)
-    beta = rope.get("llama_4_scaling_beta")
-    if config.model_type != "ministral3" or not beta:
+    rope = _fields(config)
+    if config.model_type != "ministral3" or not rope.get("llama_4_scaling_beta"):
         return None
-    return float(beta), int(rope["original_max_position_embeddings"])
+    original = rope.integer("original_max_position_embeddings", high=MOST_POSITIONS)
+    return float(rope.number("llama_4_scaling_beta")), original
 
 
 def yarn_attention_factor(

@@ -17,7 +17,8 @@ import shlex
 import shutil
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..fields import MOST_POSITIONS, read_json
 from ..weights.gguf_file import GGUFCheckpoint
 from . import gguf_config
 from .atomic import new_folder
@@ -57,16 +58,17 @@ def prepare(
     """
     if not source.exists():
         raise UserError(f"{source} does not exist. Give a GGUF file or a folder.")
-    if max_position_embeddings is not None and max_position_embeddings < 1:
+    context = max_position_embeddings
+    if context is not None and not 1 <= context <= MOST_POSITIONS:
         raise UserError(
-            f"max_position_embeddings is {max_position_embeddings}; give the "
-            "longest sequence in tokens, or leave it out."
+            f"max_position_embeddings is {context}; give the longest sequence in "
+            f"tokens, from 1 to {MOST_POSITIONS}, or leave it out."
         )
     with new_folder(destination) as folder:
         if source.is_file():
-            _prepare_gguf(source, folder, max_position_embeddings)
+            _prepare_gguf(source, folder, context)
         else:
-            _prepare_folder(source, folder, max_position_embeddings)
+            _prepare_folder(source, folder, context)
 
 
 def _prepare_gguf(source: Path, folder: Path, context: int | None) -> None:
@@ -87,9 +89,15 @@ def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
             "file; .pth files are not supported."
         )
     if (source / "config.json").exists():
-        config = json.loads((source / "config.json").read_text())
+        config = read_json(source / "config.json")
+        text = config.get("text_config", config)
+        if not isinstance(text, dict):
+            raise UserError(
+                f"{source / 'config.json'} has text_config = {shown(text)}; expected "
+                "an object. Copy the file that belongs to the checkpoint."
+            )
         if context is not None:
-            config.get("text_config", config)["max_position_embeddings"] = context
+            text["max_position_embeddings"] = context
     elif (source / PARAMS).exists():
         config = read_config(source / PARAMS, context)
     else:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..fields import (
+    LEAST_EPS,
     LEAST_THETA,
+    MOST_EPS,
     MOST_LAYERS,
     MOST_POSITIONS,
     MOST_THETA,
@@ -56,7 +58,7 @@ def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:
             f"{arch}.context_length", high=MOST_POSITIONS
         ),
         "rms_norm_eps": _number(
-            file, f"{arch}.attention.layer_norm_rms_epsilon", low=1e-12, high=1.0
+            file, f"{arch}.attention.layer_norm_rms_epsilon", LEAST_EPS, MOST_EPS
         ),
         # llama.cpp's conversion drops the window of Mistral-7B v0.1.
         "sliding_window": file.integer(window) if file.has(window) else None,

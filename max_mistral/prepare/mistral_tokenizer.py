@@ -18,11 +18,18 @@ from tokenizers import (
     Regex,
     Tokenizer,
     pre_tokenizers,
-    processors,
 )
 
-from ..errors import UserError
-from .bpe import UNK, byte_spelling, find_merges, make_byte_level, make_sentencepiece
+from ..errors import UserError, shown
+from ..fields import MOST_TOKENS, Fields, read_json
+from .bpe import (
+    UNK,
+    add_bos,
+    byte_spelling,
+    find_merges,
+    make_byte_level,
+    make_sentencepiece,
+)
 from .chat_template import chat_template
 
 # How text is cut before BPE in every tekken.json so far.
@@ -39,6 +46,9 @@ TEKKEN_PATTERN = "|".join(
 )
 
 _BOS, _EOS = "<s>", "</s>"
+
+# All tekken files so far have 1000.
+_MOST_SPECIAL = 2**16
 
 # Tekken files up to version 7 leave out their first special tokens
 # (mistral-common, ``tekken.py``).
@@ -85,7 +95,9 @@ def write_tokenizer(path: Path, folder: Path) -> int:
     read = _read_tekken if path.suffix == ".json" else _read_sentencepiece
     try:
         tokenizer, version = read(path)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (RuntimeError, ValueError) as error:
         raise UserError(
             f"{path} is not a complete tokenizer ({error}). Fetch it again."
         ) from error
@@ -95,9 +107,7 @@ def write_tokenizer(path: Path, folder: Path) -> int:
                 f"{path} has {token} at {tokenizer.token_to_id(token)}; the "
                 f"tokenizers of Mistral have it at {expected}."
             )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{_BOS} $A", special_tokens=[(_BOS, 1)]
-    )
+    add_bos(tokenizer, _BOS)
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -115,19 +125,21 @@ def write_tokenizer(path: Path, folder: Path) -> int:
 
 def _read_tekken(path: Path) -> tuple[Tokenizer, int]:
     """The byte-level BPE of tiktoken behind a block of special tokens."""
-    file = json.loads(path.read_text())
-    config = file["config"]
-    listed = file.get("special_tokens")
-    special = [token["token_str"] for token in listed] if listed else _TEKKEN_SPECIAL
-    count = config["default_num_special_tokens"]
+    file = Fields(str(path), read_json(path).get)
+    config = file.fields("config")
+    total = config.integer("default_vocab_size", high=MOST_TOKENS)
+    count = config.integer("default_num_special_tokens", 0, min(total, _MOST_SPECIAL))
+    special = _TEKKEN_SPECIAL
+    if file.get("special_tokens"):
+        special = [
+            Fields(f"{path}: special_tokens[{i}]", token.get).string("token_str")
+            for i, token in enumerate(file.items("special_tokens", dict, count))
+        ]
     special = special + [f"<SPECIAL_{i}>" for i in range(len(special), count)]
-    size = config["default_vocab_size"] - count
-    ranks = {
-        base64.b64decode(token["token_bytes"]): token["rank"]
-        for token in file["vocab"][:size]
-    }
-    if len(ranks) != size:
-        raise ValueError(f"{len(ranks)} tokens, not {size}")
+    ranks = _tekken_ranks(file, total - count)
+    names = len(set(special))
+    if not len(special) == names == count:
+        raise ValueError(f"{len(special)} special tokens, {names} of them different")
     spell = byte_spelling()
 
     def spelled(token: bytes) -> str:
@@ -136,23 +148,57 @@ def _read_tekken(path: Path) -> tuple[Tokenizer, int]:
     vocab = {token: i for i, token in enumerate(special)}
     vocab |= {spelled(token): count + rank for token, rank in ranks.items()}
     merges = [(spelled(left), spelled(right)) for left, right in find_merges(ranks)]
+    if len(vocab) != total:
+        raise ValueError(f"{len(vocab)} different tokens, not {total}")
+    pattern, version = config.string("pattern"), config.string("version")
+    if not re.fullmatch(r"v\d{1,4}", version):
+        config.refuse("version", version, "one such as 'v3'")
     tokenizer = make_byte_level(
-        vocab, merges, tekken_cuts(config["pattern"]), special, whole_words=True
+        vocab, merges, tekken_cuts(pattern), special, whole_words=True
     )
-    return tokenizer, int(config["version"].removeprefix("v"))
+    return tokenizer, int(version[1:])
+
+
+def _tekken_ranks(file: Fields, size: int) -> dict[bytes, int]:
+    """The pieces that are no special tokens, and in what order they merge."""
+    ranks: dict[bytes, int] = {}
+    for i, token in enumerate(file.items("vocab", dict, MOST_TOKENS)[:size]):
+        fields = Fields(f"{file.source}: vocab[{i}]", token.get)
+        # The ranks are ids too, so there are no others and no gaps.
+        rank = fields.integer("rank", 0, size - 1)
+        try:
+            piece = base64.b64decode(fields.string("token_bytes"), validate=True)
+        except ValueError:
+            fields.refuse("token_bytes", fields.get("token_bytes"), "base64")
+        ranks[piece] = rank
+    if len(ranks) != size or len(set(ranks.values())) != size:
+        raise ValueError(f"{len(set(ranks.values()))} tokens, not {size}")
+    return ranks
 
 
 def tekken_cuts(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
-    """Returns how tekken cuts text before BPE."""
+    """Returns how tekken cuts text before BPE.
+
+    Raises:
+        UserError: (a ``ValueError``) if ``pattern`` is no regular expression.
+    """
+    try:
+        regex = Regex(pattern)
+    except Exception as error:  # tokenizers has no narrower one
+        raise UserError(
+            f"The tokenizer's pattern {shown(pattern)} is no regular expression "
+            f"({error}). Fetch it again."
+        ) from error
     return [
-        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.Split(regex, behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
 
 
 def _read_sentencepiece(path: Path) -> tuple[Tokenizer, int]:
     """A sentencepiece BPE with byte fallback."""
-    model = SentencePieceProcessor(model_file=str(path))
+    # Read here, for what cannot be read is no broken file.
+    model = SentencePieceProcessor(model_proto=path.read_bytes())
     tokenizer = make_sentencepiece(
         [model.id_to_piece(i) for i in range(model.vocab_size())],
         [model.get_score(i) for i in range(model.vocab_size())],

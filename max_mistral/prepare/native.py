@@ -14,23 +14,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..fields import (
+    LEAST_EPS,
+    LEAST_THETA,
+    MOST_EPS,
+    MOST_LAYERS,
+    MOST_POSITIONS,
+    MOST_THETA,
+    MOST_TOKENS,
+    MOST_WIDE,
+    Fields,
+    read_json,
+)
 from ..weights.safetensors_file import stored_tensors
 from ..weights.stored import Stored
 
 PARAMS = "params.json"
 
+# The largest of the family has 50.
+_MOST_SHARDS = 10_000
+
 # What a file without a length was trained for: 7B, Codestral, Mathstral, Large.
 _DEFAULT_CONTEXT = 32768
 
-_RENAMED = {
-    "dim": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "hidden_dim": "intermediate_size",
-    "n_heads": "num_attention_heads",
-    "norm_eps": "rms_norm_eps",
-    "vocab_size": "vocab_size",
-}
+_REQUIRED = ("dim", "n_layers", "hidden_dim", "n_heads", "norm_eps", "vocab_size")
 _OPTIONAL = (
     "head_dim",
     "n_kv_heads",
@@ -71,15 +79,21 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
         if (match := re.fullmatch(r"consolidated-\d+-of-(\d+)", shard.stem))
     }
     for count in counts:
+        if count > _MOST_SHARDS:
+            raise UserError(
+                f"{folder} has a shard that calls itself one of {count}; expected at "
+                f"most {_MOST_SHARDS}. Fetch the checkpoint again."
+            )
         series = [
             f"consolidated-{i:05d}-of-{count:05d}.safetensors"
             for i in range(1, count + 1)
         ]
         missing = [name for name in series if not (folder / name).exists()]
         if missing:
+            more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
             raise UserError(
-                f"{folder} lacks {', '.join(missing)}. Fetch the rest of the "
-                "checkpoint."
+                f"{folder} lacks {', '.join(missing[:10])}{more}. Fetch the rest of "
+                "the checkpoint."
             )
     return stored_tensors(shards)
 
@@ -119,91 +133,125 @@ def read_config(
         UserError: (a ``ValueError``) naming a key that is missing, or one that
             max_mistral does not know or support.
     """
-    try:
-        params: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from error
+    params = read_json(path)
     _check_keys(path, params)
-    config = {new: params[old] for old, new in _RENAMED.items()}
-    heads = params["n_heads"]
-    context = (
-        max_position_embeddings
-        or params.get("max_position_embeddings")
-        or params.get("max_seq_len")
-    )
-    window = params.get("sliding_window", params.get("_sliding_window"))
-    yarn, scaling = params.get("yarn"), params.get("llama_4_scaling")
-    if yarn and context is None:
-        context = int(yarn["factor"] * yarn["original_max_position_embeddings"])
-    context = context or _DEFAULT_CONTEXT
+    fields = Fields(str(path), params.get)
+    hidden = fields.integer("dim", high=MOST_WIDE)
+    heads = fields.integer("n_heads", high=MOST_WIDE)
+    layers = fields.integer("n_layers", high=MOST_LAYERS)
+    windows = _find_windows(fields, layers)
+    yarn = fields.fields("yarn") if params.get("yarn") else None
+    context = max_position_embeddings or _find_context(fields, yarn)
     # mistral-inference, transformer.py; 7B v0.1 alone has a window and no theta.
-    theta = params.get("rope_theta") or (1e6 if window is None else 1e4)
-    config |= {
+    theta = fields.number(
+        "rope_theta", LEAST_THETA, MOST_THETA, default=1e6 if windows is None else 1e4
+    )
+    config: dict[str, Any] = {
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
-        "num_key_value_heads": params.get("n_kv_heads") or heads,
-        "head_dim": params.get("head_dim") or params["dim"] // heads,
+        "vocab_size": fields.integer("vocab_size", high=MOST_TOKENS),
+        "hidden_size": hidden,
+        "intermediate_size": fields.integer("hidden_dim", high=MOST_WIDE),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.integer("n_kv_heads", high=heads, default=heads),
+        "head_dim": fields.integer(
+            "head_dim", high=MOST_WIDE, default=max(hidden // heads, 1)
+        ),
         "hidden_act": "silu",
+        "rms_norm_eps": fields.number("norm_eps", LEAST_EPS, MOST_EPS),
         "max_position_embeddings": context,
-        "sliding_window": window,
-        "tie_word_embeddings": bool(params.get("tied_embeddings")),
+        "sliding_window": windows if isinstance(windows, int) else None,
+        "tie_word_embeddings": fields.boolean("tied_embeddings", default=False),
         "bos_token_id": 1,
         "eos_token_id": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
     }
-    if yarn:
+    if yarn is not None:
         config["rope_parameters"] = _yarn(yarn, theta)
-    if isinstance(window, list):
-        config |= _windows(path, window, params["n_layers"], context)
-    if scaling:
-        config |= _scaled_queries(path, config, scaling)
+    if isinstance(windows, list):
+        config |= _windows(path, windows, layers, context)
+    if params.get("llama_4_scaling"):
+        config |= _scaled_queries(path, config, fields.fields("llama_4_scaling"))
     if params.get("quantization"):
         config["quantization_config"] = _quantization(path, params["quantization"])
     return config
 
 
+def _find_windows(fields: Fields, layers: int) -> int | list[int | None] | None:
+    """One window for all layers, a pattern of them, or none."""
+    key = "sliding_window" if fields.has("sliding_window") else "_sliding_window"
+    found = fields.get(key)
+    if found is None:
+        return None
+    if not isinstance(found, list):
+        return fields.integer(key)
+    if not 1 <= len(found) <= layers:
+        fields.refuse(key, found, f"a list of 1 to {layers}, one a layer")
+    pattern = Fields(f"{fields.source}: {key}", dict(enumerate(found)).get)
+    return [pattern.integer(i) if pattern.has(i) else None for i in range(len(found))]
+
+
+def _find_context(fields: Fields, yarn: Fields | None) -> int:
+    for key in ("max_position_embeddings", "max_seq_len"):
+        if fields.has(key):
+            return fields.integer(key, high=MOST_POSITIONS)
+    if yarn is None:
+        return _DEFAULT_CONTEXT
+    original = yarn.integer("original_max_position_embeddings", high=MOST_POSITIONS)
+    context = int(yarn.number("factor") * original)
+    if not 1 <= context <= MOST_POSITIONS:
+        yarn.refuse("factor", yarn.get("factor"), f"one for at most {MOST_POSITIONS}")
+    return context
+
+
 def _check_keys(path: Path, params: dict[str, Any]) -> None:
-    missing = [key for key in _RENAMED if key not in params]
+    missing = [key for key in _REQUIRED if key not in params]
     if missing:
         raise UserError(
             f"{path} lacks {', '.join(missing)}. Copy the file that belongs to "
             "the checkpoint."
         )
-    known = {*_RENAMED, *_OPTIONAL, *_IRRELEVANT}
+    known = {*_REQUIRED, *_OPTIONAL, *_IRRELEVANT}
     for key, value in params.items():
         unset = value is None or value is False
         if key not in known and not unset and value != _FIXED.get(key):
             raise UserError(
-                f"{path} has {key} = {value!r}, which max_mistral does not "
+                f"{path} has {key} = {shown(value)}, which max_mistral does not "
                 "support: it runs dense text models."
             )
-    unknown = (params.get("yarn") or {}).keys() - _YARN
+    yarn = params.get("yarn")
+    unknown = yarn.keys() - _YARN if isinstance(yarn, dict) else ()
     if unknown:
         raise UserError(f"{path} has yarn with {', '.join(sorted(unknown))}, unknown.")
 
 
-def _yarn(yarn: dict[str, Any], theta: float) -> dict[str, Any]:
+def _yarn(yarn: Fields, theta: float) -> dict[str, Any]:
     rope = {
         "rope_type": "yarn",
         "rope_theta": theta,
-        "factor": float(yarn["factor"]),
-        "original_max_position_embeddings": yarn["original_max_position_embeddings"],
-        "beta_fast": float(yarn.get("beta", 32.0)),
-        "beta_slow": float(yarn.get("alpha", 1.0)),
+        "factor": float(yarn.number("factor")),
+        "original_max_position_embeddings": yarn.integer(
+            "original_max_position_embeddings", high=MOST_POSITIONS
+        ),
+        "beta_fast": float(yarn.number("beta", default=32.0)),
+        "beta_slow": float(yarn.number("alpha", default=1.0)),
     }
     # What HF's converter writes as mscale = mscale_all_dim: cos and sin stay
     # as they are. With apply_scale they grow by HF's default, 0.1 ln f + 1.
-    if not yarn.get("apply_scale", True):
+    if not yarn.boolean("apply_scale", default=True):
         rope["attention_factor"] = 1.0
     return rope
 
 
-def _windows(path: Path, windows: list[Any], layers: int, context: int) -> Any:
+def _windows(
+    path: Path, windows: list[int | None], layers: int, context: int
+) -> dict[str, Any]:
     """The pattern repeats over the layers (mistral-inference, ``cache.py``)."""
     sizes = {window for window in windows if window and window < context}
     if layers % len(windows) or len(sizes) > 1:
         raise UserError(
-            f"{path} has sliding_window = {windows!r} for {layers} layers; "
+            f"{path} has sliding_window = {shown(windows)} for {layers} layers; "
             "max_mistral supports one window size in a pattern that divides "
             "the layers."
         )
@@ -219,28 +267,28 @@ def _windows(path: Path, windows: list[Any], layers: int, context: int) -> Any:
     }
 
 
-def _scaled_queries(path: Path, config: dict[str, Any], scaling: dict[str, Any]) -> Any:
+def _scaled_queries(
+    path: Path, config: dict[str, Any], scaling: Fields
+) -> dict[str, Any]:
+    key = "original_max_position_embeddings"
+    original = scaling.integer(key, high=MOST_POSITIONS)
     rope = config["rope_parameters"]
-    original = rope.setdefault(
-        "original_max_position_embeddings", scaling["original_max_position_embeddings"]
-    )
-    if config["model_type"] != "mistral" or (
-        original != scaling["original_max_position_embeddings"]
-    ):
+    if config["model_type"] != "mistral" or rope.setdefault(key, original) != original:
         raise UserError(
-            f"{path} has llama_4_scaling = {scaling!r}; max_mistral supports it "
-            "with yarn's original_max_position_embeddings and one window."
+            f"{path} has llama_4_scaling = {original} {key}; max_mistral supports it "
+            f"with yarn's {key} and one window."
         )
-    rope["llama_4_scaling_beta"] = scaling["beta"]
+    rope["llama_4_scaling_beta"] = scaling.number("beta")
     return {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3"}
 
 
-def _quantization(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+def _quantization(path: Path, found: Any) -> dict[str, Any]:
     """``get_maybe_quant_config`` of HF's ``convert_ministral3_weights_to_hf.py``."""
     supported = {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}
     if found != supported:
         raise UserError(
-            f"{path} has quantization = {found!r}; max_mistral supports {supported!r}."
+            f"{path} has quantization = {shown(found)}; max_mistral supports "
+            f"{supported!r}."
         )
     return {
         "quant_method": "fp8",

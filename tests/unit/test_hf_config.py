@@ -1,6 +1,7 @@
 """What is read from a Hugging Face config, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from transformers import MistralConfig as HFMistralConfig
@@ -75,3 +76,52 @@ def test_a_missing_key_is_named(tmp_path, key):
     values = {k: v for k, v in BASE.items() if k != key}
     with pytest.raises(UserError, match=f"lacks {key}"):
         hf_config.check_required_keys(write(tmp_path, values), None)
+
+
+@pytest.mark.parametrize("value", [7, [], "x"])
+def test_a_text_config_that_is_no_object(tmp_path, value):
+    folder = write(tmp_path, BASE | {"text_config": value})
+    with pytest.raises(UserError, match="text_config"):
+        hf_config.check_required_keys(folder, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 2**31),
+        ("num_hidden_layers", 0),
+        ("num_hidden_layers", "3"),
+        ("vocab_size", 2**31),
+        ("hidden_size", -96),
+        ("num_attention_heads", 0),
+        ("num_key_value_heads", 0),
+        ("num_key_value_heads", 1.0),
+        ("head_dim", 33),
+        ("head_dim", -2),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", 0.0),
+        ("rms_norm_eps", "1e-5"),
+        ("max_position_embeddings", 10**30),
+        ("sliding_window", -1),
+        ("sliding_window", [128]),
+        ("layer_types", "full_attention"),
+        ("layer_types", [1, 2, 3]),
+        ("partial_rotary_factor", 0.5),
+        ("rope_theta", float("nan")),
+        ("rope_theta", -1.0),
+        ("rope_theta", 1),
+        ("rope_parameters", 7),
+        ("rope_parameters", {"rope_type": ["default"]}),
+        ("rope_parameters", {"rope_type": "linear", "factor": 0}),
+        ("rope_parameters", {"rope_type": "linear", "factor": "4"}),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("rope_parameters", {"rope_type": "default", "long_factor": [1.0]}),
+        ("rope_parameters", {"rope_type": "default", "stray": {"rope_theta": 1e6}}),
+    ],
+)
+def test_a_value_of_another_kind_or_size_is_named(key, value):
+    """transformers refuses some of these itself, in words of its own."""
+    config = SimpleNamespace(**BASE | {key: value})
+    named = "rope" if key.startswith("rope") else key
+    with pytest.raises(UserError, match=named):
+        hf_config.check_supported(config)

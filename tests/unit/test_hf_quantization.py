@@ -106,3 +106,32 @@ ROTATED = {
 def test_what_does_not_run_is_named(config, named):
     with pytest.raises(UserError, match=named):
         read(config)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "fp8",
+        [1],
+        {"quant_method": ["fp8"]},
+        {"producer": "modelopt"},
+        {"quant_method": "fp8", "weight_block_size": 128},
+        {"quant_method": "fp8", "weight_block_size": "128"},
+        {"quant_method": "compressed-tensors"},
+        {"quant_method": "compressed-tensors", "config_groups": []},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": 7}},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": 7}}},
+        {"quant_method": "compressed-tensors", "transform_config": 7},
+        {
+            "quant_method": "compressed-tensors",
+            "transform_config": {"config_groups": {"a": {"apply": [{}]}}},
+        },
+        LAYOUTS["gptq_desc_act"].config | {"desc_act": "yes"},
+        LAYOUTS["gptq_desc_act"].config | {"sym": 1},
+        {"quant_method": "modelopt", "quantization": "NVFP4"},
+    ],
+    ids=str,
+)
+def test_a_value_of_another_kind_is_refused(found):
+    with pytest.raises(UserError, match="quantization_config of the checkpoint has"):
+        read(found)

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from max.driver import DeviceSpec
+from max.dtype import DType
 from max.nn.kv_cache import KVCacheParams, MultiKVCacheParams
 from max.pipelines.context import TextContext, TokenBuffer
 from max.pipelines.kv_cache import load_kv_manager
 
 from max_mistral import MistralConfig
+from max_mistral.errors import UserError
 from max_mistral.kv_cache import FULL, SLIDING
 from workbench.checkpoints import BASE, write_checkpoint
 from workbench.runner import make_pipeline_config
@@ -123,3 +125,16 @@ def test_devices_share_heads_or_copies_of_them(tmp_path):
     assert config.sharing.total_kv_heads == 4
     for group in config.kv_groups:
         assert group.n_kv_heads_per_device == 1
+
+
+def test_no_layers_are_no_cache(tmp_path):
+    write_checkpoint(tmp_path, BASE)
+    pipeline_config = make_pipeline_config(tmp_path)
+    config = pipeline_config.model.huggingface_config
+    config.num_hidden_layers = 0
+    with pytest.raises(UserError, match="num_hidden_layers = 0"):
+        MistralConfig.initialize_from_config(pipeline_config, config)
+    with pytest.raises(UserError, match="num_hidden_layers = 0"):
+        MistralConfig.construct_kv_params(
+            config, pipeline_config, [], pipeline_config.model.kv_cache, DType.float32
+        )

@@ -133,5 +133,76 @@ def test_the_newest_tokenizer_of_a_folder_is_taken(tmp_path):
 @pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model"])
 def test_a_broken_file_is_refused(tmp_path, name):
     (tmp_path / name).write_text('{"config": 1')
-    with pytest.raises(UserError, match="is not a complete tokenizer"):
+    with pytest.raises(UserError, match=f"{name} is not "):
         write_tokenizer(tmp_path / name, tmp_path)
+
+
+def small_tekken():
+    """A tekken of 3 special tokens and the 256 bytes."""
+    tokens = [
+        {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode()}
+        for i in range(256)
+    ]
+    return {
+        "config": {
+            "pattern": ".",
+            "default_vocab_size": 259,
+            "default_num_special_tokens": 3,
+            "version": "v3",
+        },
+        "special_tokens": [{"token_str": t} for t in ("<unk>", "<s>", "</s>")],
+        "vocab": tokens,
+    }
+
+
+def write_small(folder, file):
+    (folder / "tekken.json").write_text(json.dumps(file))
+    return write_tokenizer(folder / "tekken.json", folder)
+
+
+def test_a_small_tekken(tmp_path):
+    assert write_small(tmp_path, small_tekken()) == 259
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (("config", "default_num_special_tokens"), 2**31, "default_num_special_tokens"),
+        (("config", "default_num_special_tokens"), -1, "default_num_special_tokens"),
+        (("config", "default_vocab_size"), 2**31, "default_vocab_size"),
+        (("config", "default_vocab_size"), "259", "default_vocab_size"),
+        (("config", "pattern"), 7, "pattern"),
+        # Found by test_fuzz.py.
+        (("config", "pattern"), "+", "no regular expression"),
+        (("config", "version"), 3, "version"),
+        (("config", "version"), "v", "version"),
+        (("config",), None, "config"),
+        (("vocab", 7, "rank"), 2**31, r"vocab\[7\] has rank = 2147483648"),
+        (("vocab", 7, "rank"), -1, "rank"),
+        (("vocab", 7, "rank"), 8, "255 tokens, not 256"),
+        (("vocab", 7, "token_bytes"), "*", "token_bytes"),
+        (("vocab", 7, "token_bytes"), None, "token_bytes"),
+        (("vocab", 7), "x", r"vocab\[7\]"),
+        (("vocab",), {}, "vocab"),
+        (("special_tokens", 1), "<s>", r"special_tokens\[1\]"),
+        (("special_tokens", 1, "token_str"), 7, "token_str"),
+        (("special_tokens", 1, "token_str"), "<unk>", "special tokens"),
+    ],
+)
+def test_a_tekken_with_a_bad_value_is_refused(tmp_path, at, value, message):
+    file = small_tekken()
+    part = file
+    for key in at[:-1]:
+        part = part[key]
+    part[at[-1]] = value
+    with pytest.raises(UserError, match=message):
+        write_small(tmp_path, file)
+
+
+def test_a_piece_that_is_too_long(tmp_path):
+    file = small_tekken()
+    long = base64.b64encode(b"x" * 2000).decode()
+    file["vocab"].append({"rank": 256, "token_bytes": long})
+    file["config"]["default_vocab_size"] = 260
+    with pytest.raises(UserError, match="a piece of 2000"):
+        write_small(tmp_path, file)

@@ -247,3 +247,87 @@ def test_it_never_overwrites(tmp_path):
     (tmp_path / "dst").mkdir()
     with pytest.raises(UserError, match="exists already"):
         prepare(source, tmp_path / "dst")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("n_layers", 2**31),
+        ("n_layers", 0),
+        ("n_layers", "4"),
+        ("n_layers", True),
+        ("dim", -96),
+        ("n_heads", 0),
+        ("n_heads", [4]),
+        ("n_kv_heads", 8),
+        ("head_dim", 2.5),
+        ("hidden_dim", None),
+        ("vocab_size", 10**30),
+        ("norm_eps", float("nan")),
+        ("norm_eps", 0),
+        ("norm_eps", -1e-5),
+        ("rope_theta", 0),
+        ("rope_theta", float("inf")),
+        ("rope_theta", "1e6"),
+        ("max_seq_len", 10**30),
+        ("max_seq_len", 0),
+        ("sliding_window", 0),
+        ("sliding_window", "128"),
+        ("sliding_window", []),
+        ("sliding_window", [None, "128"]),
+        ("tied_embeddings", "no"),
+        ("yarn", 7),
+        ("yarn", {"factor": 16}),
+        ("yarn", YARN | {"factor": float("nan")}),
+        ("yarn", YARN | {"factor": 1e6, "original_max_position_embeddings": 2**20}),
+        ("yarn", YARN | {"apply_scale": 1}),
+        ("llama_4_scaling", [1]),
+        ("llama_4_scaling", {"beta": 0.1}),
+        ("quantization", "fp8"),
+    ],
+)
+def test_a_value_of_another_kind_or_size_is_named(tmp_path, key, value):
+    with pytest.raises(UserError, match=f"params.json.*{key}"):
+        read(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "7", "{", '{"dim": 1, "dim": 2}', "[" * 10**5],
+    ids=["empty", "list", "number", "open", "twice", "deep"],
+)
+def test_params_that_are_no_object(tmp_path, text):
+    (tmp_path / "params.json").write_text(text)
+    with pytest.raises(UserError, match=r"params\.json"):
+        read_config(tmp_path / "params.json")
+
+
+def test_one_shard_of_very_many(tmp_path):
+    source = write_native(tmp_path / "src", BASE)
+    shard = source / "consolidated.safetensors"
+    shard.rename(source / "consolidated-1-of-99999999999.safetensors")
+    with pytest.raises(UserError, match="one of 99999999999; expected at most"):
+        prepare(source, tmp_path / "dst")
+
+
+def test_of_many_missing_shards_some_are_named(tmp_path):
+    source = write_native(tmp_path / "src", BASE)
+    shard = source / "consolidated.safetensors"
+    shard.rename(source / "consolidated-00001-of-09999.safetensors")
+    with pytest.raises(UserError, match="and 9988 more") as error:
+        prepare(source, tmp_path / "dst")
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b'{"text_config": 7}', b"\xff"],
+    ids=["empty", "list", "7", "ff"],
+)
+def test_a_config_that_is_no_object(tmp_path, data):
+    source = write_checkpoint(tmp_path / "src", BASE)
+    (source / "model.safetensors").rename(source / "consolidated.safetensors")
+    (source / "config.json").write_bytes(data)
+    with pytest.raises(UserError, match=r"config\.json"):
+        prepare(source, tmp_path / "dst", max_position_embeddings=64)
+    assert not (tmp_path / "dst").exists()

@@ -169,3 +169,37 @@ def test_ignored_layer_types_are_warned_of_once(tmp_path, monkeypatch):
     assert [args[0].partition(",")[0] for args in warnings] == [
         "config.json has layer_types"
     ]
+
+
+def test_a_mix_of_flat_and_nested_parameters_is_refused():
+    hf = config(PARAMETERS["default"])
+    hf.rope_parameters = YARN | {"full_attention": dict(YARN)}
+    with pytest.raises(UserError, match="same parameters for every layer type"):
+        hf_rope.rope_scaling(hf)
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        (YARN | {"factor": float("nan")}, "factor = nan"),
+        (YARN | {"original_max_position_embeddings": 0}, "original_max"),
+        (YARN | {"original_max_position_embeddings": 16.5}, "original_max"),
+        (YARN | {"beta_fast": -1.0}, "beta_fast"),
+        (YARN | {"mscale_all_dim": -10.0}, "mscale_all_dim"),
+        (YARN | {"attention_factor": float("inf")}, "attention_factor"),
+        (YARN | {"truncate": "no"}, "truncate"),
+        (LLAMA3 | {"high_freq_factor": 1.0}, "more than low_freq_factor"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(rope, message):
+    hf = config(PARAMETERS["default"])
+    hf.rope_parameters = rope
+    with pytest.raises(UserError, match=message):
+        hf_rope.rope_scaling(hf)
+
+
+def test_scaled_queries_need_their_context():
+    hf = config(PARAMETERS["default"], model_type="ministral3")
+    hf.rope_parameters = {"rope_type": "default", "llama_4_scaling_beta": 0.1}
+    with pytest.raises(UserError, match="lacks original_max_position_embeddings"):
+        hf_rope.query_scaling(hf)
