@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..errors import UserError, shown
 from ..fields import MOST_POSITIONS, read_json
+from ..mistral_common_chat import FILES as MISTRAL_TOKENIZERS
 from ..weights.gguf_file import GGUFCheckpoint
 from . import gguf_config
 from .atomic import new_folder
@@ -26,8 +27,9 @@ from .gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
 from .mistral_tokenizer import find_tokenizer, write_tokenizer
 from .native import PARAMS, find_tensors, link_shards, read_config
 
-# What a Hugging Face folder has beside its weights.
-_HUGGINGFACE_FILES = (
+# What a folder has beside its weights. Mistral's own tokenizer file encodes chats.
+_COPIED = (
+    *MISTRAL_TOKENIZERS,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -117,7 +119,7 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
                 f"{config['vocab_size']}. Copy the tokenizer that belongs to "
                 "the checkpoint."
             )
-    for name in _HUGGINGFACE_FILES:
+    for name in _COPIED:
         if (source / name).exists() and not (folder / name).exists():
             shutil.copy(source / name, folder / name)
 

@@ -176,6 +176,14 @@ def test_the_tokenizer_is_there(tmp_path):
     )
 
 
+def test_mistrals_own_tokenizer_file_comes_along(tmp_path):
+    """With it the server encodes chats as mistral-common does."""
+    source = write_native(tmp_path / "src", BASE)
+    prepare(source, tmp_path / "dst")
+    found, want = ((tmp_path / d / "tekken.json").read_bytes() for d in ("dst", "src"))
+    assert found == want
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     source = write_native(tmp_path / "src", BASE | {"vocab_size": 400})
     params = json.loads((source / "params.json").read_text())
