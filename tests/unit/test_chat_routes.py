@@ -524,6 +524,15 @@ def test_foreign_ids_become_nine_alphanumerics(v13):
     assert v13.prompt.startswith(first)
 
 
+@pytest.mark.parametrize("call_id", ["", "\ud800", "x" * 10_000])
+def test_any_id_is_shortened(v13, call_id):
+    called = json.loads(json.dumps(CALLED))
+    called["tool_calls"][0]["id"] = call_id
+    result = RESULT | {"tool_call_id": call_id}
+    v13.answer("2.", messages=[USER, called, result], tools=TOOLS)
+    assert v13.prompt.split("add#")[1][:9].isalnum()
+
+
 def test_an_id_of_ours_stays(v13):
     called = json.loads(
         json.dumps(CALLED).replace("call_0123456789abcdef", "aB3dE6gH9")
