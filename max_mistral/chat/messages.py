@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from max.pipelines.context.exceptions import InputError
 
 from .events import is_call_id
 
-_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_BASE62 = string.digits + string.ascii_letters
 
 # The roles that can follow one, as mistral-common checks them.
 _FOLLOWERS = {
@@ -88,11 +89,12 @@ def mistral_id(call_id: object, ours: dict[str, str]) -> str:
     """
     text = str(call_id)
     if text not in ours:
-        short, salt = text, 0
+        short, salt = text, ""
         while not is_call_id(short) or short in ours.values():
-            digest = hashlib.sha256(f"{salt}:{text}".encode()).digest()
-            short = "".join(_BASE62[byte % 62] for byte in digest[:9])
-            salt += 1
+            hashed = hashlib.sha256((text + salt).encode("utf-8", "replace"))
+            digest = int.from_bytes(hashed.digest())
+            short = "".join(_BASE62[digest // 62**i % 62] for i in range(9))
+            salt += "'"  # two ids that become the same are still two
         ours[text] = short
     return ours[text]
 

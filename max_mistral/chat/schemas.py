@@ -14,15 +14,18 @@ from max.pipelines.context.exceptions import InputError
 from .tool_grammar import json_format
 
 # The worker compiles a grammar between two decode steps of everybody's answers:
-# a schema at one of these limits takes it about a second with 32k tokens.
+# a schema within these limits takes it seconds at most, one beyond them minutes.
 MAX_CHARACTERS = 65_536
 MAX_DEPTH = 64
-MAX_PROPERTIES = 128
 MAX_CHOICES = 512
 MAX_NODES = 2_000
-MAX_COUNT = 10_000
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
-_COUNTS_TOO = ("minProperties", "maxProperties")
+MAX_PROPERTIES = 256  # in all
+MAX_PAIRS = 128**2  # of properties of one object, over all objects
+MAX_COUNT = 10_000  # of characters and items, over all parts
+_COUNTS = (
+    *("minLength", "maxLength", "minItems", "maxItems"),
+    *("minProperties", "maxProperties"),
+)
 _WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
 
 
@@ -73,33 +76,43 @@ def check_size(schema: object, what: str) -> None:
     Raises:
         InputError: It is not.
     """
-    nodes = 0
+    nodes = properties = pairs = counts = 0
     for node, depth in _walk(schema):
         nodes += 1
         if depth > MAX_DEPTH:
             _refuse(what, f"more than {MAX_DEPTH} levels", f"{MAX_DEPTH}")
         if not isinstance(node, dict):
             continue
-        properties = node.get("properties")
-        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
-            count = f"{len(properties)} properties in one object"
-            _refuse(what, count, str(MAX_PROPERTIES))
         choices = node.get("enum")
         if isinstance(choices, list) and len(choices) > MAX_CHOICES:
             _refuse(what, f"{len(choices)} choices in one enum", str(MAX_CHOICES))
-        for key in _COUNTS + _COUNTS_TOO:
-            value = node.get(key)
-            if isinstance(value, int | float) and value > MAX_COUNT:
-                _refuse(what, f"{key} {value}", f"{MAX_COUNT:,}")
-        pattern = node.get("pattern")
-        for count in re.findall(r"\d+", pattern if isinstance(pattern, str) else ""):
-            if len(count) > 4 or int(count) > MAX_COUNT:
-                _refuse(what, f"a count of {count[:12]} in a pattern", "9,999")
+        named = node.get("properties")
+        if isinstance(named, dict):
+            properties += len(named)
+            pairs += len(named) ** 2
+        counts += max(_counts(node), default=0)
     size = len(json.dumps(schema))  # recurses: after the depth is known
     if size > MAX_CHARACTERS:
         _refuse(what, f"{size:,} characters", f"{MAX_CHARACTERS:,}")
     if nodes > MAX_NODES:
         _refuse(what, f"{nodes:,} parts", f"{MAX_NODES:,}")
+    if pairs > MAX_PAIRS or properties > MAX_PROPERTIES:
+        most = f"128 in one object, or {MAX_PROPERTIES} in small ones,"
+        _refuse(what, f"{properties} properties", most)
+    if counts > MAX_COUNT:
+        found = f"lengths (maxLength, maxItems or a pattern's) of {counts:,} together"
+        _refuse(what, found, f"{MAX_COUNT:,}")
+
+
+def _counts(node: dict[str, Any]) -> Iterator[int]:
+    """Yields how often parts of a value may or must be repeated."""
+    for key in _COUNTS:
+        value = node.get(key)
+        if isinstance(value, int | float):
+            yield int(min(value, MAX_COUNT + 1))
+    pattern = node.get("pattern")
+    for count in re.findall(r"\d+", pattern if isinstance(pattern, str) else ""):
+        yield int(count) if len(count) < 6 else MAX_COUNT + 1
 
 
 def _refuse(what: str, found: str, most: str) -> None:

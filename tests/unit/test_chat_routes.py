@@ -376,10 +376,23 @@ BAD_SCHEMAS = {
     "of 1 MB": ({"enum": ["x" * 1_000_000]}, "1,000,0"),
     "deep": (deep(40), "levels"),
     "wide": ({"properties": {f"k{i}": {} for i in range(200)}}, "200 properties"),
+    "wide in many places": (
+        {
+            "properties": {
+                f"o{i}": {"properties": {f"k{i}": {} for i in range(50)}}
+                for i in range(20)
+            }
+        },
+        "1020 properties",
+    ),
+    "long in many places": (
+        {"properties": {f"k{i}": {"maxLength": 900} for i in range(20)}},
+        "18,000 together",
+    ),
     "many choices": ({"enum": list(range(1000))}, "1000 choices"),
     "many parts": ({"anyOf": [{} for _ in range(3000)]}, "parts"),
-    "long": ({"type": "string", "maxLength": 10**9}, "maxLength"),
-    "long pattern": ({"type": "string", "pattern": "a{1,99999}"}, "a pattern"),
+    "long": ({"type": "string", "maxLength": 10**9}, "lengths"),
+    "long pattern": ({"type": "string", "pattern": "a{1,99999}"}, "lengths"),
     "a wrong type": (
         {"properties": {"a": {"type": "strnig"}}},
         'Unsupported type "strnig"',
@@ -522,6 +535,15 @@ def test_foreign_ids_become_nine_alphanumerics(v13):
     # The same in the next turn, for a cached prefix.
     v13.answer("3.", messages=[USER, CALLED, RESULT, USER], tools=TOOLS)
     assert v13.prompt.startswith(first)
+
+
+@pytest.mark.parametrize("call_id", ["", "\ud800", "x" * 10_000])
+def test_any_id_is_shortened(v13, call_id):
+    called = json.loads(json.dumps(CALLED))
+    called["tool_calls"][0]["id"] = call_id
+    result = RESULT | {"tool_call_id": call_id}
+    v13.answer("2.", messages=[USER, called, result], tools=TOOLS)
+    assert v13.prompt.split("add#")[1][:9].isalnum()
 
 
 def test_an_id_of_ours_stays(v13):
