@@ -18,7 +18,6 @@ from max.nn.kv_cache import KVCacheParamInterface, KVCacheParams
 from max.nn.transformer import ReturnLogits
 from max.pipelines.kv_cache import cache_dtype_for_encoding
 from max.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig
-from max.pipelines.lib.config.model_config import _select_quantization_encoding
 from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
 from max.pipelines.modeling.config_enums import SupportedEncoding
 from transformers import PretrainedConfig
@@ -26,6 +25,12 @@ from transformers import PretrainedConfig
 from . import hf_config as hf
 from . import kernels
 from ._max_calls import find_configs
+from .encoding import (
+    DEFAULT_ENCODING,
+    SUPPORTED_ENCODINGS,
+    activation_dtype,
+    resolved_encoding,
+)
 from .errors import UserError
 from .formats import Linears, WeightFormat
 from .formats.base import Part
@@ -50,21 +55,9 @@ from .weights.packed import encodings_of
 class MistralConfig(ArchConfigWithKVCache):
     """Everything the graph depends on."""
 
-    # MAX falls back to this where a file's name says nothing it knows or, on a
-    # CPU, bfloat16: so a GGUF needs no --quantization-encoding.
-    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = "float32"
-    # q4_0 to q6_k are what MAX reads off the names of GGUF files; the tensors
-    # themselves say how they are encoded.
-    SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = {
-        "float32",
-        "bfloat16",
-        "q4_0",
-        "q4_k",
-        "q6_k",
-        "float8_e4m3fn",
-        "float4_e2m1fnx2",
-        "gptq",
-    }
+    # MAX reads them off the class.
+    DEFAULT_ENCODING: ClassVar[SupportedEncoding] = DEFAULT_ENCODING
+    SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = SUPPORTED_ENCODINGS
 
     hidden_size: int
     num_attention_heads: int
@@ -202,13 +195,6 @@ class MistralConfig(ArchConfigWithKVCache):
             quantization and quantization.layer_kind(layer),
         )
 
-    @classmethod
-    def activation_dtype(cls, model_config: MAXModelConfig) -> DType:
-        """Returns the dtype of activations, and of weights that are not packed."""
-        encoding = _select_quantization_encoding(model_config, cls.DEFAULT_ENCODING)
-        narrow = ("bfloat16", "float8_e4m3fn", "float4_e2m1fnx2", "gptq")
-        return DType.bfloat16 if encoding in narrow else DType.float32
-
     @staticmethod
     def get_head_dim(huggingface_config: PretrainedConfig) -> int:
         """Returns ``head_dim``; null or missing means hidden_size / heads."""
@@ -324,7 +310,7 @@ class MistralConfig(ArchConfigWithKVCache):
                 "max_mistral does not support speculative decoding. Leave "
                 "--speculative-method and --draft-model-path out."
             )
-        encoding = _select_quantization_encoding(model, cls.DEFAULT_ENCODING)
+        encoding = resolved_encoding(model)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model.device_specs]
         head_dim = cls.get_head_dim(huggingface_config)
         if max_seq_len is None:
@@ -340,7 +326,7 @@ class MistralConfig(ArchConfigWithKVCache):
             max_seq_len=max_seq_len,
             rms_norm_eps=text.rms_norm_eps,
             feed_forward_length=text.intermediate_size,
-            dtype=cls.activation_dtype(model),
+            dtype=activation_dtype(model),
             kv_params=cls.construct_kv_params(
                 huggingface_config,
                 pipeline_config,

@@ -16,11 +16,11 @@ from max.graph.weights import WeightData, Weights, WeightsAdapter, WeightsFormat
 from max.pipelines.lib import PipelineConfig
 from transformers import PretrainedConfig
 
+from .encoding import activation_dtype
 from .errors import UserError
 from .formats.tensors import check_known, quantized_tensors
 from .hf_quantization import read_quantization
 from .kernels import KernelMode
-from .model_config import MistralConfig
 from .sharing import Sharing
 from .weights.dtypes import FLOATS, check_dtype
 from .weights.gguf_file import GGUFCheckpoint
@@ -90,7 +90,7 @@ def convert_safetensor_state_dict(
         dropped,
         source,
     )
-    dtype = MistralConfig.activation_dtype(pipeline_config.model)
+    dtype = activation_dtype(pipeline_config.model)
     packed = runs_packed(pipeline_config, kernel_mode)
     weights: dict[str, WeightData] = {}
     for name, tensor in expected.items():
@@ -145,7 +145,7 @@ def convert_gguf_state_dict(
             f"--weight-path names {len(paths)} GGUF files; max_mistral reads one. "
             "Merge a split file with llama.cpp's llama-gguf-split --merge."
         )
-    dtype = MistralConfig.activation_dtype(pipeline_config.model)
+    dtype = activation_dtype(pipeline_config.model)
     checkpoint = GGUFCheckpoint(paths[0], vocabulary=False)
     packed = runs_packed(pipeline_config, kernel_mode)
     found = checkpoint.weights(huggingface_config, packed=packed)
