@@ -28,7 +28,6 @@ from max.nn.stacked_linear import StackedLinear
 from max.support.math import ceildiv
 
 from ..gpu import lacks_scaled_matmul
-from ..sharing import Sharing
 from ..weights.dtypes import FLOATS, check_dtype
 from ..weights.names import ExpectedTensor
 from ..weights.scales import read_scale
@@ -109,16 +108,14 @@ class FP8(ScaledFormat):
                 return weight
         return convert_float(weight, dtype, source)
 
-    def finalize(
+    def finalize_layers(
         self,
+        layers: QuantizedLayers,
         weights: Mapping[str, WeightData],
         widths: Mapping[str, int],
-        sharing: Sharing,
+        degree: int,
     ) -> FP8:
-        """See :meth:`WeightFormat.finalize`."""
-        layers = QuantizedLayers.of(weights)
-        if not layers:
-            return self
+        """See :meth:`ScaledFormat.finalize_layers`."""
         final = self
         if self.scales != "block" and lacks_scaled_matmul():
             logger.info(
@@ -132,7 +129,7 @@ class FP8(ScaledFormat):
         # max.nn puts the scales of Q, K and V under each other, and of gate and
         # up; MAX's kernel takes whole blocks of columns.
         blocks = final.row_scales_after_matmul or final.scales == "block"
-        check_blocks(widths, BLOCK if blocks else 1, sharing.tensor_parallel_degree)
+        check_blocks(widths, BLOCK if blocks else 1, degree)
         # RowScaledLinear has no fused gate and up.
         fuse = not final.row_scales_after_matmul and can_use_fused_mlp(
             dict(weights), tensor_wise=self.scales == "tensor" and not self.static

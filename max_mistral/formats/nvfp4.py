@@ -15,7 +15,6 @@ from max.nn.quant_config import NVFP4_BLOCK_SIZE, QuantConfig
 
 from ..errors import UserError
 from ..gpu import gpu_architecture
-from ..sharing import Sharing
 from ..weights.dtypes import FLOATS, check_dtype
 from ..weights.names import ExpectedTensor
 from ..weights.scales import read_scale
@@ -107,17 +106,14 @@ class NVFP4(ScaledFormat):
                 return weight
         return convert_float(weight, dtype, source)
 
-    def finalize(
+    def finalize_layers(
         self,
+        layers: QuantizedLayers,
         weights: Mapping[str, WeightData],
         widths: Mapping[str, int],
-        sharing: Sharing,
+        degree: int,
     ) -> NVFP4:
-        """See :meth:`WeightFormat.finalize`."""
-        layers = QuantizedLayers.of(weights)
-        if not layers:
-            return self
-        degree = sharing.tensor_parallel_degree
+        """See :meth:`ScaledFormat.finalize_layers`."""
         # MAX's kernel reads the scales of four groups of columns together, and
         # fills up the last four: not where the next device's begin.
         block = 4 * NVFP4_BLOCK_SIZE if degree > 1 else 1

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Self
 
 from max.dtype import DType
 from max.graph.weights import WeightData
 from max.nn.quant_config import QuantConfig
 
 from ..errors import UserError
+from ..sharing import Sharing
 from ..weights.dtypes import SCALED
 from .base import Linears, Part, WeightFormat, is_projection
 
@@ -68,6 +70,36 @@ class ScaledFormat(WeightFormat):
 
     layers: QuantizedLayers = field(default=QuantizedLayers(), kw_only=True)
     """From :meth:`finalize`; none before it."""
+
+    def finalize(
+        self,
+        weights: Mapping[str, WeightData],
+        widths: Mapping[str, int],
+        sharing: Sharing,
+    ) -> Self:
+        """See :meth:`WeightFormat.finalize`."""
+        layers = QuantizedLayers.of(weights)
+        if not layers:
+            return self
+        degree = sharing.tensor_parallel_degree
+        return self.finalize_layers(layers, weights, widths, degree)
+
+    def finalize_layers(
+        self,
+        layers: QuantizedLayers,
+        weights: Mapping[str, WeightData],
+        widths: Mapping[str, int],
+        degree: int,
+    ) -> Self:
+        """Returns this format for these quantized layers.
+
+        Args:
+            layers: Which they are; whether gate and up fuse is not set yet.
+            weights: See :meth:`WeightFormat.finalize`.
+            widths: See there.
+            degree: How many devices share a replica.
+        """
+        raise NotImplementedError
 
     @cached_property
     def quant_config(self) -> QuantConfig:
