@@ -24,6 +24,7 @@ class Stopped:
         folder: The model.
         gguf: Its weights, if not those in ``folder``.
         environment: Variables to set beside this process's.
+        cwd: The checkout to run; by default this process's.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Stopped:
         folder: Path,
         gguf: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self.engine = engine
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -39,6 +41,7 @@ class Stopped:
             [sys.executable, "-m", "benchmarks.worker", engine, str(folder)]
             + ([str(gguf)] if gguf else []),
             env=dict(os.environ) | dict(environment or {}),
+            cwd=cwd,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -9,7 +9,7 @@ from std.atomic import Atomic
 from std.math import ceildiv
 
 from .spans import SPAN, TILE, span
-from .kv_cache import Cache, pack
+from .kv_cache import Cache, copy_rows
 from .softmax import Reads, clear, finish, merge, padded, state_size
 
 
@@ -124,7 +124,8 @@ struct Attention:
         var heads = q.dim_size(1)
         var page_size = blocks.dim_size(3)
         var layers = blocks.dim_size(2)
-        var width = blocks.dim_size(4) * head_dim
+        var kv_heads = blocks.dim_size(4)
+        var width = kv_heads * head_dim
         var stride = Int(page_stride.unsafe_ptr().unsafe_load(0))
         if stride < 0:
             stride = 2 * layers * page_size * width
@@ -132,7 +133,6 @@ struct Attention:
         var table = lookup_table.dim_size(1)
         var pool = blocks.unsafe_ptr()
 
-        var kv_heads = blocks.dim_size(4)
         var group = heads // kv_heads
         var threads = parallelism_level(None)
         var plan = Plan(
@@ -224,7 +224,7 @@ struct Attention:
                     run(queries)
                 else:
                     var own = copies.unsafe_offset(thread * tile * depth)
-                    pack[head_dim](own, queries, head_dim, rows)
+                    copy_rows[head_dim](own, queries, head_dim, rows)
                     run(own)
 
         ctx.enqueue_cpu_range(attend, count=threads)

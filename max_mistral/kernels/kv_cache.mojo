@@ -1,6 +1,6 @@
 """Where a request's keys and values are in MAX's paged KV cache."""
 
-from .softmax import Floats, Reads, W, Writes, padded
+from .softmax import Lanes, Reads, W, Writes, padded
 
 
 @fieldwise_init
@@ -12,13 +12,13 @@ struct Cache[origin: ImmOrigin, table: ImmOrigin](ImplicitlyCopyable):
     var pages: ImmPointer[UInt32, Self.table]
     """The request's pages, in order."""
     var page_stride: Int
-    """Floats from one page to the next."""
+    """Lanes from one page to the next."""
     var page_size: Int
     """Tokens in a page."""
     var layer: Int
     var layers: Int
     var width: Int
-    """Floats of a token's keys: `kv_heads * head_dim`."""
+    """Lanes of a token's keys: `kv_heads * head_dim`."""
 
     @inline(.always)
     def offset(self, at: Int) -> Int:
@@ -29,12 +29,12 @@ struct Cache[origin: ImmOrigin, table: ImmOrigin](ImplicitlyCopyable):
 
     @inline(.always)
     def values_offset(self) -> Int:
-        """Floats from a token's keys to its values."""
+        """Lanes from a token's keys to its values."""
         return self.layers * self.page_size * self.width
 
 
 @inline(.always)
-def pack[head_dim: Int](dst: Writes, src: Reads, stride: Int, rows: Int):
+def copy_rows[head_dim: Int](dst: Writes, src: Reads, stride: Int, rows: Int):
     """Copies rows that lie `stride` apart to `[rows, padded(head_dim)]`."""
     comptime whole = head_dim // W
     for row in range(rows):
@@ -43,6 +43,6 @@ def pack[head_dim: Int](dst: Writes, src: Reads, stride: Int, rows: Int):
         comptime for i in range(whole):
             d.unsafe_store(i * W, s.unsafe_load[width=W](i * W))
         comptime if head_dim % W != 0:
-            d.unsafe_store(whole * W, Floats(0))
+            d.unsafe_store(whole * W, Lanes(0))
             for i in range(whole * W, head_dim):
                 d.unsafe_store(i, s.unsafe_load(i))

@@ -86,7 +86,7 @@ def pack(weight: Bytes, encoding: Encoding, columns: int) -> Bytes:
 
 def _pack_panels(part: Bytes, encoding: Encoding, columns: int, out: Bytes) -> None:
     """Packs whole panels: ``part`` is ``[panels * 16, bytes of a row]``."""
-    if encoding <= Encoding.F16:
+    if encoding.is_dense:
         word = np.uint32 if encoding != Encoding.F16 else np.uint16
         if encoding == Encoding.BF16 and columns % 2:
             part = np.pad(part, ((0, 0), (0, 2)))

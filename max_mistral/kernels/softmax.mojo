@@ -11,7 +11,7 @@ from std.sys.info import simd_width_of
 from std.utils.numerics import neg_inf
 
 comptime W = min(16, max(4, simd_width_of[DType.float32]()))
-comptime Floats = SIMD[DType.float32, W]
+comptime Lanes = SIMD[DType.float32, W]
 comptime Reads = ImmPointer[Float32, _]
 comptime Writes = MutPointer[Float32, _]
 comptime NONE = neg_inf[DType.float32]()
@@ -23,7 +23,7 @@ def padded(head_dim: Int) -> Int:
 
 
 def state_size(head_dim: Int) -> Int:
-    """Floats of a state."""
+    """Lanes of a state."""
     return padded(head_dim) + W
 
 
@@ -32,7 +32,7 @@ def clear[head_dim: Int](states: Writes, rows: Int):
     comptime size = state_size(head_dim)
     for row in range(rows):
         comptime for i in range(size // W):
-            states.unsafe_store(row * size + i * W, Floats(0))
+            states.unsafe_store(row * size + i * W, Lanes(0))
         states.unsafe_store(row * size + padded(head_dim), NONE)
 
 
@@ -66,7 +66,7 @@ def merge[head_dim: Int](into: Writes, other: Reads, rows: Int):
         comptime for i in range(at // W):
             var sums = fma(
                 b.unsafe_load[width=W](i * W),
-                Floats(factor),
+                Lanes(factor),
                 a.unsafe_load[width=W](i * W),
             )
             a.unsafe_store(i * W, sums)

@@ -9,8 +9,8 @@ spans.
 from std.math import ceildiv, exp, fma
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
-from .kv_cache import Cache, pack
-from .softmax import NONE, W, Floats, Reads, Writes, padded, rescale, state_size
+from .kv_cache import Cache, copy_rows
+from .softmax import NONE, W, Lanes, Reads, Writes, padded, rescale, state_size
 
 # Keys of a span, and of a step, whose keys and values stay in the cache.
 comptime SPAN = 256
@@ -22,14 +22,14 @@ comptime AHEAD = PrefetchOptions().for_read().low_locality()
 
 
 @inline(.always)
-def _sums(vectors: Array[Floats, W]) -> Floats:
+def _sums(vectors: Array[Lanes, W]) -> Lanes:
     """The sums of each vector's lanes."""
     var v = vectors.copy()
     comptime for level in range(4):
         comptime half = W >> (level + 1)
         comptime for i in range(half):
             var pairs = v[2 * i].join(v[2 * i + 1]).deinterleave()
-            v[i] = rebind[Floats](pairs[0] + pairs[1])
+            v[i] = rebind[Lanes](pairs[0] + pairs[1])
     return v[0]
 
 
@@ -53,7 +53,7 @@ def _tile[
     """`MR` rows by at most `STEP` keys.
 
     Parameters:
-        head_dim: Floats of a head.
+        head_dim: Lanes of a head.
         MR: How many rows.
         ahead: Whether to fetch the keys and values of the step after this one.
 
@@ -66,8 +66,8 @@ def _tile[
         end: The end of the keys that each row sees.
         keys: `[count, padded(head_dim)]`.
         values: The same of values.
-        stride: Floats from one key to the next.
-        next: Floats from here to the next step's keys.
+        stride: Lanes from one key to the next.
+        next: Lanes from here to the next step's keys.
         count: How many keys.
         scale: What a score is multiplied by.
     """
@@ -77,9 +77,9 @@ def _tile[
     var scores = Array[Float32, MR * STEP](fill=NONE)
     var s = scores.unsafe_ptr()
     for j in range(0, count, KR):
-        var dots = Array[Floats, W](fill=0)
+        var dots = Array[Lanes, W](fill=0)
         for i in range(parts):
-            var k = Array[Floats, KR](fill=0)
+            var k = Array[Lanes, KR](fill=0)
             comptime for c in range(KR):
                 var key = min(j + c, count - 1) * stride + i * W
                 k[c] = keys.unsafe_load[width=W](key)
@@ -100,15 +100,15 @@ def _tile[
         for j in range(max(0, end[m]), ceildiv(count, W) * W):
             row.unsafe_store(j, NONE)
         if first[m] < end[m]:
-            var most = Floats(NONE)
+            var most = Lanes(NONE)
             for j in range(0, count, W):
                 most = max(most, row.unsafe_load[width=W](j))
             var largest = max(most.reduce_max(), own.unsafe_load(width))
             rescale[head_dim](own, largest)
         var largest = own.unsafe_load(width)
-        var total = Floats(0)
+        var total = Lanes(0)
         for j in range(0, count, W):
-            var p = Floats(0)
+            var p = Lanes(0)
             if first[m] < end[m]:
                 p = exp(row.unsafe_load[width=W](j) - largest)
             total += p
@@ -117,7 +117,7 @@ def _tile[
         own.unsafe_store(width + 1, normalizer + total.reduce_add())
     comptime for block in range(0, parts, 4):
         comptime vectors = min(4, parts - block)
-        var sums = Array[Floats, MR * vectors](fill=0)
+        var sums = Array[Lanes, MR * vectors](fill=0)
         comptime for m in range(MR):
             comptime for i in range(vectors):
                 sums[m * vectors + i] = states.unsafe_load[width=W](
@@ -135,7 +135,7 @@ def _tile[
                         )
                     )
                 comptime for m in range(MR):
-                    var p = Floats(s.unsafe_load(m * STEP + j))
+                    var p = Lanes(s.unsafe_load(m * STEP + j))
                     sums[m * vectors + i] = fma(p, v, sums[m * vectors + i])
         comptime for m in range(MR):
             comptime for i in range(vectors):
@@ -198,8 +198,8 @@ def span[
             )
             var v = k.unsafe_offset(cache.values_offset())
             if not in_place:
-                pack[head_dim](keys, k, cache.width, count)
-                pack[head_dim](values, v, cache.width, count)
+                copy_rows[head_dim](keys, k, cache.width, count)
+                copy_rows[head_dim](values, v, cache.width, count)
 
             @inline(.always)
             def rows[MR: Int](row: Int) {imm}:

@@ -1,7 +1,7 @@
 """Calls the linear layers and attention's parts, so that they are compiled."""
 
-from kernels import attention, cache, states, tiles
-from kernels.layout import Q6_K, Floats, is_dense
+from kernels import kv_cache, softmax, spans, tiles
+from kernels.layout import KINDS, Floats, is_dense
 
 
 def main() raises:
@@ -14,12 +14,12 @@ def main() raises:
     def write(token: Int, column: Int, sums: Floats, count: Int) {imm}:
         out.unsafe_store(column, sums)
 
-    comptime for kind in range(Q6_K + 1):
+    comptime for kind in range(KINDS):
         comptime for portable in [False, True]:
             # Portable bfloat16 weights are those whose activations are rounded.
             comptime rounded = tiles.rounds[kind, portable, portable]()
             var matrix = tiles.Matrix(65536, 16, 0)
-            tiles.pack_rows[is_dense[kind](), rounded, 1](
+            tiles.interleave_rows[is_dense[kind](), rounded, 1](
                 packed.unsafe_ptr(), floats.unsafe_ptr(), 256
             )
             tiles.multiply_panels[kind, portable, rounded](
@@ -35,7 +35,7 @@ def main() raises:
             )
     comptime for head_dim in [64, 128, 20]:
         var pages = List[UInt32](length=1, fill=0)
-        var one = cache.Cache(
+        var one = kv_cache.Cache(
             ImmPointer(floats.unsafe_ptr()),
             ImmPointer(pages.unsafe_ptr()),
             0,
@@ -44,10 +44,10 @@ def main() raises:
             1,
             head_dim,
         )
-        states.clear[head_dim](y.unsafe_ptr(), 1)
-        attention.span[head_dim](
+        softmax.clear[head_dim](y.unsafe_ptr(), 1)
+        spans.span[head_dim](
             y.unsafe_ptr(), floats.unsafe_ptr(), one, 1, 0, 1, 1, 0, 1, 0, 1.0
         )
-        states.merge[head_dim](y.unsafe_ptr(), floats.unsafe_ptr(), 1)
-        states.finish[head_dim](y.unsafe_ptr(), floats.unsafe_ptr(), 1)
+        softmax.merge[head_dim](y.unsafe_ptr(), floats.unsafe_ptr(), 1)
+        softmax.finish[head_dim](y.unsafe_ptr(), floats.unsafe_ptr(), 1)
     print(y[0])
