@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a folder, as benchmarks.cpu makes it")
     parser.add_argument("gguf", type=Path, nargs="?", help="its weights, if not there")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measures", nargs="+", default=["prefill", *DECODES])
     arguments = parser.parse_args()
     here = Path(__file__).parent.parent
     gguf = arguments.gguf and arguments.gguf.resolve()
@@ -40,7 +41,7 @@ def main() -> None:
     workers = {name: start(tree) for name, tree in trees.items()}
     try:
         print(f"{'':14}{'old':>10}{'new':>10}{'ratio':>8}   of the rounds")
-        for measure in ("prefill", *DECODES):
+        for measure in arguments.measures:
             rates: dict[str, list[float]] = {"old": [], "new": []}
             for turn in range(arguments.rounds):
                 for name in ("old", "new") if turn % 2 else ("new", "old"):
