@@ -12,10 +12,9 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
-from max.driver import DeviceSpec
 from max.pipelines import PIPELINE_REGISTRY
 from max.pipelines.context import GenerationStatus, TextGenerationOutput
-from max.pipelines.lib import PipelineArgs, PipelineConfig
+from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib.registry import _apply_thinking_region
 from max.pipelines.modeling.types import PipelineTask
 from max.serve.config import Settings
@@ -28,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from max_mistral.prepare.mistral_tokenizer import write_tokenizer
 from workbench.checkpoints import BASE, write_checkpoint
+from workbench.runner import make_pipeline_config
 
 BASIC = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]"]
 BASIC += ["[/SYSTEM_PROMPT]"]
@@ -93,17 +93,8 @@ def write_real(folder: Path, tokenizer: Path) -> Path:
 
 def make_config(folder: Path, **flags: Any) -> PipelineConfig:
     """The config of ``max serve --custom-architectures max_mistral`` on a CPU."""
-    return PipelineConfig.from_args(
-        PipelineArgs.from_flat_kwargs(
-            model_path=str(folder),
-            device_specs=[DeviceSpec.cpu()],
-            quantization_encoding="float32",
-            max_length=8192,
-            max_batch_size=1,
-            custom_architectures=["max_mistral"],
-            **flags,
-        )
-    )
+    defaults = {"max_length": 8192, "max_batch_size": 1}
+    return make_pipeline_config(folder, **defaults | flags)
 
 
 # Server-sent events stay with the event loop that they were first used on.

@@ -14,16 +14,17 @@ from typing import Any
 import httpx
 import msgspec
 from fastapi import FastAPI
-from max.driver import DeviceSpec
 from max.pipelines import PIPELINE_REGISTRY
 from max.pipelines.context import GenerationStatus, TextContext, TextGenerationOutput
-from max.pipelines.lib import PipelineArgs, PipelineConfig
+from max.pipelines.lib import PipelineConfig
 from max.pipelines.modeling.types import PipelineTask
 from max.serve.config import Settings
 from max.serve.pipelines.llm import TokenGeneratorPipeline
 from max.serve.request import register_request
 from max.serve.router import openai_routes
 from max.serve.worker_interface import ModelWorkerProxy
+
+from workbench.runner import make_pipeline_config
 
 
 class Worker(ModelWorkerProxy):
@@ -60,15 +61,7 @@ class Worker(ModelWorkerProxy):
 
 def configure(folder: Path, **flags: Any) -> PipelineConfig:
     """Returns what ``max serve --model folder`` on a CPU makes of its flags."""
-    flags = {"max_length": 256, "max_batch_size": 1} | flags
-    arguments = PipelineArgs.from_flat_kwargs(
-        model_path=str(folder),
-        device_specs=[DeviceSpec.cpu()],
-        quantization_encoding="float32",
-        custom_architectures=["max_mistral"],
-        **flags,
-    )
-    return PipelineConfig.from_args(arguments)
+    return make_pipeline_config(folder, **{"max_batch_size": 1} | flags)
 
 
 class Routes:

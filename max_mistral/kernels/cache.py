@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..disk import sync
+
 logger = logging.getLogger("max.pipelines")
 
 # The compiler names the module after the file.
@@ -91,10 +93,10 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
         checked.write_text(_digest(made))
         for each in (made, checked):
             each.chmod(0o600)
-            _sync(each)
+            sync(each)
         made.replace(path)
         checked.replace(path.with_name(_SUM))
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -154,11 +156,3 @@ def _sweep(root: Path, folder: Path) -> None:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

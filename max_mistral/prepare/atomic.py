@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..disk import sync
 from ..errors import UserError
 
 
@@ -46,7 +47,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
                 if error.errno in taken and os.path.lexists(destination):
                     raise _exists(destination) from error
                 raise
-            _sync(destination.parent)
+            sync(destination.parent)
         finally:
             shutil.rmtree(outer, ignore_errors=True)
     except BaseException:
@@ -71,13 +72,5 @@ def _sync_all(folder: Path) -> None:
     """Lets the files reach the disk before the name does."""
     for path in folder.iterdir():
         if not path.is_symlink():
-            _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(path)
+    sync(folder)
