@@ -8,8 +8,8 @@ by side and take turns of a few seconds, all others stopped: every round runs
 each measure on every engine, in rotated order, beside a probe of the memory's
 read bandwidth. The table has the medians, and the median of the rounds' ratios
 to llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
-llama-cpp-python gets it, each in a process of its own. "bfloat16" is max_mistral
-with ``MAX_MISTRAL_KERNELS=bfloat16``, where the CPU can. MAX's own Llama runs
+llama-cpp-python gets it, each in a process of its own. "exact" is max_mistral
+with ``MAX_MISTRAL_KERNELS=exact``, where that differs. MAX's own Llama runs
 through ``max generate``, in float32, which is what it has on a CPU. 7B has 4 bits
 only.
 """
@@ -146,8 +146,8 @@ def engines(folder: Path, encoding: str) -> dict[str, Measured]:
     }
     if encoding == "bf16":
         if kernels.has_bfloat16():
-            mode = {"MAX_MISTRAL_KERNELS": "bfloat16"}
-            chosen["bfloat16"] = Measured(
+            mode = {"MAX_MISTRAL_KERNELS": "exact"}
+            chosen["exact"] = Measured(
                 partial(max_generate, folder, *flags, environment=mode),
                 partial(Stopped, "max_mistral", folder, environment=mode),
             )

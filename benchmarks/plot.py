@@ -40,8 +40,8 @@ def rows_of(report: dict) -> list[tuple[str, str, str]]:
     rows = []
     for name in models_of(report):
         rows.append((name, name, "max_mistral"))
-        if "bfloat16" in report[name]:
-            rows.append((f"{name}, rounded", name, "bfloat16"))
+        if "exact" in report[name]:
+            rows.append((f"{name}, exact", name, "exact"))
     return rows
 
 

@@ -125,7 +125,7 @@ class MistralConfig(ArchConfigWithKVCache):
 
         Raises:
             UserError: (a ``ValueError``) if the weights cannot run so: see
-                :meth:`.WeightFormat.finalize` and :func:`.encodings_of`.
+                :meth:`.WeightFormat.finalize`.
         """
         quantization = self.quantization
         if quantization is not None:
@@ -139,7 +139,7 @@ class MistralConfig(ArchConfigWithKVCache):
             self,
             return_logits=return_logits,
             tie_word_embeddings=HEAD.graph not in state_dict,
-            encodings=encodings_of(state_dict, self.kernel_mode),
+            encodings=encodings_of(state_dict),
             quantization=quantization,
         )
 

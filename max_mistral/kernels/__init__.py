@@ -1,5 +1,6 @@
 """Mojo kernels for linear layers and attention on a CPU, and packed weights."""
 
+import functools
 import hashlib
 import os
 import subprocess
@@ -14,36 +15,31 @@ from .cache import cached
 
 _SOURCES = Path(__file__).parent
 
-KernelMode = Literal["on", "bfloat16", "portable", "off"]
+KernelMode = Literal["on", "exact", "portable", "off"]
 
 
 def mode() -> KernelMode:
     """Returns the environment's ``MAX_MISTRAL_KERNELS``.
 
-    ``on``, the default; ``bfloat16``, which rounds the activations of bfloat16
-    weights to bfloat16, for the CPU's bfloat16 matmul; ``portable``, without
-    instructions that only some CPUs have (VNNI, and with it int8 activations);
-    or ``off``: weights are float32 in memory and MAX's own operations run.
+    - ``on``, the default: activations are rounded where that makes the CPU
+      faster, to bfloat16 beside bfloat16 weights (AVX512-BF16) and to int8
+      beside quantized ones (VNNI), as llama.cpp does.
+    - ``exact``: activations stay float32.
+    - ``portable``: so too, and without AVX-512.
+    - ``off``: weights are float32 in memory and MAX's own operations run.
 
     Raises:
-        UserError: (a ``ValueError``) for another value, and for ``bfloat16`` on
-            a CPU without AVX512-BF16.
+        UserError: (a ``ValueError``) for another value.
     """
     found: Any = os.environ.get("MAX_MISTRAL_KERNELS", "on")
     if found not in get_args(KernelMode):
         raise UserError(
-            f"MAX_MISTRAL_KERNELS is {found!r}. Set it to on, bfloat16, portable "
-            "or off."
-        )
-    if found == "bfloat16" and not has_bfloat16():
-        raise UserError(
-            "MAX_MISTRAL_KERNELS is 'bfloat16', which needs a CPU with AVX512-BF16; "
-            "this one has none. Leave it out: float32 activations are as fast here, "
-            "and exact."
+            f"MAX_MISTRAL_KERNELS is {found!r}. Set it to on, exact, portable or off."
         )
     return found
 
 
+@functools.cache
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 numbers (x86's AVX512-BF16)."""
     # MAX runs on x86 under Linux only.

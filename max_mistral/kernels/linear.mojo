@@ -75,7 +75,7 @@ struct Linear:
     def execute[
         kinds: Int,
         portable: Bool,
-        bfloat16: Bool,
+        rounded: Bool,
         normed: Bool,
         target: StaticString,
     ](
@@ -93,8 +93,9 @@ struct Linear:
             kinds: Four bits per weight, the first lowest: its index in
                 `layout.ENCODINGS`. Either all weights are dense or none is.
             portable: Whether to do without AVX-512.
-            bfloat16: Whether to round the activations of bfloat16 weights to
-                bfloat16. If so, either all weights are bfloat16 or none is.
+            rounded: Whether to round the activations: to bfloat16 if the weights
+                are bfloat16, which all are or none is; to int8 if they are
+                quantized and the CPU has VNNI.
             normed: Whether to apply RMSNorm to `x` first.
             target: Where the op runs, a CPU.
 
@@ -109,11 +110,11 @@ struct Linear:
         """
         comptime count = weights.size
         comptime dense_weights = is_dense[_kind(kinds, 0)]()
-        comptime rounded = rounds[_kind(kinds, 0), portable, bfloat16]()
+        comptime rounds_x = rounded and rounds[_kind(kinds, 0), portable]()
         comptime max_mr = max_rows[portable]()
         var tokens = x.dim_size(0)
         var columns = x.dim_size(1)
-        var x_row = row_bytes[dense_weights, rounded](columns)
+        var x_row = row_bytes[dense_weights, rounds_x](columns)
         var store = List[UInt8](unsafe_uninit_length=tokens * x_row + 64)
         var buffer = store.unsafe_ptr()
         var tiles = ceildiv(tokens, max_mr)
@@ -152,7 +153,7 @@ struct Linear:
                 comptime MR = max_mr >> step
                 comptime if MR > 0:
                     while end - m >= MR:
-                        interleave_rows[dense_weights, rounded, MR](
+                        interleave_rows[dense_weights, rounds_x, MR](
                             buffer.unsafe_offset(m * x_row),
                             floats.unsafe_offset((m - begin) * columns),
                             columns,
@@ -201,7 +202,7 @@ struct Linear:
                 var share = shares[i]
                 comptime for k in range(count):
                     if share.matrix == k:
-                        multiply_panels[_kind(kinds, k), portable, rounded](
+                        multiply_panels[_kind(kinds, k), portable, rounds_x](
                             write,
                             buffer,
                             weights[k].unsafe_ptr(),

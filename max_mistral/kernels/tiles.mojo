@@ -14,12 +14,10 @@ def _avx512[portable: Bool, feature: StaticString = "avx512f"]() -> Bool:
         return CompilationTarget._has_feature[feature]()
 
 
-def rounds[kind: Int, portable: Bool, bfloat16: Bool]() -> Bool:
-    """Whether activations are rounded: to bfloat16 where the weight is that and
-    `bfloat16` says so, to int8 where the weight is quantized and there is VNNI.
-    """
+def rounds[kind: Int, portable: Bool]() -> Bool:
+    """Whether the tiles of a kind of weight can take rounded activations."""
     comptime if is_dense[kind]():
-        return bfloat16 and encoding[kind]().dtype == .bfloat16
+        return encoding[kind]().dtype == .bfloat16
     else:
         return _avx512[portable, "avx512vnni"]()
 

@@ -16,6 +16,7 @@ from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, Weight, o
 from max.nn.layer import Module
 from max.nn.norm import RMSNorm
 
+from .. import kernels
 from ..formats.qkv import QKVProjections
 from ..kernels import KernelMode
 from ..kernels.packing import Encoding, packed_shape
@@ -98,24 +99,28 @@ def linear(x: Activations, layers: Sequence[PackedLinear]) -> TensorValue:
         float32 ``[tokens, sum(out_dims)]``.
     """
     (mode,) = {layer.mode for layer in layers}
-    bfloat16 = mode == "bfloat16"
-    if len({_rounding(layer.encoding, bfloat16) for layer in layers}) > 1:
+    encodings = [layer.encoding for layer in layers]
+    rounded = rounds(encodings[0], mode)
+    if len({(e.is_dense, rounds(e, mode)) for e in encodings}) > 1:
         return ops.concat([layer(x) for layer in layers], axis=-1)
     return multiply(
         x,
         [layer.weight for layer in layers],
-        [layer.encoding for layer in layers],
+        encodings,
         [layer.out_dim for layer in layers],
         portable=mode == "portable",
-        bfloat16=bfloat16,
+        rounded=rounded,
     )
 
 
-def _rounding(encoding: Encoding, bfloat16: bool) -> str:
-    """What the kernels round the activations of a weight to."""
-    if not encoding.is_dense:
-        return "int8"
-    return "bfloat16" if bfloat16 and encoding == Encoding.BF16 else "float32"
+def rounds(encoding: Encoding, mode: KernelMode) -> bool:
+    """Whether the activations beside a weight may be rounded.
+
+    Beside bfloat16 weights to bfloat16, beside quantized ones to int8.
+    """
+    if encoding.is_dense:
+        return mode == "on" and encoding == Encoding.BF16 and kernels.has_bfloat16()
+    return mode == "on"
 
 
 def multiply(
@@ -125,7 +130,7 @@ def multiply(
     out_dims: Sequence[int],
     *,
     portable: bool = False,
-    bfloat16: bool = False,
+    rounded: bool = False,
 ) -> TensorValue:
     """Returns ``x @ weight.T`` of each packed weight, side by side.
 
@@ -134,9 +139,9 @@ def multiply(
         weights: uint8, as ``packing.pack`` lays them out.
         encodings: Theirs; all dense or none.
         out_dims: Their rows.
-        portable: Whether to do without instructions that only some CPUs have.
-        bfloat16: Whether the activations of bfloat16 weights, and only such
-            are there then, are rounded to bfloat16.
+        portable: Whether to do without AVX-512.
+        rounded: Whether to round ``x``: to bfloat16 beside bfloat16 weights, which
+            all are then; to int8 beside quantized ones, where the CPU has VNNI.
 
     Returns:
         float32 ``[tokens, sum(out_dims)]``.
@@ -161,7 +166,7 @@ def multiply(
         parameters={
             "kinds": kinds,
             "portable": portable,
-            "bfloat16": bfloat16,
+            "rounded": rounded,
             "normed": normed,
         },
     )[0].tensor

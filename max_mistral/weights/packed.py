@@ -17,7 +17,6 @@ from max.graph.weights import WeightData
 from max.pipelines.lib import PipelineConfig
 
 from .. import kernels
-from ..errors import UserError
 from ..kernels import KernelMode
 from ..kernels.packing import Encoding, pack
 from .heads import split_rotary
@@ -51,31 +50,17 @@ def runs_packed(
     )
 
 
-def encodings_of(
-    weights: Mapping[str, WeightData], kernel_mode: KernelMode = "on"
-) -> dict[str, Encoding]:
-    """Returns how each packed weight is encoded, by its name.
+def encodings_of(weights: Mapping[str, WeightData]) -> dict[str, Encoding]:
+    """Returns how each packed weight is encoded.
 
     Args:
         weights: The tensors by their names in the graph.
-        kernel_mode: Which CPU kernels run.
-
-    Raises:
-        UserError: (a ``ValueError``) if the mode rounds activations to bfloat16,
-            and none of the weights is bfloat16.
     """
-    found = {
+    return {
         name: weight.encoding
         for name, weight in weights.items()
         if isinstance(weight, PackedWeight)
     }
-    kinds = sorted({encoding.name for encoding in found.values()})
-    if found and kernel_mode == "bfloat16" and "BF16" not in kinds:
-        raise UserError(
-            "MAX_MISTRAL_KERNELS is 'bfloat16', which is for bfloat16 weights, but "
-            f"this checkpoint has {', '.join(kinds)} only. Leave it out."
-        )
-    return found
 
 
 def pack_matrix(

@@ -70,11 +70,13 @@ def test_every_layout_computes_the_same(folder):
 
 @pytest.fixture(scope="module")
 def in_bfloat16(tmp_path_factory):
-    """A bfloat16 checkpoint, prompts, and what the kernels make of them."""
+    """A bfloat16 checkpoint, prompts, and what the exact kernels make of them."""
     folder = write_checkpoint(tmp_path_factory.mktemp("x"), BASE, dtype="bfloat16")
     rows = prompts(CASES["gqa"], BASE["vocab_size"])
     steps = CASES["gqa"].steps
-    return folder, rows, Runner(folder, ReturnLogits.ALL).generate(rows, steps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAX_MISTRAL_KERNELS", "exact")
+        return folder, rows, Runner(folder, ReturnLogits.ALL).generate(rows, steps)
 
 
 def test_bfloat16_stays_two_bytes_and_computes_the_same(in_bfloat16, monkeypatch):
@@ -89,9 +91,8 @@ def test_bfloat16_stays_two_bytes_and_computes_the_same(in_bfloat16, monkeypatch
 
 
 @pytest.mark.skipif(not kernels.has_bfloat16(), reason="needs AVX512-BF16")
-def test_activations_rounded_to_bfloat16_are_near(in_bfloat16, monkeypatch):
+def test_activations_rounded_to_bfloat16_are_near(in_bfloat16):
     folder, rows, (tokens, exact) = in_bfloat16
-    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "bfloat16")
     same = [row[len(prompt) :] for row, prompt in zip(tokens, rows, strict=True)]
     rounded = Runner(folder, ReturnLogits.ALL)
     _, logits = rounded.generate(rows, CASES["gqa"].steps, same)

@@ -16,8 +16,7 @@ def main() raises:
 
     comptime for kind in range(KINDS):
         comptime for portable in [False, True]:
-            # Portable bfloat16 weights are those whose activations are rounded.
-            comptime rounded = tiles.rounds[kind, portable, portable]()
+            comptime rounded = tiles.rounds[kind, portable]()
             var matrix = tiles.Matrix(65536, 16, 0)
             tiles.interleave_rows[is_dense[kind](), rounded, 1](
                 packed.unsafe_ptr(), floats.unsafe_ptr(), 256

@@ -24,7 +24,14 @@ from max_mistral.kernels.packing import (
     packed_shape,
     panel_bytes,
 )
-from max_mistral.layers.packed import Normed, PackedLinear, PackedQKV, linear, multiply
+from max_mistral.layers.packed import (
+    Normed,
+    PackedLinear,
+    PackedQKV,
+    linear,
+    multiply,
+    rounds,
+)
 
 EPS = float(np.finfo(np.float32).eps)
 LAYOUTS = Path(__file__).with_name("layouts.mojo")
@@ -67,6 +74,12 @@ def activations(tokens, width):
     return np.random.default_rng(1).standard_normal((tokens, width)).astype(np.float32)
 
 
+# How a linear layer runs, by the encoding of its weight.
+HOWS = {
+    "fast": lambda encoding: {"rounded": encoding not in DENSE},
+    "exact": lambda encoding: {},
+    "portable": lambda encoding: {"portable": True},
+}
 TOKENS = np.array([0, 17, 99, 5, 17], np.int64)
 
 
@@ -83,7 +96,7 @@ def norm_weight():
 def run():
     """Runs every kernel on ``tokens`` rows.
 
-    Returns encoding -> (linear, portable, embedding), and outputs by name.
+    Returns encoding -> how -> output, and outputs by name.
     """
     cpu = DeviceRef.CPU()
     encodings = list(Encoding)
@@ -108,8 +121,8 @@ def run():
 
         for encoding, weight in zip(encodings, packed, strict=True):
             x = dense if encoding in DENSE else quantized
-            for portable in (False, True):
-                outputs.append(linear(x, [encoding], portable=portable))
+            for how in HOWS.values():
+                outputs.append(linear(x, [encoding], **how(encoding)))
             outputs += ops.custom(
                 "mistral_embedding",
                 cpu,
@@ -117,14 +130,14 @@ def run():
                 [TensorType(DType.float32, [ids.shape[0], x.shape[1]], cpu)],
                 parameters={"kind": int(encoding)},
             )
-        for stack, x in ((DENSE, dense), (MIXED, quantized)):
-            outputs.append(linear(x, list(stack)))
+        outputs.append(linear(dense, list(DENSE)))
+        outputs.append(linear(quantized, MIXED, rounded=True))
         # What comes before and after is part of the operation.
-        halved = linear(quantized * 0.5, [Encoding.Q4_K])
+        halved = linear(quantized * 0.5, [Encoding.Q4_K], rounded=True)
         outputs.append(halved + quantized[:, :ROWS])
         for portable in (False, True):
-            how = {"portable": portable, "bfloat16": True}
-            outputs.append(linear(dense, [Encoding.BF16], **how))
+            bfloat16 = [Encoding.BF16]
+            outputs.append(linear(dense, bfloat16, portable=portable, rounded=True))
         norm = ops.constant(norm_weight(), DType.float32, device=cpu)
         outputs.append(linear(Normed(dense, norm, EPSILON), [Encoding.F32]))
         graph.output(*outputs)
@@ -139,8 +152,9 @@ def run():
             *buffers,
         )
         arrays = [output.to_numpy() for output in found]
-        each = {e: arrays[3 * i : 3 * i + 3] for i, e in enumerate(encodings)}
-        return each | dict(zip(NAMED, arrays[-len(NAMED) :], strict=True))
+        rest = iter(arrays)
+        each = {e: {how: next(rest) for how in [*HOWS, "embedding"]} for e in encodings}
+        return each | dict(zip(NAMED, rest, strict=True))
 
     return run
 
@@ -171,14 +185,14 @@ def quantization(weight, x):
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))
-@pytest.mark.parametrize("portable", [False, True], ids=["fast", "portable"])
-def test_a_linear_layer(many, encoding, portable):
+@pytest.mark.parametrize("how", HOWS)
+def test_a_linear_layer(many, encoding, how):
     weight = random_weight(encoding)[1]
     x = activations(13, columns(encoding)).astype(np.float64)
     bound = rounding(encoding, weight, x)
-    if encoding not in DENSE and not portable:
+    if HOWS[how](encoding).get("rounded"):
         bound = bound + quantization(weight, x)
-    error = np.abs(many[encoding][portable] - x @ weight.T)
+    error = np.abs(many[encoding][how] - x @ weight.T)
     assert (error <= bound).all(), (error / bound).max()
 
 
@@ -208,7 +222,7 @@ def test_a_norm_before(many):
 
 @pytest.mark.parametrize(("name", "encodings"), [("dense", DENSE), ("mixed", MIXED)])
 def test_weights_side_by_side_are_as_each_alone(many, name, encodings):
-    want = np.concatenate([many[encoding][0] for encoding in encodings], axis=1)
+    want = np.concatenate([many[encoding]["fast"] for encoding in encodings], axis=1)
     assert np.array_equal(many[name], want)
 
 
@@ -246,14 +260,14 @@ def test_dense_and_quantized_projections_of_one_input():
 def test_what_is_fused_is_as_it_would_be_alone(many):
     # A power of two scales float32 sums and int8 steps without rounding.
     x = activations(13, QUANTIZED_COLUMNS)[:, :ROWS]
-    want = many[Encoding.Q4_K][0] * np.float32(0.5) + x
+    want = many[Encoding.Q4_K]["fast"] * np.float32(0.5) + x
     assert np.array_equal(many["fused"], want)
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))
 def test_an_embedding_is_exact(many, encoding):
     want = random_weight(encoding)[1][TOKENS]
-    found = many[encoding][2]
+    found = many[encoding]["embedding"]
     if encoding in DENSE or encoding in SCALES:
         # One multiplication, so the nearest float32; Q6_K multiplies twice.
         np.testing.assert_allclose(found, want, rtol=4 * EPS, atol=1e-30)
@@ -275,10 +289,8 @@ def test_a_token_without_a_row_raises(run, token):
 def test_a_row_is_the_same_in_any_batch(run, many, tokens):
     few = run(tokens)
     for encoding in Encoding:
-        for kernel in (0, 1):
-            assert np.array_equal(
-                few[encoding][kernel], many[encoding][kernel][:tokens]
-            )
+        for how in HOWS:
+            assert np.array_equal(few[encoding][how], many[encoding][how][:tokens])
     for name in NAMED:
         assert np.array_equal(few[name], many[name][:tokens])
 
@@ -320,17 +332,24 @@ def test_an_unknown_mode_is_refused(monkeypatch):
         kernels.mode()
 
 
-def test_bfloat16_needs_a_cpu_that_has_it(monkeypatch):
-    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "bfloat16")
-    monkeypatch.setattr(kernels, "has_bfloat16", lambda: False)
-    with pytest.raises(UserError, match="needs a CPU with AVX512-BF16"):
-        kernels.mode()
+@pytest.mark.parametrize(
+    ("mode", "bfloat16", "rounded"),
+    [
+        ("on", True, [Encoding.BF16, Encoding.Q8_0]),
+        ("on", False, [Encoding.Q8_0]),
+        ("exact", True, []),
+        ("portable", True, []),
+    ],
+)
+def test_what_is_rounded_beside_which_weights(mode, bfloat16, rounded, monkeypatch):
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: bfloat16)
+    encodings = [Encoding.F32, Encoding.BF16, Encoding.F16, Encoding.Q8_0]
+    assert [e for e in encodings if rounds(e, mode)] == rounded
+
+
+@pytest.mark.parametrize(("mode", "operations"), [("exact", 1), ("on", 2)])
+def test_weights_whose_activations_differ_are_apart(mode, operations, monkeypatch):
     monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
-    assert kernels.mode() == "bfloat16"
-
-
-@pytest.mark.parametrize(("mode", "operations"), [("on", 1), ("bfloat16", 2)])
-def test_activations_are_rounded_for_bfloat16_weights_only(mode, operations):
     layers = [PackedLinear(8, 16, e, mode) for e in (Encoding.F32, Encoding.BF16)]
     for i, layer in enumerate(layers):
         layer.weight.name = f"weight{i}"

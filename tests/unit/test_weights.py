@@ -61,14 +61,12 @@ def test_without_the_kernels_all_is_float32(tmp_path, monkeypatch, dtype, shards
         assert np.array_equal(np.from_dlpack(weight.data), want)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_bfloat16_activations_are_for_bfloat16_weights(tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "encoding"), [("bfloat16", Encoding.BF16), ("float16", Encoding.F16)]
+)
+def test_weights_of_two_bytes_stay_so(tmp_path, dtype, encoding):
     weights = load(write_checkpoint(tmp_path, BASE, dtype=dtype))
-    if dtype == "bfloat16":
-        assert set(encodings_of(weights, "bfloat16").values()) == {Encoding.BF16}
-        return
-    with pytest.raises(UserError, match="this checkpoint has F16 only"):
-        encodings_of(weights, "bfloat16")
+    assert set(encodings_of(weights).values()) == {encoding}
 
 
 def test_max_finds_the_shards_by_itself(tmp_path):
