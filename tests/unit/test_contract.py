@@ -945,3 +945,28 @@ def test_every_private_name_of_others_has_a_seam():
 def test_the_table_in_contributing_is_the_one_of_these_seams():
     text = CONTRIBUTING.read_text()
     assert text == contributing(text), "run: python -m tests.seams"
+
+
+def test_what_max_leaves_open_is_what_security_md_says():
+    fields = find("max.serve.config:Settings").model_fields
+    defaults = {
+        "host": "0.0.0.0",
+        "port": 8000,
+        "metrics_port": 8001,
+        "max_request_bytes": 100 * 2**20,
+        "max_queue_size": None,
+        "max_pending_requests": None,
+        "use_client_cache_salt": False,
+        "disable_telemetry": False,
+    }
+    found = {name: fields[name].default for name in defaults}
+    assert found == defaults, "mend the table in SECURITY.md"
+    server = inspect.getsource(find("max.serve.api_server"))
+    for absent in ("CORSMiddleware", "TrustedHostMiddleware", "uthorization"):
+        assert absent not in server, f"MAX has {absent} now: mend SECURITY.md"
+    text = (CONTRIBUTING.parent / "SECURITY.md").read_text()
+    for name in ("max_request_bytes", "max_queue_size", "max_pending_requests"):
+        assert fields[name].alias in text
+    for route in ("/reset_prefix_cache", "/v1/load_lora_adapter", "/invocations"):
+        assert route in text
+    assert find("max.pipelines.lib:KVCacheConfig")().enable_prefix_caching
