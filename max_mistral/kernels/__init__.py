@@ -21,7 +21,7 @@ def mode() -> KernelMode:
     """Returns the environment's ``MAX_MISTRAL_KERNELS``.
 
     ``on``, the default; ``bfloat16``, which rounds the activations of bfloat16
-    weights to bfloat16, for the CPU's products of those; ``portable``, without
+    weights to bfloat16, for the CPU's bfloat16 matmul; ``portable``, without
     instructions that only some CPUs have (VNNI, and with it int8 activations);
     or ``off``: weights are float32 in memory and MAX's own operations run.
 

@@ -1,114 +1,106 @@
-"""Codes, scales and minima of quantized weights, as `layout.mojo` lays them out."""
+"""Reads codes, scales and minima of quantized weights out of packed blocks."""
 
 from std.memory import bitcast
 
-from .layout import (
-    ROWS,
-    Q4_0,
-    Q4_1,
-    Q4_K,
-    Q5_K,
-    Q6_K,
-    Q8_0,
-    Floats,
-    block_bytes,
-    block_columns,
-)
+from .layout import LINE, PART, ROWS, Floats, encoding
 
-comptime Codes = SIMD[DType.uint8, 4 * ROWS]
+comptime Codes = SIMD[DType.uint8, LINE]
 
 
 @inline(.always)
-def _codes_at[
-    kind: Int
-](block: ImmPointer[UInt8, _], part: Int) -> ImmPointer[UInt8, block.origin]:
-    """Where the codes of the 32 columns `part` of a block begin."""
-    comptime if kind == Q8_0 or kind == Q4_0:
-        return block.unsafe_offset(32)
-    elif kind == Q4_1:
-        return block.unsafe_offset(64)
-    elif kind == Q6_K:
-        return block.unsafe_offset(32 + 256 + part * (256 + 128))
-    elif kind == Q5_K:
-        return block.unsafe_offset(64 + 192 + part * (256 + 64))
-    else:
-        return block.unsafe_offset(64 + 192 + part * 256)
+def _shifted[by: Int, mask: UInt8](x: Codes) -> Codes:
+    """Shifts each byte left (right if `by` is negative), then masks it.
 
-
-@inline(.always)
-def _bits[to: Int, mask: UInt8](x: Codes) -> Codes:
-    """Moves each byte's bits up by `to` (down if negative), then masks them.
-
-    x86 has no shifts of bytes; the mask removes what a neighbour shifted in.
+    x86 cannot shift bytes. Shifting words moves bits across bytes, and the mask
+    clears those.
     """
     var words = bitcast[.uint32, ROWS](x)
-    comptime if to >= 0:
-        words = words << UInt32(to)
+    comptime if by >= 0:
+        words = words << UInt32(by)
     else:
-        words = words >> UInt32(-to)
-    return bitcast[.uint8, 4 * ROWS](words) & mask
+        words = words >> UInt32(-by)
+    return bitcast[.uint8, LINE](words) & mask
 
 
 @inline(.always)
 def quads[
     kind: Int, i: Int
 ](block: ImmPointer[UInt8, _], part: Int) -> Tuple[Codes, Codes]:
-    """Columns `4 i ... 4 i + 3` and `16 + 4 i ...` of the 32 of `part`."""
-    var codes = _codes_at[kind](block, part)
-    comptime if kind == Q8_0:
-        return (
-            codes.unsafe_load[width=4 * ROWS](i * 64),
-            codes.unsafe_load[width=4 * ROWS]((4 + i) * 64),
-        )
+    """Returns the codes of 16 rows in two groups of four columns of a part.
+
+    Columns `4 i` to `4 i + 3`, and columns `16 + 4 i` to `16 + 4 i + 3`.
+    """
+    comptime e = encoding[kind]()
+    comptime codes_at = e.codes_at()
+    comptime part_bytes = e.part_bytes()
+    comptime extra_at = e.extra_bits_at()
+    var codes = block.unsafe_offset(codes_at + part * part_bytes)
+    var line = codes.unsafe_load[width=LINE](i * LINE)
+    comptime if e.low_bits == 8:
+        return (line, codes.unsafe_load[width=LINE]((4 + i) * LINE))
     else:
-        var line = codes.unsafe_load[width=4 * ROWS](i * 64)
         var low = line & 15
-        var high = _bits[-4, 15](line)
-        comptime if kind == Q5_K:
-            var fifth = codes.unsafe_load[width=4 * ROWS](256)
-            low |= _bits[4 - i, 16](fifth)
-            high |= _bits[-i, 16](fifth)
-        elif kind == Q6_K:
-            var first = codes.unsafe_load[width=4 * ROWS](256)
-            var second = codes.unsafe_load[width=4 * ROWS](256 + 64)
-            low |= _bits[4 - 2 * i, 48](first)
-            high |= _bits[4 - 2 * i, 48](second)
+        var high = _shifted[-4, 15](line)
+        comptime if e.extra_bits == 1:
+            var extra = codes.unsafe_load[width=LINE](extra_at)
+            low |= _shifted[4 - i, 16](extra)
+            high |= _shifted[-i, 16](extra)
+        elif e.extra_bits == 2:
+            var first = codes.unsafe_load[width=LINE](extra_at)
+            var second = codes.unsafe_load[width=LINE](extra_at + LINE)
+            low |= _shifted[4 - 2 * i, 48](first)
+            high |= _shifted[4 - 2 * i, 48](second)
         return (low, high)
 
 
 @inline(.always)
+def _float16s(block: ImmPointer[UInt8, _], at: Int) -> Floats:
+    """Reads one float16 per row."""
+    return (
+        block.unsafe_offset(at)
+        .unsafe_bitcast[Float16]()
+        .unsafe_load[width=ROWS]()
+        .cast[.float32]()
+    )
+
+
+@inline(.always)
 def _six_bits[
-    high: Int
+    kind: Int, minima: Bool
 ](block: ImmPointer[UInt8, _], part: Int) -> Floats:
-    """Q4_K's and Q5_K's scales (`high` 0) or minima (1) of the 32 columns `part`."""
-    var low = block.unsafe_load[width=ROWS](64 + part * ROWS).cast[.uint32]()
+    """Reads the 6-bit sub-scales of a part, or its sub-minima."""
+    comptime e = encoding[kind]()
+    comptime low_at = e.sub_scales_at()
+    comptime upper_at = low_at + e.parts() * ROWS
+    var low = block.unsafe_load[width=ROWS](low_at + part * ROWS).cast[.uint32]()
     var upper = (
-        block.unsafe_offset(64 + 128)
+        block.unsafe_offset(upper_at)
         .unsafe_bitcast[UInt32]()
         .unsafe_load[width=ROWS]()
     ) >> UInt32(4 * part)
-    comptime if high == 0:
-        return ((low & 15) | (upper & 3) << 4).cast[.float32]()
-    else:
+    comptime if minima:
         return ((low >> 4) | (upper & 12) << 2).cast[.float32]()
+    else:
+        return ((low & 15) | (upper & 3) << 4).cast[.float32]()
 
 
 @inline(.always)
 def scales[
     kind: Int
 ](block: ImmPointer[UInt8, _], part: Int, half: Int) -> Floats:
-    """The scales of 16 rows for the 32 columns `part` (Q6_K: 16, `half`)."""
-    var d = (
-        block.unsafe_bitcast[Float16]()
-        .unsafe_load[width=ROWS]()
-        .cast[.float32]()
-    )
-    comptime if kind == Q4_K or kind == Q5_K:
-        return d * _six_bits[0](block, part)
-    elif kind == Q6_K:
+    """Returns the scales of 16 rows in a part.
+
+    `half` says for which 16 columns of the part, where those have their own.
+    """
+    comptime e = encoding[kind]()
+    comptime sub_scales_at = e.sub_scales_at()
+    var d = _float16s(block, 0)
+    comptime if e.sub_scale_bits == 6:
+        return d * _six_bits[kind, False](block, part)
+    elif e.sub_scale_bits == 8:
         return (
             d
-            * block.unsafe_offset(32)
+            * block.unsafe_offset(sub_scales_at)
             .unsafe_bitcast[Int8]()
             .unsafe_load[width=ROWS]((2 * part + half) * ROWS)
             .cast[.float32]()
@@ -121,36 +113,28 @@ def scales[
 def minima[
     kind: Int
 ](block: ImmPointer[UInt8, _], part: Int, scale: Floats) -> Floats:
-    """What is subtracted from `scale * code`."""
-    comptime if kind == Q8_0:
-        return scale * 128
-    elif kind == Q4_0:
-        return scale * 8
-    elif kind == Q6_K:
-        return scale * 32
-    elif kind == Q4_1:
-        return -(
-            block.unsafe_bitcast[Float16]()
-            .unsafe_load[width=ROWS](ROWS)
-            .cast[.float32]()
-        )
+    """Returns what is subtracted from `scale * code`, of 16 rows in a part."""
+    comptime e = encoding[kind]()
+    comptime minima_at = e.minima_at()
+    comptime if not e.has_minima:
+        return scale * Float32(e.bias)
+    elif e.sub_scale_bits == 6:
+        return _float16s(block, minima_at) * _six_bits[kind, True](block, part)
     else:
-        return (
-            block.unsafe_bitcast[Float16]()
-            .unsafe_load[width=ROWS](ROWS)
-            .cast[.float32]()
-        ) * _six_bits[1](block, part)
+        # GGUF adds this one.
+        return -_float16s(block, minima_at)
 
 
 def quantized_weight[
     kind: Int
 ](panel: ImmPointer[UInt8, _], row: Int, column: Int) -> Float32:
     """Returns one weight of a panel."""
-    var block = panel.unsafe_offset(
-        column // block_columns[kind]() * block_bytes[kind]()
-    )
-    var part = column % block_columns[kind]() // 32
-    var within = column % 32
+    comptime e = encoding[kind]()
+    comptime columns = e.block_columns
+    comptime block_bytes = e.block_bytes()
+    var block = panel.unsafe_offset(column // columns * block_bytes)
+    var part = column % columns // PART
+    var within = column % PART
     var code: UInt8 = 0
     comptime for i in range(4):
         if within % 16 // 4 == i:

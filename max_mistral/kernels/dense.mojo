@@ -1,24 +1,33 @@
-"""Products with floating-point weights: float32, bfloat16, float16.
+"""Matmul with floating-point weights: float32, bfloat16, float16.
 
-Sums are float32, and activations too, except where those of bfloat16 weights
-are `rounded` to bfloat16. The order of a row's sum does not depend on how many
+Sums are float32. Activations are float32 too, unless those of bfloat16 weights
+are `rounded` to bfloat16. A row's sum is taken in the same order however many
 rows there are, so a request computes the same in any batch.
 """
 
-from std.math import fma
+from std.math import ceildiv, fma
 from std.memory import bitcast
 from std.sys import llvm_intrinsic
 
-from .layout import BF16, F32, ROWS, Floats
+from .layout import ROWS, Floats, encoding
+
+comptime Pairs = SIMD[DType.uint32, ROWS]
+"""Two bfloat16 of each row."""
+
+
+def row_bytes[rounded: Bool](columns: Int) -> Int:
+    """Bytes of an interleaved row of activations."""
+    return ceildiv(columns, 2) * (4 if rounded else 8)
 
 
 @inline(.always)
-def pack_rows[
+def interleave_rows[
     rounded: Bool, MR: Int
 ](dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], columns: Int):
-    """Interleaves `MR` rows of activations.
+    """Interleaves `MR` rows of activations. An odd column is followed by zeros.
 
-    `[columns][MR]` float32, or rounded `[ceil(columns / 2)][MR][2]` bfloat16.
+      rounded   [ceil(columns / 2)][MR][2] bfloat16
+      else      [ceil(columns / 2)][2][MR] float32
     """
     comptime if rounded:
         var d = dst.unsafe_bitcast[UInt32]()
@@ -45,84 +54,42 @@ def pack_rows[
         for k in range(columns):
             comptime for m in range(MR):
                 d.unsafe_store(k * MR + m, x.unsafe_load(m * columns + k))
-
-
-def packed_row_bytes[rounded: Bool](columns: Int) -> Int:
-    """Bytes of a packed row of activations."""
-    comptime if rounded:
-        return (columns + 1) // 2 * 4
-    else:
-        return columns * 4
+        if columns % 2 == 1:
+            comptime for m in range(MR):
+                d.unsafe_store(columns * MR + m, 0)
 
 
 @inline(.always)
-def _dot2[
-    native: Bool
-](acc: Floats, w: SIMD[.uint32, ROWS], x: SIMD[.uint32, ROWS]) -> Floats:
-    """Adds two products a lane, of bfloat16 by bfloat16."""
-    comptime if native:
-        return llvm_intrinsic["llvm.x86.avx512bf16.dpbf16ps.512", Floats](
-            acc, bitcast[.bfloat16, 2 * ROWS](w), bitcast[.bfloat16, 2 * ROWS](x)
-        )
-    else:
-        var first = fma(_even(w), _even(x), acc)
-        return fma(_odd(w), _odd(x), first)
-
-
-@inline(.always)
-def _even(pairs: SIMD[.uint32, ROWS]) -> Floats:
+def _even(pairs: Pairs) -> Floats:
     # A bfloat16 is the upper half of a float32.
     return bitcast[.float32, ROWS](pairs << 16)
 
 
 @inline(.always)
-def _odd(pairs: SIMD[.uint32, ROWS]) -> Floats:
+def _odd(pairs: Pairs) -> Floats:
     return bitcast[.float32, ROWS](pairs & 0xFFFF0000)
 
 
 @inline(.always)
-def rounded_tile[
-    native: Bool, MR: Int, NR: Int
-](
-    xp: ImmPointer[UInt8, _],
-    w: ImmPointer[UInt8, _],
-    columns: Int,
-    panel: Int,
-) -> Array[Floats, MR * NR]:
-    """Multiplies as `dense_tile` does, by bfloat16 rows.
-
-    With `native`, by the CPU's own instruction.
-    """
-    var acc = Array[Floats, MR * NR](fill=0)
-    var xi = xp.unsafe_bitcast[UInt32]()
-    for pair in range((columns + 1) // 2):
-        var wv = Array[SIMD[.uint32, ROWS], NR](fill=0)
-        comptime for r in range(NR):
-            wv[r] = (
-                w.unsafe_offset(r * panel)
-                .unsafe_bitcast[UInt32]()
-                .unsafe_load[width=ROWS](pair * ROWS)
-            )
-        comptime for m in range(MR):
-            var xv = SIMD[.uint32, ROWS](xi.unsafe_load(pair * MR + m))
-            comptime for r in range(NR):
-                acc[m * NR + r] = _dot2[native](acc[m * NR + r], wv[r], xv)
-    return acc^
-
-
-@inline(.always)
 def dense_tile[
-    kind: Int, MR: Int, NR: Int
+    kind: Int, rounded: Bool, native: Bool, MR: Int, NR: Int
 ](
     xp: ImmPointer[UInt8, _],
     w: ImmPointer[UInt8, _],
     columns: Int,
     panel: Int,
 ) -> Array[Floats, MR * NR]:
-    """Multiplies `MR` packed rows of activations by `NR` panels.
+    """Multiplies `MR` rows of activations by `NR` panels.
+
+    Parameters:
+        kind: Of the weight.
+        rounded: Whether the rows are bfloat16; the weight is too, then.
+        native: Whether to multiply those by x86's AVX512-BF16.
+        MR: How many rows.
+        NR: How many panels.
 
     Args:
-        xp: The rows, from `pack_rows`.
+        xp: The rows, from `interleave_rows`.
         w: The first panel.
         columns: Columns of the weight.
         panel: Bytes from one panel to the next.
@@ -130,39 +97,47 @@ def dense_tile[
     Returns:
         `[MR][NR]` vectors of 16 output rows.
     """
+    comptime dtype = encoding[kind]().dtype
+    comptime assert not rounded or dtype == .bfloat16, "only BF16 rounds rows"
     var acc = Array[Floats, MR * NR](fill=0)
+    var xi = xp.unsafe_bitcast[UInt32]()
     var xf = xp.unsafe_bitcast[Float32]()
-    comptime if kind == BF16:
-        for pair in range(columns // 2):
-            var even = Array[Floats, NR](fill=0)
-            var odd = Array[Floats, NR](fill=0)
+    comptime if dtype == .bfloat16:
+        for k in range(ceildiv(columns, 2)):
+            var wv = Array[Pairs, NR](fill=0)
             comptime for r in range(NR):
-                var raw = (
+                wv[r] = (
                     w.unsafe_offset(r * panel)
                     .unsafe_bitcast[UInt32]()
-                    .unsafe_load[width=ROWS](pair * ROWS)
+                    .unsafe_load[width=ROWS](k * ROWS)
                 )
-                even[r] = _even(raw)
-                odd[r] = _odd(raw)
             comptime for m in range(MR):
-                var x0 = Floats(xf.unsafe_load(2 * pair * MR + m))
-                var x1 = Floats(xf.unsafe_load((2 * pair + 1) * MR + m))
-                comptime for r in range(NR):
-                    acc[m * NR + r] = fma(even[r], x0, acc[m * NR + r])
-                    acc[m * NR + r] = fma(odd[r], x1, acc[m * NR + r])
-        if columns % 2 == 1:
-            var last = columns - 1
-            comptime for r in range(NR):
-                var raw = (
-                    w.unsafe_offset(r * panel)
-                    .unsafe_bitcast[UInt32]()
-                    .unsafe_load[width=ROWS](last // 2 * ROWS)
-                )
-                comptime for m in range(MR):
-                    var x0 = Floats(xf.unsafe_load(last * MR + m))
-                    acc[m * NR + r] = fma(_even(raw), x0, acc[m * NR + r])
+                comptime if rounded and native:
+                    var x = Pairs(xi.unsafe_load(k * MR + m))
+                    comptime for r in range(NR):
+                        comptime at = m * NR + r
+                        acc[at] = llvm_intrinsic[
+                            "llvm.x86.avx512bf16.dpbf16ps.512", Floats
+                        ](
+                            acc[at],
+                            bitcast[.bfloat16, 2 * ROWS](wv[r]),
+                            bitcast[.bfloat16, 2 * ROWS](x),
+                        )
+                else:
+                    var even: Floats
+                    var odd: Floats
+                    comptime if rounded:
+                        var x = Pairs(xi.unsafe_load(k * MR + m))
+                        even = _even(x)
+                        odd = _odd(x)
+                    else:
+                        even = Floats(xf.unsafe_load(2 * k * MR + m))
+                        odd = Floats(xf.unsafe_load((2 * k + 1) * MR + m))
+                    comptime for r in range(NR):
+                        comptime at = m * NR + r
+                        acc[at] = fma(_even(wv[r]), even, acc[at])
+                        acc[at] = fma(_odd(wv[r]), odd, acc[at])
     else:
-        comptime dtype = DType.float32 if kind == F32 else DType.float16
         for k in range(columns):
             var wv = Array[Floats, NR](fill=0)
             comptime for r in range(NR):
@@ -173,9 +148,9 @@ def dense_tile[
                     .cast[.float32]()
                 )
             comptime for m in range(MR):
-                var xv = Floats(xf.unsafe_load(k * MR + m))
+                var x = Floats(xf.unsafe_load(k * MR + m))
                 comptime for r in range(NR):
-                    acc[m * NR + r] = fma(wv[r], xv, acc[m * NR + r])
+                    acc[m * NR + r] = fma(wv[r], x, acc[m * NR + r])
     return acc^
 
 
@@ -183,16 +158,12 @@ def dense_weight[
     kind: Int
 ](panel: ImmPointer[UInt8, _], row: Int, column: Int) -> Float32:
     """Returns one weight of a panel."""
-    comptime if kind == BF16:
-        return (
-            panel.unsafe_bitcast[BFloat16]()
-            .unsafe_load(column // 2 * 32 + row * 2 + column % 2)
-            .cast[.float32]()
-        )
-    else:
-        comptime dtype = DType.float32 if kind == F32 else DType.float16
-        return (
-            panel.unsafe_bitcast[Scalar[dtype]]()
-            .unsafe_load(column * ROWS + row)
-            .cast[.float32]()
-        )
+    comptime e = encoding[kind]()
+    comptime dtype = e.dtype
+    comptime columns = e.block_columns
+    var block = column // columns * ROWS * columns
+    return (
+        panel.unsafe_bitcast[Scalar[dtype]]()
+        .unsafe_load(block + row * columns + column % columns)
+        .cast[.float32]()
+    )

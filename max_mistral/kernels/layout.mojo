@@ -64,55 +64,169 @@ So one block of Q6_K, 256 columns of 16 rows, 3360 = 16 x 210 bytes, is
    2976     384   part 7       columns 224 to 255
 
 and a weight is `d * sub-scale * (lower 4 bits + 16 * upper 2 bits - 32)`.
+
+To add a GGUF type: give it a row at the end of `ENCODINGS`, and if its bits lie in
+a way that no other type has, teach `codes.mojo` to read it. In Python give it a
+row in `packing.Encoding` and its `_pieces`. `tests/unit/test_kernels.py` compares
+the two tables and runs the kernels on every row.
 """
 
-comptime F32 = 0
-comptime BF16 = 1
-comptime F16 = 2
-comptime Q8_0 = 3
-comptime Q4_0 = 4
-comptime Q4_1 = 5
-comptime Q4_K = 6
-comptime Q5_K = 7
-comptime Q6_K = 8
+from std.math import ceildiv
 
 comptime ROWS = 16
 comptime Floats = SIMD[DType.float32, ROWS]
+# Columns of a part, and bytes of one of its lines.
+comptime PART = 32
+comptime LINE = 4 * ROWS
+
+
+struct Encoding(ImplicitlyCopyable):
+    """How a packed weight is encoded. Sizes and offsets are in bytes."""
+
+    var name: StaticString
+    """As in GGUF."""
+    var dtype: DType
+    """Of a dense weight; uint8 for codes."""
+    var block_columns: Int
+    """Columns in a block."""
+    var row_bytes: Int
+    """Bytes of one row in a block, the same as in a GGUF file."""
+    var low_bits: Int
+    """Bits of a code in the lines; of a dense weight, all its bits."""
+    var extra_bits: Int
+    """Bits of a code that follow the lines."""
+    var bias: Int
+    """Code of the weight zero, where there are no minima."""
+    var has_minima: Bool
+    """Whether each row has a float16 minimum next to its scale."""
+    var scale_columns: Int
+    """Columns that share a scale."""
+    var sub_scale_bits: Int
+    """Bits of a sub-scale, and of a sub-minimum if there are minima."""
+
+    def __init__(
+        out self,
+        name: StaticString,
+        dtype: DType = .uint8,
+        *,
+        block_columns: Int,
+        row_bytes: Int,
+        low_bits: Int,
+        extra_bits: Int = 0,
+        bias: Int = 0,
+        has_minima: Bool = False,
+        scale_columns: Int = 32,
+        sub_scale_bits: Int = 0,
+    ):
+        self.name = name
+        self.dtype = dtype
+        self.block_columns = block_columns
+        self.row_bytes = row_bytes
+        self.low_bits = low_bits
+        self.extra_bits = extra_bits
+        self.bias = bias
+        self.has_minima = has_minima
+        self.scale_columns = scale_columns
+        self.sub_scale_bits = sub_scale_bits
+
+    def is_dense(self) -> Bool:
+        return self.dtype.is_floating_point()
+
+    def block_bytes(self) -> Int:
+        return ROWS * self.row_bytes
+
+    def parts(self) -> Int:
+        """Parts of a quantized block."""
+        return self.block_columns // PART
+
+    def minima_at(self) -> Int:
+        """Where a block's minima begin; its scales begin at 0."""
+        return ROWS * 2
+
+    def sub_scales_at(self) -> Int:
+        return self.minima_at() + (ROWS * 2 if self.has_minima else 0)
+
+    def codes_at(self) -> Int:
+        """Where part 0 begins."""
+        if self.is_dense():
+            return 0
+        var sub_scales = self.block_columns // self.scale_columns
+        if self.has_minima:
+            sub_scales *= 2
+        return self.sub_scales_at() + ROWS * sub_scales * self.sub_scale_bits // 8
+
+    def part_bytes(self) -> Int:
+        """Bytes from one part to the next."""
+        return ROWS * PART * (self.low_bits + self.extra_bits) // 8
+
+    def extra_bits_at(self) -> Int:
+        """Where in a part the extra bits begin."""
+        return ROWS * PART * self.low_bits // 8
+
+    def adds_up(self) -> Bool:
+        """Whether the pieces of a block are as long as 16 GGUF blocks."""
+        var bits = ROWS * self.block_columns * (self.low_bits + self.extra_bits)
+        return self.codes_at() + bits // 8 == self.block_bytes()
+
+
+# A weight's `kind` is its index here, and its value in `packing.Encoding`.
+comptime ENCODINGS = [
+    Encoding("F32", .float32, block_columns=1, row_bytes=4, low_bits=32),
+    Encoding("BF16", .bfloat16, block_columns=2, row_bytes=4, low_bits=16),
+    Encoding("F16", .float16, block_columns=1, row_bytes=2, low_bits=16),
+    Encoding("Q8_0", block_columns=32, row_bytes=34, low_bits=8, bias=128),
+    Encoding("Q4_0", block_columns=32, row_bytes=18, low_bits=4, bias=8),
+    Encoding("Q4_1", block_columns=32, row_bytes=20, low_bits=4, has_minima=True),
+    Encoding(
+        "Q4_K",
+        block_columns=256,
+        row_bytes=144,
+        low_bits=4,
+        has_minima=True,
+        sub_scale_bits=6,
+    ),
+    Encoding(
+        "Q5_K",
+        block_columns=256,
+        row_bytes=176,
+        low_bits=4,
+        extra_bits=1,
+        has_minima=True,
+        sub_scale_bits=6,
+    ),
+    Encoding(
+        "Q6_K",
+        block_columns=256,
+        row_bytes=210,
+        low_bits=4,
+        extra_bits=2,
+        bias=32,
+        scale_columns=16,
+        sub_scale_bits=8,
+    ),
+]
+comptime KINDS = len(materialize[ENCODINGS]())
+
+
+def encoding[kind: Int]() -> Encoding:
+    """Returns a row of `ENCODINGS`; keep it `comptime`."""
+    comptime found = materialize[ENCODINGS]()[kind]
+    comptime assert found.adds_up(), "a block is not as long as 16 GGUF blocks"
+    return found
 
 
 def is_dense[kind: Int]() -> Bool:
     """Whether a weight is a floating-point number, not a code."""
-    return kind <= F16
-
-
-def block_columns[kind: Int]() -> Int:
-    """Columns in a quantized block."""
-    return 32 if kind <= Q4_1 else 256
-
-
-def block_bytes[kind: Int]() -> Int:
-    """Bytes of a quantized block of 16 rows."""
-    comptime if kind == Q8_0:
-        return 32 + 512
-    elif kind == Q4_0:
-        return 32 + 256
-    elif kind == Q4_1:
-        return 64 + 256
-    elif kind == Q4_K:
-        return 64 + 192 + 2048
-    elif kind == Q5_K:
-        return 64 + 192 + 2048 + 512
-    else:
-        return 32 + 256 + 2048 + 1024
+    return encoding[kind]().is_dense()
 
 
 def panel_bytes[kind: Int](columns: Int) -> Int:
-    """Bytes of 16 rows of a weight with this many columns."""
-    comptime if kind == F32:
-        return columns * 64
-    elif kind == BF16:
-        return (columns + 1) // 2 * 64
-    elif kind == F16:
-        return columns * 32
+    """Bytes of a panel of a weight with this many columns."""
+    comptime e = encoding[kind]()
+    comptime block_columns = e.block_columns
+    comptime block_bytes = e.block_bytes()
+    comptime if e.is_dense():
+        return ceildiv(columns, block_columns) * block_bytes
     else:
-        return columns // block_columns[kind]() * block_bytes[kind]()
+        # The same count as the loop over a panel's blocks, for the compiler.
+        return columns // block_columns * block_bytes

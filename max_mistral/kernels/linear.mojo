@@ -1,4 +1,4 @@
-"""The op of linear layers, and how its work is shared among threads."""
+"""The op of linear layers, and how threads share its work."""
 
 import extensibility
 from extensibility import InputTensor, InputVariadicTensors
@@ -14,36 +14,39 @@ from .layout import ROWS, Floats, is_dense, panel_bytes
 from .norm import normalize
 from .tiles import (
     Matrix,
-    alone_panels,
+    interleave_rows,
     max_panels,
     max_rows,
     multiply_panels,
-    pack_rows,
-    packed_row_bytes,
+    one_row_panels,
     rounds,
+    row_bytes,
 )
 
-# Bytes of weights that a thread takes at a time: many, so that it reads them
-# from end to end, but few of the last ones, so that no thread waits for long.
+# Bytes of weights that a thread takes at a time. Large shares are read in order;
+# the last ones are small, so that no thread waits long for another.
 comptime LARGEST_SHARE = 256 * 1024
 comptime SMALLEST_SHARE = 32 * 1024
 
 
 def _kind(kinds: Int, i: Int) -> Int:
+    """The kind of weight `i`; `kinds` holds four bits for each."""
     return (kinds >> (4 * i)) & 15
 
 
 @fieldwise_init
 struct Share(ImplicitlyCopyable):
-    """Some panels of one of the weights."""
+    """Panels `begin` to `end - 1` of one of the weights."""
 
     var matrix: Int
+    """Which weight."""
     var begin: Int
     var end: Int
 
 
 def _shares(matrices: List[Matrix], unit: Int, threads: Int) -> List[Share]:
-    """Cuts the weights into multiples of `unit` panels, smaller towards the end."""
+    """Cuts the weights into multiples of `unit` panels, smaller towards the end.
+    """
     var left = 0
     for matrix in matrices:
         left += ceildiv(matrix.rows, ROWS) * matrix.panel
@@ -65,7 +68,7 @@ def _shares(matrices: List[Matrix], unit: Int, threads: Int) -> List[Share]:
 
 @extensibility.register("mistral_linear")
 struct Linear:
-    """`y = x @ w.T` for packed weights, side by side in `y`; `x` may be normed first.
+    """`y = x @ w.T` for one or more packed weights; their outputs are concatenated.
     """
 
     @staticmethod
@@ -86,10 +89,23 @@ struct Linear:
     ) raises:
         """Writes `y`, `[tokens, sum(rows)]`, from `x`, `[tokens, columns]`.
 
-        `rows` has those of each weight, `kinds` four bits for the kind of each:
-        all are dense, or none. With `bfloat16` the activations of bfloat16
-        weights are rounded to that, of all weights or none. If `normed`, `x`
-        is first normalized; `norm` is the weight of that, `[columns]`.
+        Parameters:
+            kinds: Four bits per weight, the first lowest: its index in
+                `layout.ENCODINGS`. Either all weights are dense or none is.
+            portable: Whether to do without AVX-512.
+            bfloat16: Whether to round the activations of bfloat16 weights to
+                bfloat16. If so, either all weights are bfloat16 or none is.
+            normed: Whether to apply RMSNorm to `x` first.
+            target: Where the op runs, a CPU.
+
+        Args:
+            y: The outputs of the weights, concatenated.
+            x: The activations.
+            norm: RMSNorm's weight, `[columns]`, if `normed`.
+            epsilon: RMSNorm's epsilon, if `normed`.
+            rows: How many rows each weight has.
+            weights: `[panels, panel_bytes]` each, as `layout.mojo` describes.
+            ctx: What runs the threads.
         """
         comptime count = weights.size
         comptime dense_weights = is_dense[_kind(kinds, 0)]()
@@ -97,13 +113,13 @@ struct Linear:
         comptime max_mr = max_rows[portable]()
         var tokens = x.dim_size(0)
         var columns = x.dim_size(1)
-        var x_row = packed_row_bytes[dense_weights, rounded](columns)
+        var x_row = row_bytes[dense_weights, rounded](columns)
         var store = List[UInt8](unsafe_uninit_length=tokens * x_row + 64)
         var buffer = store.unsafe_ptr()
         var tiles = ceildiv(tokens, max_mr)
 
         @inline(.always)
-        def pack(tile: Int) {imm}:
+        def interleave(tile: Int) {imm}:
             var begin = tile * max_mr
             var end = min(tokens, begin + max_mr)
             var scratch = List[Float32](
@@ -136,7 +152,7 @@ struct Linear:
                 comptime MR = max_mr >> step
                 comptime if MR > 0:
                     while end - m >= MR:
-                        pack_rows[dense_weights, rounded, MR](
+                        interleave_rows[dense_weights, rounded, MR](
                             buffer.unsafe_offset(m * x_row),
                             floats.unsafe_offset((m - begin) * columns),
                             columns,
@@ -146,9 +162,9 @@ struct Linear:
 
         if tiles <= 2:
             for tile in range(tiles):
-                pack(tile)
+                interleave(tile)
         else:
-            ctx.enqueue_cpu_range(pack, count=tiles)
+            ctx.enqueue_cpu_range(interleave, count=tiles)
             ctx.synchronize()
 
         var matrices = List[Matrix]()
@@ -159,12 +175,12 @@ struct Linear:
             matrices.append(Matrix(panel_bytes[kind](columns), n, first))
             first += n
         comptime unit = max(
-            alone_panels[_kind(kinds, 0), portable](), max_panels[portable]()
+            one_row_panels[_kind(kinds, 0), portable](), max_panels[portable]()
         )
         var threads = parallelism_level(None)
         var shares = _shares(matrices, unit, threads)
-        # Threads take shares as they come free, for they do not get the same
-        # part of the memory's time.
+        # A thread takes the next share when it is done with one: memory serves
+        # some threads faster than others.
         var taken = Atomic[Int64](0)
         var counter = Pointer(to=taken)
 

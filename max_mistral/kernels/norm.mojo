@@ -1,4 +1,4 @@
-"""RMSNorm of a row (https://arxiv.org/abs/1910.07467)."""
+"""RMSNorm of one row (https://arxiv.org/abs/1910.07467)."""
 
 from std.math import fma, sqrt
 
@@ -11,7 +11,7 @@ def normalize(
     columns: Int,
     epsilon: Float32,
 ):
-    """`x * weight / sqrt(mean(x * x) + epsilon)`, in place."""
+    """Replaces `x` with `x * weight / sqrt(mean(x * x) + epsilon)`."""
     var squares = Floats(0)
     var k = 0
     while k + ROWS <= columns:

@@ -1,9 +1,14 @@
-"""Weights in the layout that the kernels read (``layout.mojo``)."""
+"""Packs weights into the layout that the kernels read (``layout.mojo``).
+
+To add a GGUF type: give it a row in :class:`Encoding` and a function in
+``_PIECES``, and do what ``layout.mojo`` says in Mojo.
+"""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,44 +18,45 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Encoding(enum.IntEnum):
-    """How a packed weight is encoded; the values are those of ``layout.mojo``."""
+    """How a packed weight is encoded.
 
-    F32 = 0
-    BF16 = 1
-    F16 = 2
-    Q8_0 = 3
-    Q4_0 = 4
-    Q4_1 = 5
-    Q4_K = 6
-    Q5_K = 7
-    Q6_K = 8
+    The values are the indices of ``ENCODINGS`` in ``layout.mojo``.
+    """
+
+    # Value, columns and bytes of a block of one row in a GGUF file; llama.cpp's
+    # ``ggml-common.h``.
+    F32 = 0, 1, 4
+    BF16 = 1, 1, 2
+    F16 = 2, 1, 2
+    Q8_0 = 3, 32, 34
+    Q4_0 = 4, 32, 18
+    Q4_1 = 5, 32, 20
+    Q4_K = 6, 256, 144
+    Q5_K = 7, 256, 176
+    Q6_K = 8, 256, 210
+
+    block_columns: int
+    block_bytes: int
+
+    def __new__(cls, value: int, block_columns: int, block_bytes: int) -> Self:
+        """Makes a row of the table."""
+        self = int.__new__(cls, value)
+        self._value_ = value
+        self.block_columns = block_columns
+        self.block_bytes = block_bytes
+        return self
 
     @property
     def is_dense(self) -> bool:
         """Whether a weight is a floating-point number, not a code."""
-        return self <= Encoding.F16
-
-
-# Columns and bytes of a block of one row in a GGUF file; ``ggml-common.h``.
-BLOCKS = {
-    Encoding.F32: (1, 4),
-    Encoding.BF16: (1, 2),
-    Encoding.F16: (1, 2),
-    Encoding.Q8_0: (32, 34),
-    Encoding.Q4_0: (32, 18),
-    Encoding.Q4_1: (32, 20),
-    Encoding.Q4_K: (256, 144),
-    Encoding.Q5_K: (256, 176),
-    Encoding.Q6_K: (256, 210),
-}
+        return self.block_columns == 1
 
 
 def panel_bytes(encoding: Encoding, columns: int) -> int:
     """Returns the bytes of 16 packed rows of ``columns`` weights each."""
     if encoding == Encoding.BF16:
-        return (columns + 1) // 2 * 64
-    block_columns, block_bytes = BLOCKS[encoding]
-    return columns // block_columns * block_bytes * ROWS
+        columns += columns % 2
+    return columns // encoding.block_columns * encoding.block_bytes * ROWS
 
 
 def packed_shape(encoding: Encoding, rows: int, columns: int) -> tuple[int, int]:
@@ -62,10 +68,9 @@ def pack(weight: Bytes, encoding: Encoding, columns: int) -> Bytes:
     """Packs a weight.
 
     Args:
-        weight: uint8 ``[rows, bytes of a row]``: each row's weights end to end,
-            quantized ones in GGUF's blocks.
-        encoding: What the bytes are.
-        columns: Weights in a row, a multiple of the block's columns.
+        weight: uint8 ``[rows, bytes of a row]``, as in a GGUF file.
+        encoding: How the weight is encoded.
+        columns: Weights in a row, a multiple of ``encoding.block_columns``.
 
     Returns:
         uint8 ``[panels, panel_bytes]``.
@@ -87,7 +92,8 @@ def pack(weight: Bytes, encoding: Encoding, columns: int) -> Bytes:
 def _pack_panels(part: Bytes, encoding: Encoding, columns: int, out: Bytes) -> None:
     """Packs whole panels: ``part`` is ``[panels * 16, bytes of a row]``."""
     if encoding.is_dense:
-        word = np.uint32 if encoding != Encoding.F16 else np.uint16
+        # bfloat16 columns stay in pairs.
+        word = np.uint16 if encoding == Encoding.F16 else np.uint32
         if encoding == Encoding.BF16 and columns % 2:
             part = np.pad(part, ((0, 0), (0, 2)))
         lines = np.ascontiguousarray(part).view(word)
@@ -95,9 +101,10 @@ def _pack_panels(part: Bytes, encoding: Encoding, columns: int, out: Bytes) -> N
         lines = lines.reshape(-1, ROWS, lines.shape[1]).swapaxes(1, 2)
         out.view(word).reshape(lines.shape)[...] = lines
         return
-    block_columns, block_bytes = BLOCKS[encoding]
     # [panels, 16, blocks, bytes] -> [panels, blocks, 16, bytes]
-    blocks = part.reshape(-1, ROWS, columns // block_columns, block_bytes)
+    blocks = part.reshape(
+        -1, ROWS, columns // encoding.block_columns, encoding.block_bytes
+    )
     blocks = blocks.swapaxes(1, 2)
     target = out.reshape(*blocks.shape[:2], -1)
     at = 0
@@ -109,36 +116,36 @@ def _pack_panels(part: Bytes, encoding: Encoding, columns: int, out: Bytes) -> N
 
 
 def _quads(codes: Bytes) -> Bytes:
-    """``[..., 16, 4 n]`` codes of 16 rows to ``[..., n, 16, 4]``."""
+    """Interleaves codes: ``[..., 16, 4 n]`` to ``[..., n, 16, 4]``."""
     quads = codes.reshape(*codes.shape[:-1], -1, 4)
     return quads.swapaxes(-3, -2)
 
 
 def _parts(codes: Bytes, size: int) -> Bytes:
-    """``[..., 16, 8 size]`` bytes of a block to ``[..., 8, 16, size]``."""
+    """Cuts a block into its parts: ``[..., 16, 8 size]`` to ``[..., 8, 16, size]``."""
     return codes.reshape(*codes.shape[:-1], -1, size).swapaxes(-3, -2)
 
 
 def _pieces_q8_0(blocks: Bytes) -> list[Bytes]:
-    # A block: float16 d, int8 [32].
+    # In: float16 d, int8 [32].
     return [blocks[..., :2], _quads(blocks[..., 2:] ^ np.uint8(0x80))]
 
 
 def _pieces_q4_0(blocks: Bytes) -> list[Bytes]:
-    # A block: float16 d, 16 bytes with column k low and k + 16 high.
+    # In: float16 d, 16 bytes with column k low and k + 16 high.
     return [blocks[..., :2], _quads(blocks[..., 2:])]
 
 
 def _pieces_q4_1(blocks: Bytes) -> list[Bytes]:
-    # A block: float16 d, float16 m, nibbles as in Q4_0.
+    # In: float16 d, float16 m, nibbles as in Q4_0.
     return [blocks[..., :2], blocks[..., 2:4], _quads(blocks[..., 4:])]
 
 
 def _scales_k4(blocks: Bytes) -> list[Bytes]:
-    """What Q4_K and Q5_K begin with: d, dmin, 8 six-bit scales and 8 minima.
+    """The scales of Q4_K and Q5_K: d, dmin, and 8 sub-scales and -minima of 6 bits.
 
-    A block: float16 d, float16 dmin, 12 bytes of scales and minima;
-    ``get_scale_min_k4`` in llama.cpp's ``ggml-quants.c``.
+    A GGUF block begins with float16 d, float16 dmin and 12 bytes with the others;
+    llama.cpp reads them in ``get_scale_min_k4`` of ``ggml-quants.c``.
     """
     packed = blocks[..., 4:16]
     low, middle, high = packed[..., :4], packed[..., 4:8], packed[..., 8:]
@@ -151,7 +158,7 @@ def _scales_k4(blocks: Bytes) -> list[Bytes]:
 
 
 def _nibbles_k(codes: Bytes) -> Bytes:
-    """Columns ``c`` and ``c + 32`` share a byte of Q4_K and Q5_K; here 16 apart."""
+    """Pairs nibbles anew: GGUF's bytes hold columns c and c + 32, ours c and c + 16."""
     pairs = codes.reshape(*codes.shape[:-1], 4, 32)
     # [..., 4, 2, 32]: 64 columns as two parts of 32
     parts = np.stack([pairs & 15, pairs >> 4], -2)
@@ -159,12 +166,12 @@ def _nibbles_k(codes: Bytes) -> Bytes:
 
 
 def _joined(codes: Bytes) -> Bytes:
-    """32 nibbles, ``[..., 32]``, as 16 bytes: column k low, k + 16 high."""
+    """Joins 32 nibbles, ``[..., 32]``, to 16 bytes: column k low, k + 16 high."""
     return np.bitwise_or(codes[..., :16], np.left_shift(codes[..., 16:], 4), dtype="u1")
 
 
 def _pieces_q4_k(blocks: Bytes) -> list[Bytes]:
-    # After the scales 128 bytes of nibbles.
+    # In: scales, 128 bytes of nibbles.
     return [
         *_scales_k4(blocks),
         _quads_of_parts(_nibbles_k(blocks[..., 16:]), 16),
@@ -172,11 +179,12 @@ def _pieces_q4_k(blocks: Bytes) -> list[Bytes]:
 
 
 def _pieces_q5_k(blocks: Bytes) -> list[Bytes]:
-    # As Q4_K, with 32 bytes of fifth bits before the nibbles: bit p of byte c
+    # In: scales, 32 bytes of fifth bits, 128 bytes of nibbles. Bit p of byte c
     # belongs to column c of part p.
     bits = np.unpackbits(blocks[..., 16:48, None], axis=-1, bitorder="little")
     parts = bits.swapaxes(-1, -2)  # [..., 8, 32]
-    # Bit i of byte j is column 4 i + j: [..., 8, 8 (i), 4 (j)] -> [..., 8, 4]
+    # Out: bit i of byte j belongs to column 4 i + j.
+    # [..., 8 parts, 8 (i), 4 (j)] -> [..., 8 parts, 4]
     fifth = np.packbits(
         parts.reshape(*parts.shape[:-1], 8, 4), axis=-2, bitorder="little"
     )
@@ -190,9 +198,9 @@ def _pieces_q5_k(blocks: Bytes) -> list[Bytes]:
 
 
 def _pieces_q6_k(blocks: Bytes) -> list[Bytes]:
-    # A block: 128 bytes of nibbles, 64 of bit pairs, 16 int8 scales, float16 d.
-    # In each half of 128 columns: byte c of 64 has column c low, c + 64 high;
-    # pair p of byte c of 32 belongs to column 32 p + c.
+    # In: 128 bytes of nibbles, 64 of bit pairs, 16 int8 sub-scales, float16 d. Each
+    # 128 columns have 64 bytes of nibbles, with column c low and c + 64 high, and
+    # 32 bytes of bit pairs, where pair p of byte c belongs to column 32 p + c.
     low, pairs = blocks[..., :128], blocks[..., 128:192]
     low = low.reshape(*low.shape[:-1], 2, 64)
     low = np.stack([low & 15, low >> 4], -2).reshape(*low.shape[:-2], 8, 32)
@@ -201,7 +209,7 @@ def _pieces_q6_k(blocks: Bytes) -> list[Bytes]:
     apart = (
         pairs.reshape(*pairs.shape[:-1], 2, 1, 32) >> shifts & np.uint8(3)
     ).reshape(*low.shape[:-2], 8, 2, 4, 4)
-    # Pair i of byte j of line h is column 16 h + 4 i + j.
+    # Out: pair i of byte j of line h belongs to column 16 h + 4 i + j.
     lines = np.bitwise_or.reduce(apart << shifts, axis=-2)
     # [..., 16, 8, 2, 4] -> [..., 8, 2, 16, 4]
     lines = np.moveaxis(lines, -4, -2)
@@ -213,16 +221,18 @@ def _pieces_q6_k(blocks: Bytes) -> list[Bytes]:
 
 
 def _quads_of_parts(codes: Bytes, size: int) -> Bytes:
-    """``[..., 16, 8 size]`` bytes to ``[..., 8, size / 4, 16, 4]``."""
+    """Interleaves each part: ``[..., 16, 8 size]`` to ``[..., 8, size / 4, 16, 4]``."""
     return _quads(_parts(codes, size))
 
 
 def _side_by_side(*pieces: Bytes) -> Bytes:
-    """``[panels, blocks, 8, ...]`` pieces, each part's together."""
+    """Joins pieces, ``[panels, blocks, 8, ...]`` each, part by part."""
     flat = [piece.reshape(*piece.shape[:3], -1) for piece in pieces]
     return np.concatenate(flat, -1)
 
 
+# What a packed block consists of, in order, from GGUF blocks: uint8
+# ``[panels, blocks, 16, block_bytes]``.
 _PIECES: dict[Encoding, Callable[[Bytes], list[Bytes]]] = {
     Encoding.Q8_0: _pieces_q8_0,
     Encoding.Q4_0: _pieces_q4_0,

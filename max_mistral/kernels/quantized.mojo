@@ -1,12 +1,12 @@
-"""Products with quantized weights, in 32 columns at a time.
+"""Matmul with quantized weights, a part (32 columns) at a time.
 
-A weight is `scale * code - minimum` (`layout.mojo`), so 32 columns contribute
+A weight is `scale * code - minimum` (`layout.mojo`), so one part adds
 
     scale * sum(code * x) - minimum * sum(x)
 
-With x86's VNNI the activations are rounded to int8, 32 to a scale, and
-`sum(code * x)` is exact in int32; elsewhere it is float32 throughout. Either
-way the order of a row's sum does not depend on how many rows there are.
+With x86's VNNI the activations are rounded to int8, with one scale per 32
+columns, and `sum(code * x)` is exact in int32. Without it everything is float32.
+Either way a row's sum is taken in the same order however many rows there are.
 """
 
 from std.math import fma
@@ -14,46 +14,49 @@ from std.memory import bitcast
 from std.sys import llvm_intrinsic
 
 from .codes import Codes, minima, quads, scales
-from .layout import ROWS, Q6_K, Floats, block_bytes, block_columns
+from .layout import PART, ROWS, Floats, encoding
 
 
-def packed_row_bytes[vnni: Bool](columns: Int) -> Int:
-    """Bytes of a packed row of activations."""
-    return columns // 32 * _block_row_bytes[vnni]()
+def row_bytes[vnni: Bool](columns: Int) -> Int:
+    """Bytes of an interleaved row of activations."""
+    return columns // PART * _part_bytes[vnni]()
 
 
-def _block_row_bytes[vnni: Bool]() -> Int:
-    """Of a row's 32 columns: int8 and their scale or float32, and two sums."""
-    return 32 + 4 + 8 if vnni else 128 + 8
+def _part_bytes[vnni: Bool]() -> Int:
+    """Bytes of one row of activations in a part."""
+    comptime sums = 2 * 4
+    return PART + 4 + sums if vnni else PART * 4 + sums
 
 
 @inline(.always)
-def pack_rows[
+def interleave_rows[
     vnni: Bool, MR: Int
 ](dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], columns: Int):
-    """Interleaves `MR` rows of activations, 32 columns at a time.
+    """Interleaves `MR` rows of activations. Each part is
 
-    With VNNI `[8][MR][4]` int8, `[MR]` float32 scales, else `[32][MR]`
-    float32; then `[2][MR]` float32 sums of the first and last 16 columns.
+      VNNI   [8][MR][4] int8, [MR] float32 scales
+      else   [32][MR] float32
+
+    and then `[2][MR]` float32: the sums of its first and of its last 16 columns.
     """
-    for b in range(columns // 32):
-        var base = dst.unsafe_offset(b * _block_row_bytes[vnni]() * MR)
+    for b in range(columns // PART):
+        var base = dst.unsafe_offset(b * _part_bytes[vnni]() * MR)
         comptime for m in range(MR):
-            var v = x.unsafe_load[width=32](m * columns + b * 32)
+            var v = x.unsafe_load[width=PART](m * columns + b * PART)
             comptime if vnni:
                 var largest = abs(v).reduce_max()
                 var scale = largest / 127.0
                 var inverse = 127.0 / largest if largest > 0 else Float32(0)
                 # Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
                 var q = (
-                    bitcast[.int32, 32](v * inverse + 12582912.0) - 0x4B400000
+                    bitcast[.int32, PART](v * inverse + 12582912.0) - 0x4B400000
                 )
                 var words = bitcast[.int32, 8](q.cast[.int8]())
                 comptime for i in range(8):
                     base.unsafe_bitcast[Int32]().unsafe_store(
                         i * MR + m, words[i]
                     )
-                var rest = base.unsafe_offset(32 * MR).unsafe_bitcast[Float32]()
+                var rest = base.unsafe_offset(PART * MR).unsafe_bitcast[Float32]()
                 rest.unsafe_store(m, scale)
                 var low = q.slice[16, offset=0]().reduce_add()
                 var high = q.slice[16, offset=16]().reduce_add()
@@ -61,19 +64,19 @@ def pack_rows[
                 rest.unsafe_store(2 * MR + m, scale * high.cast[.float32]())
             else:
                 var floats = base.unsafe_bitcast[Float32]()
-                comptime for i in range(32):
+                comptime for i in range(PART):
                     floats.unsafe_store(i * MR + m, v[i])
                 var low = v.slice[16, offset=0]().reduce_add()
                 var high = v.slice[16, offset=16]().reduce_add()
-                floats.unsafe_store(32 * MR + m, low)
-                floats.unsafe_store(33 * MR + m, high)
+                floats.unsafe_store(PART * MR + m, low)
+                floats.unsafe_store((PART + 1) * MR + m, high)
 
 
 @inline(.always)
 def _dot4(
     acc: SIMD[.int32, ROWS], codes: Codes, x: SIMD[.int32, ROWS]
 ) -> SIMD[.int32, ROWS]:
-    """Adds four products a lane: uint8 codes by int8 activations."""
+    """Adds to each lane the dot product of four uint8 codes and four int8s."""
     return llvm_intrinsic[
         "llvm.x86.avx512.vpdpbusd.512", SIMD[DType.int32, ROWS]
     ](acc, codes, bitcast[.uint8, 4 * ROWS](x))
@@ -88,10 +91,10 @@ def quantized_tile[
     columns: Int,
     panel: Int,
 ) -> Array[Floats, MR * NR]:
-    """Multiplies `MR` packed rows of activations by `NR` panels.
+    """Multiplies `MR` rows of activations by `NR` panels.
 
     Args:
-        xp: The rows, from `pack_rows`.
+        xp: The rows, from `interleave_rows`.
         w: The first panel.
         columns: Columns of the weight, a multiple of the block's.
         panel: Bytes from one panel to the next.
@@ -99,14 +102,17 @@ def quantized_tile[
     Returns:
         `[MR][NR]` vectors of 16 output rows.
     """
-    # Q6_K has a scale for 16 columns, the others for 32 or more.
-    comptime halves = 2 if kind == Q6_K else 1
-    comptime parts = block_columns[kind]() // 32
+    comptime e = encoding[kind]()
+    comptime block_columns = e.block_columns
+    comptime block_bytes = e.block_bytes()
+    comptime parts = e.parts()
+    # Scales in a part.
+    comptime halves = PART // e.scale_columns
     var acc = Array[Floats, MR * NR](fill=0)
-    for b in range(columns // block_columns[kind]()):
+    for b in range(columns // block_columns):
         for part in range(parts):
             var xb = xp.unsafe_offset(
-                (b * parts + part) * _block_row_bytes[vnni]() * MR
+                (b * parts + part) * _part_bytes[vnni]() * MR
             )
             var dots = Array[Floats, halves * MR * NR](fill=0)
             var sums = Array[SIMD[.int32, ROWS], 2 * MR * NR](fill=0)
@@ -114,9 +120,7 @@ def quantized_tile[
             var xf = xb.unsafe_bitcast[Float32]()
             comptime for i in range(4):
                 comptime for r in range(NR):
-                    var block = w.unsafe_offset(
-                        r * panel + b * block_bytes[kind]()
-                    )
+                    var block = w.unsafe_offset(r * panel + b * block_bytes)
                     # Columns 4 i to 4 i + 3 of each 16.
                     var pair = quads[kind, i](block, part)
                     comptime for half in range(2):
@@ -153,11 +157,11 @@ def quantized_tile[
                             .float32
                         ]()
             var rest = xb.unsafe_offset(
-                (32 if vnni else 128) * MR
+                (PART if vnni else 4 * PART) * MR
             ).unsafe_bitcast[Float32]()
             comptime skip = MR if vnni else 0
             comptime for r in range(NR):
-                var block = w.unsafe_offset(r * panel + b * block_bytes[kind]())
+                var block = w.unsafe_offset(r * panel + b * block_bytes)
                 comptime for half in range(halves):
                     var scale = scales[kind](block, part, half)
                     var minimum = minima[kind](block, part, scale)

@@ -1,79 +1,67 @@
-"""Products of packed activations and panels of weights of any kind."""
+"""Matmul of interleaved activations and panels of a weight of any kind."""
 
 from std.sys.info import CompilationTarget
 
 from . import dense, quantized
-from .layout import BF16, ROWS, Floats, is_dense, panel_bytes
+from .layout import ROWS, Floats, encoding, is_dense, panel_bytes
 
 
-def has_vnni[portable: Bool]() -> Bool:
-    comptime if portable:
+def _avx512[portable: Bool, feature: StaticString = "avx512f"]() -> Bool:
+    """Whether to use AVX-512 and one of its features, by LLVM's name."""
+    comptime if portable or not CompilationTarget.has_avx512f():
         return False
     else:
-        return CompilationTarget.has_vnni() and CompilationTarget.has_avx512f()
+        return CompilationTarget._has_feature[feature]()
 
 
 def rounds[kind: Int, portable: Bool, bfloat16: Bool]() -> Bool:
-    """Whether the activations are rounded: to int8, or for dense weights bfloat16.
+    """Whether activations are rounded: to bfloat16 where the weight is that and
+    `bfloat16` says so, to int8 where the weight is quantized and there is VNNI.
     """
     comptime if is_dense[kind]():
-        return kind == BF16 and bfloat16
+        return bfloat16 and encoding[kind]().dtype == .bfloat16
     else:
-        return has_vnni[portable]()
-
-
-def _has_bfloat16[portable: Bool]() -> Bool:
-    comptime if portable:
-        return False
-    else:
-        return (
-            CompilationTarget.has_avx512f()
-            and CompilationTarget._has_feature["avx512bf16"]()
-        )
+        return _avx512[portable, "avx512vnni"]()
 
 
 def max_rows[portable: Bool]() -> Int:
     """Rows of activations in a tile, as many as the registers hold."""
-    comptime if portable:
-        return 4
-    else:
-        return 8 if CompilationTarget.has_avx512f() else 4
+    return 8 if _avx512[portable]() else 4
 
 
 def max_panels[portable: Bool]() -> Int:
-    comptime if portable:
-        return 1
-    else:
-        return 2 if CompilationTarget.has_avx512f() else 1
+    """Panels in a tile, as many as the registers hold."""
+    return 2 if _avx512[portable]() else 1
 
 
 @fieldwise_init
 struct Matrix(ImplicitlyCopyable):
-    """The place of one of the weights."""
+    """One of the weights of a linear op."""
 
     var panel: Int
     """Bytes of a panel."""
     var rows: Int
     var first: Int
-    """The column of `y` that its first row makes."""
+    """The column of `y` that its first row computes."""
 
 
-def packed_row_bytes[dense_weights: Bool, rounded: Bool](columns: Int) -> Int:
-    """Bytes of a packed row of activations."""
+def row_bytes[dense_weights: Bool, rounded: Bool](columns: Int) -> Int:
+    """Bytes of an interleaved row of activations."""
     comptime if dense_weights:
-        return dense.packed_row_bytes[rounded](columns)
+        return dense.row_bytes[rounded](columns)
     else:
-        return quantized.packed_row_bytes[rounded](columns)
+        return quantized.row_bytes[rounded](columns)
 
 
 @inline(.always)
-def pack_rows[
+def interleave_rows[
     dense_weights: Bool, rounded: Bool, MR: Int
 ](dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], columns: Int):
+    """Interleaves `MR` rows of activations, as the tiles of that size read them."""
     comptime if dense_weights:
-        dense.pack_rows[rounded, MR](dst, x, columns)
+        dense.interleave_rows[rounded, MR](dst, x, columns)
     else:
-        quantized.pack_rows[rounded, MR](dst, x, columns)
+        quantized.interleave_rows[rounded, MR](dst, x, columns)
 
 
 @inline(.always)
@@ -94,15 +82,15 @@ def _tile[
     columns: Int,
     rows: Int,
 ):
-    """Writes `MR` rows of `y` from `token`, at most `rows` columns from `column`."""
+    """Writes `MR` rows of `y` from `token` on, `rows` columns at most from `column` on.
+    """
     var panel = panel_bytes[kind](columns)
     var acc: Array[Floats, MR * NR]
-    comptime if is_dense[kind]() and rounded:
-        acc = dense.rounded_tile[_has_bfloat16[portable](), MR, NR](
+    comptime if is_dense[kind]():
+        comptime native = _avx512[portable, "avx512bf16"]()
+        acc = dense.dense_tile[kind, rounded, native, MR, NR](
             xp, w, columns, panel
         )
-    elif is_dense[kind]():
-        acc = dense.dense_tile[kind, MR, NR](xp, w, columns, panel)
     else:
         acc = quantized.quantized_tile[kind, rounded, MR, NR](
             xp, w, columns, panel
@@ -135,7 +123,7 @@ def _panels[
     rows: Int,
     x_row: Int,
 ):
-    """All rows of activations by `NR` panels, which stay in the cache."""
+    """Multiplies all rows of activations by `NR` panels, which stay in the cache."""
     comptime max_mr = max_rows[portable]()
     var m = 0
     comptime for step in range(4):
@@ -174,29 +162,29 @@ def multiply_panels[
     """Multiplies all rows of activations by some panels.
 
     Args:
-        write: Takes a token, a column of `y`, the sums from there on, and how
-            many of them are to be written if not all.
-        xp: All rows, from `pack_rows`.
+        write: Takes a token, a column of `y`, 16 sums from there on, and how many
+            of them to write: all if that is 16 or more.
+        xp: All rows, from `interleave_rows`.
         w: The weight.
-        matrix: Its place.
+        matrix: Its sizes.
         begin: The first panel.
-        end: The end of the panels.
+        end: The panel after the last.
         tokens: How many rows.
         columns: Columns of the weight.
-        x_row: Bytes of a packed row.
+        x_row: Bytes of an interleaved row.
     """
     comptime max_nr = max_panels[portable]()
-    comptime alone = alone_panels[kind, portable]()
+    comptime several = one_row_panels[kind, portable]()
     var p = begin
     while p < end:
         var wp = w.unsafe_offset(p * matrix.panel)
         var column = matrix.first + p * ROWS
         var rows = matrix.rows - p * ROWS
-        if tokens == 1 and p + alone <= end:
-            _tile[kind, portable, rounded, 1, alone](
+        if tokens == 1 and p + several <= end:
+            _tile[kind, portable, rounded, 1, several](
                 write, 0, column, xp, wp, columns, rows
             )
-            p += alone
+            p += several
         elif p + max_nr <= end:
             _panels[kind, portable, rounded, max_nr](
                 write, column, xp, wp, tokens, columns, rows, x_row
@@ -209,10 +197,11 @@ def multiply_panels[
             p += 1
 
 
-def alone_panels[kind: Int, portable: Bool]() -> Int:
-    """Panels that a token alone takes at a time.
+def one_row_panels[kind: Int, portable: Bool]() -> Int:
+    """Panels in a tile of one row, when there is no other row.
 
-    It waits for memory, which is fastest read from end to end; dense panels
-    take several, for sums that do not wait for one another.
+    Then memory is the limit, and it is fastest read in order: one panel. Dense
+    weights need several panels, to have enough sums that do not wait for one
+    another.
     """
     return 2 * max_panels[portable]() if is_dense[kind]() else 1

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 from ..errors import UserError
 from ..fields import MOST_SCALE, Fields
 from ..hf_rope import RopeScaling
-from ..kernels.packing import BLOCKS, Encoding
+from ..kernels.packing import Encoding
 from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
@@ -210,7 +210,7 @@ def _q5_0_as_q8_0(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     fifth = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little")
     low, high = blocks[:, 6:] & 15, blocks[:, 6:] >> 4
     codes = np.concatenate([low, high], axis=1) | fifth << 4
-    wide = np.empty((len(blocks), BLOCKS[Encoding.Q8_0][1]), np.uint8)
+    wide = np.empty((len(blocks), Encoding.Q8_0.block_bytes), np.uint8)
     wide[:, :2] = blocks[:, :2]
     wide[:, 2:] = codes - 16  # modulo 256 is the int8 of code - 16
     return wide.reshape(-1)

@@ -19,7 +19,7 @@ from max.pipelines.lib import PipelineConfig
 from .. import kernels
 from ..errors import UserError
 from ..kernels import KernelMode
-from ..kernels.packing import BLOCKS, Encoding, pack
+from ..kernels.packing import Encoding, pack
 from .heads import split_rotary
 
 ENCODINGS = {
@@ -97,7 +97,8 @@ def pack_matrix(
     """
     rows, columns = shape
     lines = data.reshape(rows, -1)
-    assert lines.shape[1] * BLOCKS[encoding][0] == columns * BLOCKS[encoding][1]
+    blocks = columns // encoding.block_columns
+    assert lines.shape[1] == blocks * encoding.block_bytes
     if heads is not None:
         lines = split_rotary(lines, heads)
     array = pack(lines, encoding, columns)

@@ -1,7 +1,7 @@
 """Calls the linear layers and attention's parts, so that they are compiled."""
 
 from kernels import kv_cache, softmax, spans, tiles
-from kernels.layout import Q6_K, Floats, is_dense
+from kernels.layout import KINDS, Floats, is_dense
 
 
 def main() raises:
@@ -14,12 +14,12 @@ def main() raises:
     def write(token: Int, column: Int, sums: Floats, count: Int) {imm}:
         out.unsafe_store(column, sums)
 
-    comptime for kind in range(Q6_K + 1):
+    comptime for kind in range(KINDS):
         comptime for portable in [False, True]:
             # Portable bfloat16 weights are those whose activations are rounded.
             comptime rounded = tiles.rounds[kind, portable, portable]()
             var matrix = tiles.Matrix(65536, 16, 0)
-            tiles.pack_rows[is_dense[kind](), rounded, 1](
+            tiles.interleave_rows[is_dense[kind](), rounded, 1](
                 packed.unsafe_ptr(), floats.unsafe_ptr(), 256
             )
             tiles.multiply_panels[kind, portable, rounded](

@@ -635,6 +635,32 @@ def request_body():
 
 
 @seam(
+    "the routes find the model by `get_pipeline(request, name)`, right after the body: "
+    "a `ValueError` for another name, without words for the client",
+    "_parse_openai_request_body",
+    "drop our refusal of unknown models if MAX says as much",
+)
+def unknown_model():
+    pipeline = SimpleNamespace(model_name="m", lora_queue=None)
+    app = SimpleNamespace(state=SimpleNamespace(pipeline=pipeline))
+    with pytest.raises(ValueError, match="Unknown model"):
+        find(f"{ROUTES}:get_pipeline")(SimpleNamespace(app=app), "other")
+    for route in ("openai_create_chat_completion", "openai_create_completion"):
+        order = r"(?s)_parse_openai_request_body\(.*get_pipeline\(request, "
+        says(f"{ROUTES}:{route}", order + r"completion_request\.model\)")
+
+
+@seam(
+    "a `seed` of 0 counts as none",
+    "seed",
+    "drop what we put in its place if 0 is a seed by now",
+)
+def no_seed():
+    for route in ("openai_create_chat_completion", "openai_create_completion"):
+        says(f"{ROUTES}:{route}", r"seed=completion_request\.seed or randint\(")
+
+
+@seam(
     "of an answer whose calls do not parse, `_content_before_tool_call_marker(parser, "
     "answer)` is kept",
     "_content_before_tool_call_marker",
@@ -654,8 +680,8 @@ def broken_calls():
 @seam(
     "`get_prompts_from_openai_request([])` returns an empty list, which the route "
     "indexes",
-    "get_prompts_from_openai_request",
-    "drop the patch if an empty list of prompts is a 400 by now",
+    "get_prompts_from_openai_request check_completion_fields",
+    "drop our refusal if an empty list of prompts is a 400 by now",
 )
 def no_prompts():
     assert find(f"{ROUTES}:get_prompts_from_openai_request")([]) == []

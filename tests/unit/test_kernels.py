@@ -3,6 +3,8 @@
 All of them in one graph, which is compiled once.
 """
 
+from pathlib import Path
+
 import gguf
 import ml_dtypes
 import numpy as np
@@ -12,13 +14,20 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, TensorType, ops
+from mojo.run import subprocess_run_mojo
 
 from max_mistral import kernels
 from max_mistral.errors import UserError
-from max_mistral.kernels.packing import BLOCKS, Encoding, pack, packed_shape
+from max_mistral.kernels.packing import (
+    Encoding,
+    pack,
+    packed_shape,
+    panel_bytes,
+)
 from max_mistral.layers.packed import Normed, PackedLinear, PackedQKV, linear, multiply
 
 EPS = float(np.finfo(np.float32).eps)
+LAYOUTS = Path(__file__).with_name("layouts.mojo")
 # Neither is a multiple of a panel; 77 is odd.
 ROWS, DENSE_COLUMNS, QUANTIZED_COLUMNS = 100, 77, 512
 DENSE = {
@@ -43,7 +52,7 @@ def random_weight(encoding):
     if encoding in DENSE:
         values = rng.standard_normal((ROWS, DENSE_COLUMNS)).astype(DENSE[encoding])
         return values.view(np.uint8), values.astype(np.float64)
-    size, bytes_ = BLOCKS[encoding]
+    size, bytes_ = encoding.block_columns, encoding.block_bytes
     count = ROWS * QUANTIZED_COLUMNS // size
     blocks = rng.integers(0, 256, (count, bytes_), dtype=np.uint8)
     for at in SCALES.get(encoding, [0, 2]):
@@ -190,7 +199,7 @@ def test_a_norm_before(many):
     x = activations(13, DENSE_COLUMNS).astype(np.float64)
     scale = np.sqrt((x * x).mean(axis=1, keepdims=True) + EPSILON)
     normed = x / scale * norm_weight()
-    # Half of the roundings of the mean, and those of root, quotient, products.
+    # Roundings: half of the mean's terms, the root, the quotient, two multiplications.
     before = EPS * (DENSE_COLUMNS / 2 + 4) * (np.abs(normed) @ np.abs(weight).T)
     bound = rounding(Encoding.F32, weight, normed) + before
     error = np.abs(many["normed"] - normed @ weight.T)
@@ -246,7 +255,7 @@ def test_an_embedding_is_exact(many, encoding):
     want = random_weight(encoding)[1][TOKENS]
     found = many[encoding][2]
     if encoding in DENSE or encoding in SCALES:
-        # One product: the float32 nearest to it (Q6_K: of two, so one rounding).
+        # One multiplication, so the nearest float32; Q6_K multiplies twice.
         np.testing.assert_allclose(found, want, rtol=4 * EPS, atol=1e-30)
     else:
         scale = np.abs(want).max()
@@ -276,9 +285,33 @@ def test_a_row_is_the_same_in_any_batch(run, many, tokens):
 
 @pytest.mark.parametrize("encoding", list(Encoding))
 def test_packed_bytes_are_as_many_as_the_files(encoding):
-    size, bytes_ = BLOCKS[encoding]
+    size, bytes_ = encoding.block_columns, encoding.block_bytes
     panels, panel = packed_shape(encoding, 4096, 4096)
     assert panels * panel == 4096 * 4096 // size * bytes_
+
+
+def test_mojo_and_python_agree_on_every_encoding():
+    """In this order, on its name and block, and on the bytes of a panel."""
+    command = ["run", "-I", str(Path(kernels.__file__).parent.parent), str(LAYOUTS)]
+    done = subprocess_run_mojo(command, check=True, capture_output=True, text=True)
+    want = []
+    for encoding in Encoding:
+        # A bfloat16 block of the kernels is two columns.
+        size = 2 if encoding == Encoding.BF16 else encoding.block_columns
+        widths = [size, 4096, 77 if encoding.is_dense else 512]
+        sizes = [panel_bytes(encoding, width) for width in widths]
+        want.append(" ".join(map(str, [encoding.name, size, *sizes])))
+    assert [int(e) for e in Encoding] == list(range(len(want)))
+    assert done.stdout.splitlines() == want
+
+
+@pytest.mark.parametrize("encoding", [e for e in Encoding if not e.is_dense])
+def test_blocks_are_those_of_gguf(encoding):
+    kind = gguf.GGMLQuantizationType[encoding.name]
+    assert gguf.GGML_QUANT_SIZES[kind] == (
+        encoding.block_columns,
+        encoding.block_bytes,
+    )
 
 
 def test_an_unknown_mode_is_refused(monkeypatch):
