@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from max.nn.quant_config import NVFP4_BLOCK_SIZE
 from max.pipelines.modeling.config_enums import SupportedEncoding
-from max.pipelines.weights import resolve_hf_quant_config
 from transformers import PretrainedConfig
 
 from .errors import UserError, shown
+from .fields import Fields, read_json
 from .formats import FP8, GPTQ, NVFP4, WeightFormat
 from .formats.base import BLOCK
 from .hf_config import text_config
+from .hf_files import find_file
 
 
 def read_quantization(
@@ -37,11 +38,14 @@ def read_quantization(
     """
     parts = (config, text_config(config))
     configs = [getattr(part, "quantization_config", None) for part in parts]
-    # For any other, MAX would ask the Hub in vain.
+    # For any other, the Hub would be asked in vain.
     modelopt = encoding in ("float8_e4m3fn", "float4_e2m1fnx2")
-    if (modelopt or Path(config._name_or_path).is_dir()) and not any(configs):
-        # It is typed as the class that makes configs.
-        configs.append(resolve_hf_quant_config(cast(Any, config), {}))
+    source = config._name_or_path  # "" of a config that is made, not read
+    if source and (modelopt or Path(source).is_dir()) and not any(configs):
+        revision = getattr(config, "_commit_hash", None)
+        path = find_file(source, "hf_quant_config.json", revision)
+        if path is not None:
+            configs.append(_modelopts_file(path))
     found = next(filter(None, configs), None)
     if found is None:
         return None
@@ -52,6 +56,15 @@ def read_quantization(
     if not isinstance(method, str) or method not in _READERS:
         _refuse("quant_method", method, " and ".join(map(repr, _READERS)))
     return _READERS[method](found)
+
+
+def _modelopts_file(path: Path) -> dict[str, Any]:
+    """What a ``hf_quant_config.json`` holds, with all that says how to read it."""
+    found = read_json(path)
+    file = Fields(str(path), found.get)
+    file.fields("producer").string("name")
+    file.fields("quantization").string("quant_algo")
+    return found
 
 
 def _part(found: dict[str, Any], key: str) -> dict[str, Any]:

@@ -31,8 +31,8 @@ class RopeScaling:
     """How RoPE is stretched beyond the context it was trained on."""
 
     rope_type: str
-    """``"linear"``, ``"llama3"`` or ``"yarn"``."""
-    factor: float
+    """``"linear"``, ``"llama3"``, ``"yarn"`` or, of a GGUF file, ``"divisors"``."""
+    factor: float = 1.0
     original_max_position_embeddings: int | None = None
     """Of ``"llama3"`` and ``"yarn"``: the context before stretching, in tokens."""
     attention_factor: float = 1.0
@@ -47,6 +47,8 @@ class RopeScaling:
     """Of ``"llama3"``."""
     high_freq_factor: float = 4.0
     """Of ``"llama3"``."""
+    divisors: tuple[float, ...] = ()
+    """Of ``"divisors"``: what each frequency is divided by, ``head_dim / 2``."""
 
 
 def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 from max.pipelines.lib import PipelineConfig
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import cached_file
 
 from .errors import UserError
 from .hf_config import text_config
-
-
-def find_file(model_path: str, name: str, revision: str | None) -> Path | None:
-    """Returns a checkpoint's file, fetched where need be; ``None`` if it has none.
-
-    Args:
-        model_path: A folder or the name of a repository.
-        name: The file's name.
-        revision: The repository's revision.
-    """
-    found = cached_file(
-        model_path,
-        name,
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)
+from .hf_files import find_file
 
 
 def load_fast(

@@ -25,7 +25,8 @@ from mistral_common.tokens.tokenizers.base import TokenizerVersion
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from .hf_tokenizer import find_file
+from .hf_files import find_file
+from .tekken import check_pattern
 
 logger = logging.getLogger("max.pipelines")
 
@@ -52,9 +53,15 @@ class MistralChat:
 
     Args:
         path: A ``tekken.json`` or ``tokenizer.model*``.
+
+    Raises:
+        UserError: (a ``ValueError``) if a ``tekken.json`` cuts text by an
+            expression that is not known. mistral-common's own errors are of any kind.
     """
 
     def __init__(self, path: Path) -> None:
+        if path.suffix == ".json":
+            check_pattern(path)
         self._tokenizer: Any = MistralTokenizer.from_file(path)
         self.version: TokenizerVersion = self._tokenizer.version
 

@@ -282,11 +282,6 @@ class MistralConfig(ArchConfigWithKVCache):
         hf.check_required_keys(
             model_config.model_path, model_config.huggingface_model_revision
         )
-        if _is_gguf(model_config):
-            for path in model_config.resolved_weight_paths():
-                # MAX reads it before our adapter does, and says less of what is
-                # wrong with it.
-                GGUFCheckpoint(path, vocabulary=False)
         return cls.initialize_from_config(
             pipeline_config, huggingface_config, max_seq_len=max_seq_len
         )
@@ -313,6 +308,13 @@ class MistralConfig(ArchConfigWithKVCache):
         encoding = resolved_encoding(model)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model.device_specs]
         head_dim = cls.get_head_dim(huggingface_config)
+        scaling = rope_scaling(text)
+        if _is_gguf(model):
+            for path in model.resolved_weight_paths():
+                # MAX reads it before our adapter does, and says less of what is
+                # wrong with it.
+                checkpoint = GGUFCheckpoint(path, vocabulary=False)
+                scaling = checkpoint.rope_scaling(scaling, head_dim)
         if max_seq_len is None:
             max_seq_len = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
         return cls(
@@ -338,7 +340,7 @@ class MistralConfig(ArchConfigWithKVCache):
             devices=devices,
             tie_word_embeddings=huggingface_config.tie_word_embeddings,
             sliding_windows=hf.sliding_windows(text),
-            rope_scaling=rope_scaling(text),
+            rope_scaling=scaling,
             query_scaling=query_scaling(text),
             quantization=(
                 None

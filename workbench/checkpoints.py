@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig
 
+from max_mistral.tekken import PATTERN
 from max_mistral.weights.names import expected_tensors
 
 DTYPES = {
@@ -244,7 +245,7 @@ def write_tekken(folder: Path, vocab_size: int) -> None:
         for i in range(256)
     ]
     config = {
-        "pattern": r"\s+|\S+",
+        "pattern": PATTERN,
         "num_vocab_tokens": 256,
         "default_vocab_size": vocab_size,
         "default_num_special_tokens": vocab_size - 256,

@@ -7,6 +7,7 @@ keeps compiled graphs by it.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import functools
 import hashlib
@@ -65,7 +66,10 @@ def _roots() -> Iterator[Path]:
 
 @functools.cache
 def _own_root() -> Path:
-    return Path(tempfile.mkdtemp(prefix="max_mistral-"))
+    root = Path(tempfile.mkdtemp(prefix="max_mistral-"))
+    # No later process could know of it.
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root
 
 
 def _cached_in(root: Path, name: str, make: Callable[[Path], None]) -> Path:

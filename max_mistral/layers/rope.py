@@ -25,6 +25,8 @@ def inverse_frequencies(
     frequencies = 1.0 / theta**exponents
     if scaling is None:
         return frequencies.astype(np.float32)
+    if scaling.rope_type == "divisors":  # llama.cpp, ``ggml_rope_ext``
+        return (frequencies / np.array(scaling.divisors)).astype(np.float32)
     stretched = frequencies / scaling.factor
     if scaling.rope_type == "linear":  # _compute_linear_scaling_rope_parameters
         return stretched.astype(np.float32)

@@ -19,6 +19,7 @@ from ..fields import (
     MOST_WIDE,
     Fields,
 )
+from ..hf_rope import RopeScaling
 from ..weights.gguf_file import GGUFCheckpoint
 
 
@@ -39,6 +40,11 @@ def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:
         file.one_of(f"{arch}.{key}", [head_dim], default=head_dim)
     vocab_size = len(file.items("tokenizer.ggml.tokens", str, MOST_TOKENS))
     window = f"{arch}.attention.sliding_window"
+    rope = _rope(file, arch)
+    # What the file's own tensor says of RoPE stays in the file; here it is checked.
+    kind = rope["rope_type"]
+    stated = None if kind == "default" else RopeScaling(rope_type=kind)
+    checkpoint.rope_scaling(stated, head_dim)
     config: dict[str, Any] = {
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
@@ -65,7 +71,7 @@ def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in checkpoint.tensors,
         "bos_token_id": _token_id(file, "bos_token_id", vocab_size),
         "eos_token_id": file.integer("tokenizer.ggml.eos_token_id", 0, vocab_size - 1),
-        "rope_parameters": _rope(file, arch),
+        "rope_parameters": rope,
         "dtype": "float32",
     }
     beta = f"{arch}.attention.temperature_scale"

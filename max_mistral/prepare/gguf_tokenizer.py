@@ -10,9 +10,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from ..errors import UserError
 from ..fields import MOST_POSITIONS, MOST_TOKENS, Fields
+from ..tekken import PATTERN
 from ..weights.gguf_file import GGUFCheckpoint
 from .bpe import add_bos, make_byte_level, make_sentencepiece
-from .mistral_tokenizer import TEKKEN_PATTERN, tekken_cuts
+from .mistral_tokenizer import tekken_cuts
 
 # How text is cut before BPE, by ``tokenizer.ggml.pre``; llama.cpp
 # ``src/llama-vocab.cpp`` has the expressions.
@@ -22,7 +23,7 @@ PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
         pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False),
     ],
-    "tekken": tekken_cuts(TEKKEN_PATTERN),
+    "tekken": tekken_cuts(PATTERN),
 }
 
 # ``tokenizer.ggml.token_type``

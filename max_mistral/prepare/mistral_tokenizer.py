@@ -20,8 +20,9 @@ from tokenizers import (
     pre_tokenizers,
 )
 
-from ..errors import UserError, shown
+from ..errors import UserError
 from ..fields import MOST_TOKENS, Fields, read_json
+from ..tekken import pattern_of
 from .bpe import (
     UNK,
     add_bos,
@@ -31,19 +32,6 @@ from .bpe import (
     make_sentencepiece,
 )
 from .chat_template import chat_template
-
-# How text is cut before BPE in every tekken.json so far.
-TEKKEN_PATTERN = "|".join(
-    [
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
-        r"\p{N}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-)
 
 _BOS, _EOS = "<s>", "</s>"
 
@@ -150,7 +138,7 @@ def _read_tekken(path: Path) -> tuple[Tokenizer, int]:
     merges = [(spelled(left), spelled(right)) for left, right in find_merges(ranks)]
     if len(vocab) != total:
         raise ValueError(f"{len(vocab)} different tokens, not {total}")
-    pattern, version = config.string("pattern"), config.string("version")
+    pattern, version = pattern_of(config), config.string("version")
     if not re.fullmatch(r"v\d{1,4}", version):
         config.refuse("version", version, "one such as 'v3'")
     tokenizer = make_byte_level(
@@ -177,20 +165,9 @@ def _tekken_ranks(file: Fields, size: int) -> dict[bytes, int]:
 
 
 def tekken_cuts(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
-    """Returns how tekken cuts text before BPE.
-
-    Raises:
-        UserError: (a ``ValueError``) if ``pattern`` is no regular expression.
-    """
-    try:
-        regex = Regex(pattern)
-    except Exception as error:  # tokenizers has no narrower one
-        raise UserError(
-            f"The tokenizer's pattern {shown(pattern)} is no regular expression "
-            f"({error}). Fetch it again."
-        ) from error
+    """Returns how tekken cuts text before BPE."""
     return [
-        pre_tokenizers.Split(regex, behavior="isolated"),
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
 

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from transformers import PretrainedConfig
 
 from ..errors import UserError
-from ..fields import Fields
+from ..fields import MOST_SCALE, Fields
+from ..hf_rope import RopeScaling
 from ..kernels.packing import Encoding
 from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
@@ -50,8 +51,9 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
     "expert_count": (0,),
     "use_parallel_residual": (False,),
 }
-# Factors of the rotary frequencies, which Llama 3.1 has and no Mistral.
-_ROPE_FACTORS = "rope_freqs.weight"
+# What each rotary frequency is divided by, in the files of models whose RoPE is
+# stretched as Llama 3.1's; llama.cpp works it out when it converts them.
+_ROPE_DIVISORS = "rope_freqs.weight"
 
 
 class GGUFCheckpoint:
@@ -85,15 +87,46 @@ class GGUFCheckpoint:
             if self.metadata.has(key) and self.metadata.get(key) not in neutral:
                 expected = " or ".join(map(repr, neutral))
                 self.metadata.refuse(key, self.metadata.get(key), expected)
-        factors = self.tensors.get(_ROPE_FACTORS)
-        if factors is None:
-            return
-        values = dequantize_rows(factors.stored.read(), factors.kind, factors.shape)
-        if not np.all(values == 1):
+
+    def rope_scaling(
+        self, stated: RopeScaling | None, head_dim: int
+    ) -> RopeScaling | None:
+        """Returns how RoPE is stretched: as the file's own tensor says, if it has one.
+
+        Args:
+            stated: What the config says.
+            head_dim: Width of one attention head.
+
+        Raises:
+            UserError: (a ``ValueError``) if the tensor is no such list of numbers,
+                or the config stretches RoPE too.
+        """
+        tensor = self.tensors.get(_ROPE_DIVISORS)
+        if tensor is None:
+            return stated
+        what = f"{self.path} has {_ROPE_DIVISORS}"
+        if tensor.shape != (head_dim // 2,):
             raise UserError(
-                f"{self.path} has {_ROPE_FACTORS} other than ones, which scales RoPE "
-                "as Llama 3.1 does; max_mistral supports GGUF files without."
+                f"{what} of shape {list(tensor.shape)}; expected [{head_dim // 2}], "
+                "one for each rotary frequency. Fetch the file again."
             )
+        values = dequantize_rows(tensor.stored.read(), tensor.kind, tensor.shape)
+        # NaN is not between any two.
+        wrong = ~((values >= 1 / MOST_SCALE) & (values <= MOST_SCALE))
+        if wrong.any():
+            raise UserError(
+                f"{what} with {values[wrong][0]}; expected numbers from "
+                f"{1 / MOST_SCALE:g} to {MOST_SCALE:g}. Fetch the file again."
+            )
+        if np.all(values == 1):
+            return stated
+        if stated is not None:
+            raise UserError(
+                f"{what} other than ones, and rope_type is {stated.rope_type!r}; "
+                "max_mistral stretches RoPE in one way at a time. If config.json is "
+                "not of this file, make it with python -m max_mistral.prepare."
+            )
+        return RopeScaling(rope_type="divisors", divisors=tuple(values.tolist()))
 
     def weights(
         self, config: PretrainedConfig, *, packed: bool

@@ -114,7 +114,7 @@ EMBEDDING, HEAD = TENSORS[0], TENSORS[-1]
 # What a checkpoint may carry beside the table, and why it is not needed.
 DROPPED = {
     "model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta",
-    "rope_freqs.weight": "all ones, or the file is refused",
+    "rope_freqs.weight": "read with the config: see GGUFCheckpoint.rope_scaling",
 }
 
 # A vision-language checkpoint keeps its text tower under one of two prefixes

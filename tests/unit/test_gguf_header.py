@@ -1,17 +1,23 @@
 """A GGUF file says nothing that is not held against the file itself."""
 
+import math
 import struct
 
 import gguf
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
+from max_mistral import MistralConfig
 from max_mistral.errors import UserError
+from max_mistral.hf_rope import RopeScaling
+from max_mistral.prepare import prepare
 from max_mistral.prepare.gguf_config import read_config
 from max_mistral.prepare.gguf_tokenizer import write_tokenizer
 from max_mistral.weights.gguf_file import GGUFCheckpoint
 from max_mistral.weights.gguf_header import read_header
 from tests.unit.test_gguf import write_gguf
+from workbench.runner import make_pipeline_config
 
 
 def u32(value):
@@ -158,8 +164,11 @@ def test_another_byte_order_or_version(tmp_path):
             read_header(write(tmp_path / "m.gguf", version=version))
 
 
-def edited(path, **changes):
-    """``write_gguf``'s file with metadata set, or left out where it is None."""
+def edited(path, *, divisors=None, **changes):
+    """``write_gguf``'s file with metadata set, or left out where it is None.
+
+    ``divisors`` becomes its ``rope_freqs.weight``.
+    """
     reader = gguf.GGUFReader(write_gguf(path.with_suffix(".good")))
     writer = gguf.GGUFWriter(path, "llama")
     values = {
@@ -176,6 +185,8 @@ def edited(path, **changes):
             writer.add_key_value(name, value, *types[:1])
     for one in reader.tensors:
         writer.add_tensor(one.name, one.data)
+    if divisors is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(divisors, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -287,21 +298,40 @@ def test_a_factor_without_a_type_is_linear(tmp_path, key):
     )
 
 
-@pytest.mark.parametrize("factors", [[1.0, 1.0], [1.0, 8.0]])
-def test_rope_freqs_are_ones_or_refused(tmp_path, factors):
-    path = tmp_path / "m.gguf"
-    reader = gguf.GGUFReader(write_gguf(tmp_path / "g.gguf"))
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            writer.add_key_value(name, field.contents(), *field.types[:1])
-    writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    if factors == [1.0, 1.0]:
-        GGUFCheckpoint(path)
-        return
-    with pytest.raises(UserError, match=r"rope_freqs\.weight other than ones"):
-        GGUFCheckpoint(path, vocabulary=False)
+def test_rope_freqs_of_ones_change_nothing(tmp_path):
+    checkpoint = GGUFCheckpoint(edited(tmp_path / "m.gguf", divisors=[1.0, 1.0]))
+    assert checkpoint.rope_scaling(None, 4) is None
+    linear = RopeScaling(rope_type="linear", factor=2.0)
+    assert checkpoint.rope_scaling(linear, 4) is linear
+
+
+def test_rope_freqs_are_honoured(tmp_path):
+    path = edited(tmp_path / "m.gguf", divisors=[1.0, 8.0])
+    prepare(path, tmp_path / "model")
+    flags = {"weight_path": [path], "max_length": 32}
+    pipeline_config = make_pipeline_config(tmp_path / "model", **flags)
+    config = MistralConfig.initialize(pipeline_config)
+    assert config.rope_scaling == RopeScaling(rope_type="divisors", divisors=(1.0, 8.0))
+    hf = AutoConfig.from_pretrained(tmp_path / "model")
+    weights = dict(GGUFCheckpoint(path).weights(hf, packed=False))
+    assert len(weights) == 11  # none of RoPE among them
+
+
+@pytest.mark.parametrize(
+    ("divisors", "metadata", "named"),
+    [
+        ([1.0], {}, r"of shape \[1\]; expected \[2\]"),
+        ([1.0, 8.0, 8.0], {}, r"of shape \[3\]"),
+        ([[1.0, 8.0]], {}, r"of shape \[1, 2\]"),
+        ([1.0, 0.0], {}, r"with 0\.0; expected numbers"),
+        ([1.0, -8.0], {}, r"with -8\.0"),
+        ([1.0, math.nan], {}, "with nan"),
+        ([1.0, math.inf], {}, "with inf"),
+        ([1.0, 8.0], {"llama__rope__scale_linear": 4.0}, "rope_type is 'linear'"),
+    ],
+)
+def test_other_rope_freqs_are_refused(tmp_path, divisors, metadata, named):
+    path = edited(tmp_path / "m.gguf", divisors=divisors, **metadata)
+    with pytest.raises(UserError, match=named) as error:
+        prepare(path, tmp_path / "model")
+    assert "rope_freqs.weight" in str(error.value)

@@ -48,12 +48,35 @@ def test_modelopts_own_file(tmp_path):
     assert read_quantization(config, None) is None
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("", "not valid JSON"),
+        ('{"producer"', "not valid JSON"),
+        ("[]", "a JSON object"),
+        ("{}", "lacks producer"),
+        ('{"producer": "modelopt"}', "producer = 'modelopt'"),
+        ('{"producer": {"name": 7}}', "name = 7"),
+        ('{"producer": {"name": "modelopt"}}', "lacks quantization"),
+        ('{"producer": {"name": "modelopt"}, "quantization": {}}', "lacks quant_algo"),
+    ],
+)
+def test_a_malformed_file_of_modelopt_does_not_count_as_absent(
+    tmp_path, content, named
+):
+    write_quantized(tmp_path, LAYOUTS["modelopt_fp8"])
+    (tmp_path / "hf_quant_config.json").write_text(content)
+    with pytest.raises(UserError, match=named) as error:
+        read_quantization(AutoConfig.from_pretrained(tmp_path), None)
+    assert "hf_quant_config.json" in str(error.value)
+
+
 def test_the_hub_is_asked_for_quantized_tensors_only(monkeypatch):
     asked = []
     monkeypatch.setattr(
         hf_quantization,
-        "resolve_hf_quant_config",
-        lambda config, _: asked.append(config._name_or_path),
+        "find_file",
+        lambda path, name, revision: asked.append(path),
     )
     config = AutoConfig.for_model(**CONFIG)
     config._name_or_path = "some/model"

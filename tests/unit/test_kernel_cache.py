@@ -3,9 +3,12 @@
 import logging
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -166,6 +169,26 @@ def test_neither_home_nor_a_place_of_ones_own(tmp_path, monkeypatch):
     assert path.is_relative_to(tmp_path / "tmp")
     assert cached("abc", compiler) == path
     assert compiler.runs == 1
+
+
+def test_a_folder_for_one_process_goes_with_it(tmp_path):
+    code = (
+        "from max_mistral.kernels.cache import _own_root\n"
+        "root = _own_root()\n"
+        "(root / 'abc').mkdir()\n"
+        "print(root)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    root = Path(ran.stdout.split()[-1])
+    assert root.parent == tmp_path
+    assert not root.exists()
 
 
 def test_a_relative_home_counts_as_none(tmp_path, monkeypatch):

@@ -287,3 +287,17 @@ def test_a_file_that_is_not_of_the_tokenizer(tmp_path, caplog, other, name):
     assert routes.tokenizer._chat is None
     assert "chats are encoded with the chat template" in caplog.text
     assert "[INST]" in prompt(routes)
+
+
+def test_a_tekken_with_another_pattern(tmp_path, caplog):
+    """Its expression would run on all that clients send."""
+    folder = tmp_path / "m"
+    path = write_model("v7 tekken", folder)
+    file = json.loads(path.read_text())
+    file["config"]["pattern"] = r"(?:a|(?=a)a)*b|."
+    path.write_text(json.dumps(file))
+    caplog.set_level("WARNING", logger="max.pipelines")
+    routes = Routes(folder)
+    assert routes.tokenizer._chat is None
+    assert "expected the one of Mistral's own files" in caplog.text
+    assert "[INST]" in prompt(routes)

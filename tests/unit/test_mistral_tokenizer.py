@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from max_mistral.errors import UserError
 from max_mistral.prepare.mistral_tokenizer import find_tokenizer, write_tokenizer
+from max_mistral.tekken import PATTERN, check_pattern
 from workbench.tokenizers import BUNDLED, tokenizer_file
 
 ROOT = Path(__file__).parent.parent.parent
@@ -145,7 +146,7 @@ def small_tekken():
     ]
     return {
         "config": {
-            "pattern": ".",
+            "pattern": PATTERN,
             "default_vocab_size": 259,
             "default_num_special_tokens": 3,
             "version": "v3",
@@ -173,7 +174,9 @@ def test_a_small_tekken(tmp_path):
         (("config", "default_vocab_size"), "259", "default_vocab_size"),
         (("config", "pattern"), 7, "pattern"),
         # Found by test_fuzz.py.
-        (("config", "pattern"), "+", "no regular expression"),
+        (("config", "pattern"), "+", "pattern = '\\+'; expected the one of Mistral's"),
+        # Of a text of 40 letters it takes hours.
+        (("config", "pattern"), r"(?:a|(?=a)a)*b|.", "pattern"),
         (("config", "version"), 3, "version"),
         (("config", "version"), "v", "version"),
         (("config",), None, "config"),
@@ -197,6 +200,11 @@ def test_a_tekken_with_a_bad_value_is_refused(tmp_path, at, value, message):
     part[at[-1]] = value
     with pytest.raises(UserError, match=message):
         write_small(tmp_path, file)
+
+
+@pytest.mark.parametrize("kind", [k for k in BUNDLED if "tekken" in k])
+def test_mistrals_own_files_have_the_one_pattern(kind):
+    check_pattern(tokenizer_file(kind))
 
 
 def test_a_piece_that_is_too_long(tmp_path):

@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from max.driver import CPU
+from max.engine import InferenceSession
+from max.graph import Graph
 from transformers import AutoConfig
 
 from max_mistral import MistralConfig, hf_config, hf_rope
 from max_mistral.errors import UserError
 from max_mistral.hf_rope import yarn_attention_factor
-from max_mistral.layers.rope import inverse_frequencies
+from max_mistral.layers.rope import ScaledRotaryEmbedding, inverse_frequencies
 from workbench.checkpoints import BASE, write_checkpoint
 from workbench.runner import make_pipeline_config
 
@@ -83,6 +86,50 @@ def test_yarns_attention_factor():
     assert yarn_attention_factor(16.0, 2.0, 1.0) == pytest.approx(
         (0.2 * math.log(16) + 1) / (0.1 * math.log(16) + 1)
     )
+
+
+def test_the_divisors_of_a_gguf_file_are_llama_3s():
+    """As llama.cpp's converter writes them for ``LLAMA3``'s parameters."""
+    scaling = hf_rope.rope_scaling(config(LLAMA3))
+    divisors = []
+    for frequency in 1 / 5e5 ** (np.arange(0, 128, 2) / 128):
+        wavelength = 2 * math.pi / frequency
+        if wavelength < 8192 / 4:
+            divisors.append(1.0)
+        elif wavelength > 8192 / 1:
+            divisors.append(8.0)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            divisors.append(1 / ((1 - smooth) / 8 + smooth))
+    assert len({*divisors}) > 5  # not 1 and 8 alone
+    stored = tuple(np.float32(divisors).tolist())
+    explicit = hf_rope.RopeScaling(rope_type="divisors", divisors=stored)
+    want = inverse_frequencies(128, 5e5, scaling)
+    got = inverse_frequencies(128, 5e5, explicit)
+    np.testing.assert_allclose(got, want, rtol=4 * np.finfo(np.float32).eps)
+    # And so in MAX's table of cosines and sines.
+    plain, stated, read = rope_tables([None, scaling, explicit])
+    angles = np.outer(np.arange(128, dtype=np.float32), want)
+    turned = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    np.testing.assert_allclose(stated, turned, atol=1e-5)
+    # A position of 127 turns by 127 times as much as the frequencies differ.
+    np.testing.assert_allclose(read, stated, atol=1e-4)
+    assert np.abs(plain - stated).max() > 0.1
+
+
+def rope_tables(scalings):
+    """MAX's tables for 64 tokens, ``[128, head_dim / 2, 2]``, computed by a graph."""
+    with Graph("rope", input_types=[]) as graph:
+        graph.output(
+            *(
+                ScaledRotaryEmbedding(
+                    scaling, theta=5e5, head_dim=128, max_seq_len=64
+                ).freqs_cis_base()
+                for scaling in scalings
+            )
+        )
+    tables = InferenceSession(devices=[CPU()]).load(graph).execute()
+    return [table.to_numpy() for table in tables]
 
 
 def test_a_type_that_is_not_implemented_raises_by_name():
