@@ -16,10 +16,12 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError, shown
 from ..fields import MOST_POSITIONS, read_json
 from ..mistral_common_chat import FILES as MISTRAL_TOKENIZERS
+from ..other_models import refuse_other_models
 from ..weights.gguf_file import GGUFCheckpoint
 from . import gguf_config
 from .atomic import new_folder
@@ -83,6 +85,7 @@ def _prepare_gguf(source: Path, folder: Path, context: int | None) -> None:
 
 
 def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
+    config = _read_config(source, context)
     tensors = find_tensors(source)
     if not tensors:
         raise UserError(
@@ -90,6 +93,13 @@ def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
             "Face folder with model*.safetensors as it is; of a GGUF give the "
             "file; .pth files are not supported."
         )
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _prepare_tokenizer(source, folder, config)
+    link_shards(tensors, folder)
+
+
+def _read_config(source: Path, context: int | None) -> dict[str, Any]:
+    """The config.json of a folder, or what its params.json makes one."""
     if (source / "config.json").exists():
         config = read_json(source / "config.json")
         text = config.get("text_config", config)
@@ -98,15 +108,16 @@ def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
                 f"{source / 'config.json'} has text_config = {shown(text)}; expected "
                 "an object. Copy the file that belongs to the checkpoint."
             )
+        refuse_other_models(str(source / "config.json"), config.get, text.get)
         if context is not None:
             text["max_position_embeddings"] = context
-    elif (source / PARAMS).exists():
-        config = read_config(source / PARAMS, context)
-    else:
-        raise UserError(f"{source} has neither {PARAMS} nor config.json.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    _prepare_tokenizer(source, folder, config)
-    link_shards(tensors, folder)
+        return config
+    if (source / PARAMS).exists():
+        return read_config(source / PARAMS, context)
+    raise UserError(
+        f"{source} has neither {PARAMS} nor config.json. Give a folder that has one, "
+        "or a GGUF file."
+    )
 
 
 def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) -> None:

@@ -27,6 +27,7 @@ from ..fields import (
     Fields,
     read_json,
 )
+from ..other_models import refuse_other_models
 from ..weights.safetensors_file import stored_tensors
 from ..weights.stored import Stored
 
@@ -134,6 +135,7 @@ def read_config(
             max_mistral does not know or support.
     """
     params = read_json(path)
+    refuse_other_models(str(path), params.get)
     _check_keys(path, params)
     fields = Fields(str(path), params.get)
     hidden = fields.integer("dim", high=MOST_WIDE)

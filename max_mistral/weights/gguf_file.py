@@ -21,6 +21,7 @@ from transformers import PretrainedConfig
 from ..errors import UserError
 from ..fields import Fields
 from ..kernels.packing import BLOCKS, Encoding
+from ..other_models import refuse_other_models
 from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
@@ -72,12 +73,21 @@ class GGUFCheckpoint:
         self.tensors = header.tensors
         self.metadata = Fields(str(path), header.metadata.get)
         self.architecture = self.metadata.string("general.architecture")
+        self._refuse_other_models()
         if self.architecture not in ARCHITECTURES:
             raise UserError(
                 f"{path} holds the architecture {self.architecture!r}; max_mistral "
                 f"reads {' and '.join(map(repr, ARCHITECTURES))}."
             )
         self._check_neutral()
+
+    def _refuse_other_models(self) -> None:
+        refuse_other_models(
+            str(self.path),
+            self.metadata.get,
+            lambda key: self.metadata.get(f"{self.architecture}.{key}"),
+            kind="general.architecture",
+        )
 
     def _check_neutral(self) -> None:
         for name, neutral in _NEUTRAL.items():
