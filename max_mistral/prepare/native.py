@@ -73,11 +73,21 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
         UserError: (a ``ValueError``) naming the shards of a numbered series
             that are not there, or the truncated file.
     """
-    shards = sorted(folder.glob("consolidated*.safetensors"))
+    return stored_tensors(find_shards(folder, "consolidated"))
+
+
+def find_shards(folder: Path, stem: str) -> list[Path]:
+    """Returns the files ``STEM*.safetensors`` of ``folder``, all or none.
+
+    Raises:
+        UserError: (a ``ValueError``) naming the shards of a numbered series
+            that are not there.
+    """
+    shards = sorted(folder.glob(f"{stem}*.safetensors"))
     counts = {
         int(match[1])
         for shard in shards
-        if (match := re.fullmatch(r"consolidated-\d+-of-(\d+)", shard.stem))
+        if (match := re.fullmatch(rf"{stem}-\d+-of-(\d+)", shard.stem))
     }
     for count in counts:
         if count > _MOST_SHARDS:
@@ -86,8 +96,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
                 f"most {_MOST_SHARDS}. Fetch the checkpoint again."
             )
         series = [
-            f"consolidated-{i:05d}-of-{count:05d}.safetensors"
-            for i in range(1, count + 1)
+            f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)
         ]
         missing = [name for name in series if not (folder / name).exists()]
         if missing:
@@ -96,7 +105,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
                 f"{folder} lacks {', '.join(missing[:10])}{more}. Fetch the rest of "
                 "the checkpoint."
             )
-    return stored_tensors(shards)
+    return shards
 
 
 def link_shards(tensors: Mapping[str, Stored], folder: Path) -> None:

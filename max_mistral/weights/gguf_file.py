@@ -70,6 +70,7 @@ class GGUFCheckpoint:
     def __init__(self, path: Path, *, vocabulary: bool = True) -> None:
         self.path = path
         header = read_header(path, vocabulary=vocabulary)
+        self.header = header
         self.tensors = header.tensors
         self.metadata = Fields(str(path), header.metadata.get)
         self.architecture = self.metadata.string("general.architecture")
