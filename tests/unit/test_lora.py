@@ -10,14 +10,17 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
 from max_mistral.errors import UserError
+from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.prepare import prepare
 from max_mistral.prepare.lora import safetensors as shards
 from max_mistral.prepare.lora.adapter import read_adapter
 from max_mistral.prepare.lora.maths import merge
 from max_mistral.prepare.native import find_shards
 from max_mistral.weights.heads import join_rotary, split_rotary
+from tests.harness import load_safetensors
 from tests.lora_reference import CASES, GOLDENS, SCALED, TINY
 from workbench.checkpoints import make_tensors, write_checkpoint, write_native
+from workbench.runner import make_pipeline_config
 
 # One rounding to the dtype; of float32, the order of a sum of 4 and then a norm.
 ROUNDING = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
@@ -92,6 +95,19 @@ def test_the_folder_is_complete(tmp_path):
     }
     old = json.loads((base / "config.json").read_text())
     assert json.loads((tmp_path / "new" / "config.json").read_text()) == old
+
+
+@pytest.mark.parametrize("write", [write_checkpoint, write_native])
+def test_max_loads_what_was_written(tmp_path, write):
+    config = TINY | {"vocab_size": 320}
+    base = write(tmp_path / "base", config)
+    prepare(base, tmp_path / "new", lora=GOLDENS / "dora")
+    loaded = load_safetensors(make_pipeline_config(tmp_path / "new"))
+    changes = read_adapter(GOLDENS / "dora", AutoConfig.for_model(**config))
+    name = "layers.1.self_attn.k_proj.weight"
+    merged = changes[name].apply(make_tensors(config)[f"model.{name}"])
+    packed = pack(merged.view(np.uint8), Encoding.F32, merged.shape[1])
+    assert np.array_equal(loaded[name].data, packed)
 
 
 def test_shards_have_an_index(tmp_path, monkeypatch):

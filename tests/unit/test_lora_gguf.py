@@ -8,6 +8,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quantize
 from safetensors.numpy import save_file
+from transformers import AutoConfig
 
 from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
@@ -141,6 +142,10 @@ def test_each_encoding(tmp_path, base):
         # Once more from the exact values gives nothing nearer.
         nearest = quantize(exact, found.kind).view(np.uint8).reshape(-1)
         assert np.array_equal(found.stored.read(), nearest), name
+    read = AutoConfig.for_model(
+        **json.loads((tmp_path / "new/config.json").read_text())
+    )
+    assert len(list(new.weights(read, packed=True))) == len(SHAPES)
     loss = {line.split(":")[0]: float(line.split("by ")[1][:4]) for line in notes}
     assert loss["ffn_down"] == 0
     assert 4 < loss["attn_q"] < 12

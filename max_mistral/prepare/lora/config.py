@@ -168,7 +168,8 @@ class AdapterConfig:
                     f"{list(tensor.shape)}, where r and the base make it "
                     f"{list(expected)}",
                     "Give the base that it was trained on, "
-                    f"{shown(self.found.get('base_model_name_or_path'))}.",
+                    f"{shown(self.found.get('base_model_name_or_path'))}; a vocabulary "
+                    "of another size cannot be merged.",
                 )
 
     def check_complete(self, modules: Collection[str], known: Collection[str]) -> None:
