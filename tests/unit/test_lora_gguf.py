@@ -1,6 +1,7 @@
 """An adapter merged into a GGUF file, in the encodings that it has."""
 
 import json
+import re
 
 import gguf
 import numpy as np
@@ -142,15 +143,20 @@ def test_each_encoding(tmp_path, base):
         # Once more from the exact values gives nothing nearer.
         nearest = quantize(exact, found.kind).view(np.uint8).reshape(-1)
         assert np.array_equal(found.stored.read(), nearest), name
-    read = AutoConfig.for_model(
-        **json.loads((tmp_path / "new/config.json").read_text())
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    weights = new.weights(AutoConfig.for_model(**config), packed=True)
+    assert len(list(weights)) == len(SHAPES)
+    assert "ffn_gate: 1 from Q4_K into Q8_0; the adapter" in "\n".join(notes)
+    percent = {line.split(":")[0]: re.findall(r"([\d.]+)%", line) for line in notes}
+    changed, rounded = (
+        {name: float(pair[i]) for name, pair in percent.items()} for i in (0, 1)
     )
-    assert len(list(new.weights(read, packed=True))) == len(SHAPES)
-    loss = {line.split(":")[0]: float(line.split("by ")[1][:4]) for line in notes}
-    assert loss["ffn_down"] == 0
-    assert 4 < loss["attn_q"] < 12
-    assert 0 < loss["attn_k"] < 1
-    assert "ffn_gate: 1 from Q4_K into Q8_0, which changes" in "\n".join(notes)
+    # Changes of 2 * sqrt(4), in weights of 1.
+    assert all(95 < changed[name] < 99 for name in ("attn_q", "attn_k", "ffn_down"))
+    assert not any("lost" in line for line in notes)
+    assert rounded["ffn_down"] == 0
+    assert 4 < rounded["attn_q"] < 12
+    assert 0 < rounded["attn_k"] < 1
 
 
 def test_a_tied_head_gets_a_tensor_of_its_own(tmp_path, base):
@@ -172,8 +178,13 @@ def test_the_command_line(tmp_path, base, monkeypatch, capsys):
     flags = "--lora", adapter, "--lora-scale", "0.5"
     status, out, _ = run_main(monkeypatch, capsys, base, new, *flags)
     assert status == 0
-    assert "attn_q: 1 from Q4_0 into Q4_0, which changes" in out
+    assert "much of the change is lost" not in out
+    assert "attn_q: 1 from Q4_0 into Q4_0; the adapter changes them by" in out
     assert f"--weight-path {(new / base.name).resolve()}" in out
+    # Far below a step of Q4_0.
+    flags = "--lora", adapter, "--lora-scale", "1e-4"
+    _, out, _ = run_main(monkeypatch, capsys, base, tmp_path / "faint", *flags)
+    assert "(RMS), in which much of the change is lost" in out
     status, _, err = run_main(monkeypatch, capsys, base, new, "--lora-scale", "2")
     assert status == 2
     assert "--lora-scale is for --lora" in err

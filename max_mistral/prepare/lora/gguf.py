@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from transformers import PretrainedConfig
 
 from ...weights.gguf_file import GGUFCheckpoint
 from .adapter import Change
+from .maths import Values
 from .plan import Output, encode, merged, plan
 
 # What ``gguf.quants`` can write; the others become Q8_0.
@@ -40,7 +42,8 @@ def merge_gguf(
         path: The file to write.
 
     Returns:
-        A line for each class of tensors and encoding: what was lost by it.
+        A line for each class of tensors and encoding: what the adapter changed,
+        and what rounding did.
 
     Raises:
         UserError: (a ``ValueError``) naming what does not fit the config.
@@ -49,7 +52,7 @@ def merge_gguf(
     source = str(checkpoint.path)
     outputs = plan(checkpoint.tensors, config, changes, "gguf", "", source)
     kinds = [_writable(output) for output in outputs]
-    losses: dict[tuple[str, str, str], list[float]] = {}
+    losses: dict[tuple[str, str, str], _Loss] = {}
     with path.open("wb") as file:
         _write_gguf_header(file, checkpoint, outputs, kinds)
         for output, kind in zip(outputs, kinds, strict=True):
@@ -57,21 +60,45 @@ def merge_gguf(
             if output.change is None:
                 output.source.stored.read().tofile(file)
                 continue
-            values = merged(output, output.change, output.source.kind, source)
-            data, worth = encode(values, kind, output.name)
+            old, new = merged(output, output.change, output.source.kind, source)
+            data, worth = encode(new, kind, output.name)
             data.tofile(file)
             key = (_class(output.name), output.source.kind.name, kind.name)
-            loss = losses.setdefault(key, [0, 0.0, 0.0])
-            loss[0] += 1
-            loss[1] += float(np.square(worth - values, dtype=np.float64).sum())
-            loss[2] += float(np.square(values, dtype=np.float64).sum())
+            losses.setdefault(key, _Loss()).add(old, new, worth)
         # As every other tensor, the last is followed by padding.
         _pad(file, checkpoint.header.alignment)
-    return [
-        f"{name}: {count:.0f} from {old} into {new}, which changes the merged weights "
-        f"by {math.sqrt(error / size) if size else 0:.2%} (RMS)"
-        for (name, old, new), (count, error, size) in losses.items()
-    ]
+    return [loss.line(*key) for key, loss in losses.items()]
+
+
+@dataclass
+class _Loss:
+    """What merging and rounding did to tensors of a class: sums of squares."""
+
+    tensors: int = 0
+    size: float = 0.0
+    changed: float = 0.0
+    rounded: float = 0.0
+
+    def add(self, old: Values, new: Values, worth: Values) -> None:
+        self.tensors += 1
+        self.size += _squares(new)
+        self.changed += _squares(new - old)
+        self.rounded += _squares(worth - new)
+
+    def line(self, name: str, old: str, new: str) -> str:
+        changed, rounded = (
+            math.sqrt(squares / self.size) if self.size else 0.0
+            for squares in (self.changed, self.rounded)
+        )
+        lost = ", in which much of the change is lost" if rounded > changed / 2 else ""
+        return (
+            f"{name}: {self.tensors} from {old} into {new}; the adapter changes them "
+            f"by {changed:.2%}, rounding by {rounded:.2%} (RMS){lost}"
+        )
+
+
+def _squares(values: Values) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
 
 
 def _writable(output: Output) -> GGMLQuantizationType:

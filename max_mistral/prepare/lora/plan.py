@@ -111,12 +111,15 @@ def plan(
 
 def merged(
     output: Output, change: Change, kind: GGMLQuantizationType, where: str
-) -> Values:
-    """The tensor's values with the change made, in the file's rotary order."""
+) -> tuple[Values, Values]:
+    """Returns a tensor's values without and with the change, in the file's order.
+
+    Raises:
+        UserError: (a ``ValueError``) if they are not finite.
+    """
     source = output.source
-    values = dequantize_rows(source.stored.read(), kind, source.shape)
-    if output.heads is not None:
-        values = split_rotary(values, output.heads)
+    old = dequantize_rows(source.stored.read(), kind, source.shape)
+    values = old if output.heads is None else split_rotary(old, output.heads)
     values = change.apply(values)
     if not np.isfinite(values).all():
         raise UserError(
@@ -125,7 +128,7 @@ def merged(
         )
     if output.heads is not None:
         values = join_rotary(values, output.heads)
-    return np.ascontiguousarray(values)
+    return old, np.ascontiguousarray(values)
 
 
 def encode(

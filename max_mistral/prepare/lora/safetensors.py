@@ -108,5 +108,5 @@ def _write_safetensors(file: BinaryIO, outputs: Sequence[Output]) -> None:
             continue
         kind = FLOATS[output.source.dtype]
         where = str(output.source.stored.path)
-        values = merged(output, output.change, kind, where)
+        _, values = merged(output, output.change, kind, where)
         encode(values, kind, output.name)[0].tofile(file)
