@@ -248,6 +248,8 @@ def refused(folder, **changes):
         ({"rank_pattern": {"q_proj": 1.5}}, "q_proj = 1.5"),
         ({"alpha_pattern": {"(a+)+b": 1}}, r"alpha_pattern = '(a+)+b'"),
         ({"alpha_pattern": {".*.*.*b": 1}}, "two repetitions"),
+        ({"alpha_pattern": {".?" * 40 + "!": 1}}, "8 choices"),
+        ({"alpha_pattern": {"(.|.)" * 40 + "!": 1}}, "8 choices"),
         ({"alpha_pattern": {"(": 1}}, "regular expressions"),
         ({"r": 8}, "[4, 16], where r and the base make it [8, 16]"),
         ({"target_modules": ["v_proj"]}, "has no model.layers.0.self_attn.q_proj"),

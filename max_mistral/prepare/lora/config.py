@@ -96,8 +96,11 @@ class AdapterConfig:
         for name in self.found[key]:
             # Others can be made to take for ever.
             repeats = re.findall(r"(?<!\\)[*+{]", name)
-            if len(name) > 1000 or len(repeats) > 2 or re.search(r"\)[*+{]", name):
-                self.fields.refuse(key, name, "two repetitions at most, not of groups")
+            choices = re.findall(r"(?<!\\)[?|]", name)
+            if len(repeats) > 2 or len(choices) > 8 or re.search(r"\)[*+{]", name):
+                self.fields.refuse(
+                    key, name, "two repetitions at most, not of groups, and 8 choices"
+                )
             try:
                 # get_pattern_key, peft/utils/other.py
                 expression = re.compile(rf"(.*\.)?({name})$")

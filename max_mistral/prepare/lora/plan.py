@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from transformers import AutoConfig, PretrainedConfig
 
-from ...errors import UserError, shown
+from ...errors import UserError
 from ...weights.gguf_file import dequantize_rows
 from ...weights.heads import join_rotary, rotary_heads, split_rotary
 from ...weights.names import (
@@ -50,10 +50,11 @@ def read_hf_config(source: Path, config: Mapping[str, Any]) -> PretrainedConfig:
             checkpoint is quantized.
     """
     parts = (config, config.get("text_config") or {})
-    quantized = next((p["quantization_config"] for p in parts if _quantized(p)), None)
-    if quantized or (source / "hf_quant_config.json").exists():
+    keys = ("quantization_config", "hf_quant_config.json")
+    of_modelopt = (source / keys[1]).exists()
+    if of_modelopt or any(part.get(keys[0]) for part in parts):
         raise UserError(
-            f"{source} is quantized ({shown(quantized)}), and an adapter cannot be "
+            f"{source} is quantized ({keys[of_modelopt]}), and an adapter cannot be "
             "merged into it. Give the model's bfloat16 checkpoint, or a GGUF file."
         )
     try:
@@ -63,10 +64,6 @@ def read_hf_config(source: Path, config: Mapping[str, Any]) -> PretrainedConfig:
             f"transformers cannot read the config.json of {source} ({error}). Copy "
             "the file that belongs to the checkpoint."
         ) from error
-
-
-def _quantized(part: Mapping[str, Any]) -> bool:
-    return bool(part.get("quantization_config"))
 
 
 def untie(config: dict[str, Any], changes: Mapping[str, Change]) -> None:
