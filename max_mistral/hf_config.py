@@ -21,6 +21,7 @@ from .fields import (
     Fields,
 )
 from .hf_rope import query_scaling, rope_scaling, rope_theta
+from .other_models import refuse_other_models
 
 logger = logging.getLogger("max.pipelines")
 
@@ -117,6 +118,20 @@ def check_required_keys(model_path: str, revision: str | None) -> None:
             "file that belongs to the checkpoint, or add the values it was "
             "trained with."
         )
+
+
+def check_family(config: PretrainedConfig) -> None:
+    """Raises a ``UserError`` if the model is none of the family; says which it is.
+
+    Args:
+        config: The whole config; behind the name of one of the family may be
+            the text tower of another.
+    """
+    refuse_other_models(
+        "config.json",
+        lambda key: getattr(config, key, None),
+        lambda key: getattr(text_config(config), key, None),
+    )
 
 
 def check_supported(config: PretrainedConfig) -> None:

@@ -77,6 +77,8 @@ def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
             )
         found = kinds[0]
     rope = dict(found)
+    # Ministral 3 repeats the context here; nothing is computed from it.
+    rope.pop("max_position_embeddings", None)
     old = rope.pop("type", None)
     rope.setdefault("rope_type", "default" if old is None else old)
     theta = getattr(config, "rope_theta", None)

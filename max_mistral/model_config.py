@@ -296,6 +296,7 @@ class MistralConfig(ArchConfigWithKVCache):
     ) -> Self:
         """Like :meth:`initialize`, with the HF config at hand."""
         text = hf.text_config(huggingface_config)
+        hf.check_family(huggingface_config)
         hf.check_supported(text)
         hf.warn_of_ignored(text)
         model = pipeline_config.model

@@ -1,12 +1,15 @@
 """Makes a folder that MAX loads out of a checkpoint it does not.
 
-    python -m max_mistral.prepare SRC DST
+    python -m max_mistral.prepare SRC DST [--lora ADAPTER [--lora-scale X]]
 
 SRC is a GGUF file, or a folder in Mistral's own format (``params.json``,
 ``consolidated*.safetensors``, ``tekken.json`` or ``tokenizer.model*``), or a
 Hugging Face folder whose only weights are ``consolidated*.safetensors``. The
 new folder DST gets config.json and the tokenizer with its chat template. It
 links to the shards of SRC; a GGUF file stays where it is, for --weight-path.
+
+With --lora, SRC may be any Hugging Face folder too, and DST gets weights of its
+own: those of SRC with the PEFT adapter in the folder ADAPTER merged.
 """
 
 from __future__ import annotations
@@ -16,16 +19,25 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
+from transformers import PretrainedConfig
+
+from .. import hf_config
 from ..errors import UserError, shown
 from ..fields import MOST_POSITIONS, read_json
 from ..mistral_common_chat import FILES as MISTRAL_TOKENIZERS
+from ..other_models import refuse_other_models
 from ..weights.gguf_file import GGUFCheckpoint
 from . import gguf_config
 from .atomic import new_folder
 from .gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
+from .lora.adapter import Change, read_adapter
+from .lora.gguf import merge_gguf
+from .lora.plan import read_hf_config, untie
+from .lora.safetensors import merge_safetensors
 from .mistral_tokenizer import find_tokenizer, write_tokenizer
-from .native import PARAMS, find_tensors, link_shards, read_config
+from .native import PARAMS, find_shards, find_tensors, link_shards, read_config
 
 # What a folder has beside its weights. Mistral's own tokenizer file encodes chats.
 _COPIED = (
@@ -40,22 +52,37 @@ _COPIED = (
 )
 
 
+# Far beyond any scale that leaves a model of use.
+_MOST_LORA_SCALE = 1000.0
+
+
 def prepare(
-    source: Path, destination: Path, max_position_embeddings: int | None = None
-) -> None:
+    source: Path,
+    destination: Path,
+    max_position_embeddings: int | None = None,
+    lora: Path | None = None,
+    lora_scale: float = 1.0,
+) -> list[str]:
     """Makes the folder ``destination`` from the file or folder ``source``.
 
     The folder appears whole or not at all. Nothing else is touched.
 
     Args:
-        source: A GGUF file, or a folder with ``consolidated*.safetensors``.
+        source: A GGUF file, or a folder with ``consolidated*.safetensors``; with
+            ``lora``, with ``model*.safetensors`` too.
         destination: A folder that does not exist yet.
         max_position_embeddings: The longest sequence in tokens, for a
             ``params.json`` that does not give it.
+        lora: A PEFT adapter's folder, to merge into the weights.
+        lora_scale: What its low-rank changes are multiplied by.
+
+    Returns:
+        Lines for the user: what merging into a quantized GGUF file lost.
 
     Raises:
         UserError: (a ``ValueError``) if ``source`` is missing or of a kind
-            that is not supported, or ``destination`` exists.
+            that is not supported, ``destination`` exists, or the adapter
+            cannot be merged or does not fit.
         OSError: If a file cannot be read or written.
     """
     if not source.exists():
@@ -66,23 +93,70 @@ def prepare(
             f"max_position_embeddings is {context}; give the longest sequence in "
             f"tokens, from 1 to {MOST_POSITIONS}, or leave it out."
         )
+    if not abs(lora_scale) <= _MOST_LORA_SCALE:  # NaN is not
+        raise UserError(
+            f"lora_scale is {lora_scale}; give a number of at most "
+            f"{_MOST_LORA_SCALE:g}, 1 for the adapter as it was trained."
+        )
     with new_folder(destination) as folder:
         if source.is_file():
-            _prepare_gguf(source, folder, context)
+            return _prepare_gguf(source, folder, context, lora, lora_scale)
+        if lora is not None:
+            _merge_folder(source, folder, context, lora, lora_scale)
         else:
-            _prepare_folder(source, folder, context)
+            _link_folder(source, folder, context)
+    return []
 
 
-def _prepare_gguf(source: Path, folder: Path, context: int | None) -> None:
+def _prepare_gguf(
+    source: Path, folder: Path, context: int | None, lora: Path | None, scale: float
+) -> list[str]:
     checkpoint = GGUFCheckpoint(source)
     config = gguf_config.read_config(checkpoint)
     if context is not None:
         config["max_position_embeddings"] = context
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_gguf_tokenizer(checkpoint, folder)
+    losses: list[str] = []
+    if lora is not None:
+        model, changes = _read_changes(source, config, lora, scale)
+        losses = merge_gguf(checkpoint, model, changes, folder / source.name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return losses
 
 
-def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
+def _merge_folder(
+    source: Path, folder: Path, context: int | None, lora: Path, scale: float
+) -> None:
+    config = _read_config(source, context)
+    shards: list[Path] = []
+    if (source / "config.json").exists():
+        hf_config.check_required_keys(str(source), None)
+        shards = find_shards(source, "model")
+    shards = shards or find_shards(source, "consolidated")
+    if not shards:
+        raise UserError(
+            f"{source} has neither model*.safetensors nor consolidated*.safetensors. "
+            "Give the folder of a checkpoint, or a GGUF file."
+        )
+    model, changes = _read_changes(source, config, lora, scale)
+    _prepare_tokenizer(source, folder, config)
+    merge_safetensors(shards, model, changes, folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def _read_changes(
+    source: Path, config: dict[str, Any], lora: Path, scale: float
+) -> tuple[PretrainedConfig, dict[str, Change]]:
+    """The base's HF config and the adapter's changes; unties ``config`` for them."""
+    model = read_hf_config(source, config)
+    hf_config.check_supported(hf_config.text_config(model))
+    changes = read_adapter(lora, model, scale)
+    untie(config, changes)
+    return model, changes
+
+
+def _link_folder(source: Path, folder: Path, context: int | None) -> None:
+    config = _read_config(source, context)
     tensors = find_tensors(source)
     if not tensors:
         raise UserError(
@@ -90,6 +164,13 @@ def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
             "Face folder with model*.safetensors as it is; of a GGUF give the "
             "file; .pth files are not supported."
         )
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _prepare_tokenizer(source, folder, config)
+    link_shards(tensors, folder)
+
+
+def _read_config(source: Path, context: int | None) -> dict[str, Any]:
+    """The config.json of a folder, or what its params.json makes one."""
     if (source / "config.json").exists():
         config = read_json(source / "config.json")
         text = config.get("text_config", config)
@@ -98,15 +179,16 @@ def _prepare_folder(source: Path, folder: Path, context: int | None) -> None:
                 f"{source / 'config.json'} has text_config = {shown(text)}; expected "
                 "an object. Copy the file that belongs to the checkpoint."
             )
+        refuse_other_models(str(source / "config.json"), config.get, text.get)
         if context is not None:
             text["max_position_embeddings"] = context
-    elif (source / PARAMS).exists():
-        config = read_config(source / PARAMS, context)
-    else:
-        raise UserError(f"{source} has neither {PARAMS} nor config.json.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    _prepare_tokenizer(source, folder, config)
-    link_shards(tensors, folder)
+        return config
+    if (source / PARAMS).exists():
+        return read_config(source / PARAMS, context)
+    raise UserError(
+        f"{source} has neither {PARAMS} nor config.json. Give a folder that has one, "
+        "or a GGUF file."
+    )
 
 
 def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) -> None:
@@ -142,19 +224,38 @@ def main() -> None:
         type=int,
         help="the longest sequence in tokens, where the checkpoint does not say",
     )
+    parser.add_argument(
+        "--lora", type=Path, help="the folder of a PEFT adapter, to merge"
+    )
+    parser.add_argument(
+        "--lora-scale",
+        type=float,
+        help="what the adapter's changes are multiplied by (1)",
+    )
     arguments = parser.parse_args()
+    if arguments.lora is None and arguments.lora_scale is not None:
+        parser.error("--lora-scale is for --lora")
     try:
-        prepare(
-            arguments.source, arguments.destination, arguments.max_position_embeddings
+        notes = prepare(
+            arguments.source,
+            arguments.destination,
+            arguments.max_position_embeddings,
+            arguments.lora,
+            1.0 if arguments.lora_scale is None else arguments.lora_scale,
         )
     except UserError as error:
         parser.exit(1, f"Error: {error}\n")
     except OSError as error:
         parser.exit(1, f"Error: {error.filename}: {error.strerror}.\n")
+    for note in notes:
+        print(note)
     if arguments.source.is_file():
         print(f"{arguments.destination} is ready. Start max with")
         # MAX looks for a relative path in the folder.
-        paths = arguments.destination, arguments.source.resolve()
+        weights = arguments.source
+        if arguments.lora is not None:
+            weights = arguments.destination / weights.name
+        paths = arguments.destination, weights.resolve()
         model, weights = (shlex.quote(str(path)) for path in paths)
         print(f"  --model {model} --weight-path {weights}")
     else:

@@ -27,6 +27,7 @@ from ..fields import (
     Fields,
     read_json,
 )
+from ..other_models import refuse_other_models
 from ..weights.safetensors_file import stored_tensors
 from ..weights.stored import Stored
 
@@ -72,11 +73,21 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
         UserError: (a ``ValueError``) naming the shards of a numbered series
             that are not there, or the truncated file.
     """
-    shards = sorted(folder.glob("consolidated*.safetensors"))
+    return stored_tensors(find_shards(folder, "consolidated"))
+
+
+def find_shards(folder: Path, stem: str) -> list[Path]:
+    """Returns the files ``STEM*.safetensors`` of ``folder``, all or none.
+
+    Raises:
+        UserError: (a ``ValueError``) naming the shards of a numbered series
+            that are not there.
+    """
+    shards = sorted(folder.glob(f"{stem}*.safetensors"))
     counts = {
         int(match[1])
         for shard in shards
-        if (match := re.fullmatch(r"consolidated-\d+-of-(\d+)", shard.stem))
+        if (match := re.fullmatch(rf"{stem}-\d+-of-(\d+)", shard.stem))
     }
     for count in counts:
         if count > _MOST_SHARDS:
@@ -85,8 +96,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
                 f"most {_MOST_SHARDS}. Fetch the checkpoint again."
             )
         series = [
-            f"consolidated-{i:05d}-of-{count:05d}.safetensors"
-            for i in range(1, count + 1)
+            f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)
         ]
         missing = [name for name in series if not (folder / name).exists()]
         if missing:
@@ -95,7 +105,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
                 f"{folder} lacks {', '.join(missing[:10])}{more}. Fetch the rest of "
                 "the checkpoint."
             )
-    return stored_tensors(shards)
+    return shards
 
 
 def link_shards(tensors: Mapping[str, Stored], folder: Path) -> None:
@@ -134,6 +144,7 @@ def read_config(
             max_mistral does not know or support.
     """
     params = read_json(path)
+    refuse_other_models(str(path), params.get)
     _check_keys(path, params)
     fields = Fields(str(path), params.get)
     hidden = fields.integer("dim", high=MOST_WIDE)

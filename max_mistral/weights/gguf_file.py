@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..fields import MOST_SCALE, Fields
 from ..hf_rope import RopeScaling
 from ..kernels.packing import Encoding
+from ..other_models import refuse_other_models
 from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
@@ -71,15 +72,25 @@ class GGUFCheckpoint:
     def __init__(self, path: Path, *, vocabulary: bool = True) -> None:
         self.path = path
         header = read_header(path, vocabulary=vocabulary)
+        self.header = header
         self.tensors = header.tensors
         self.metadata = Fields(str(path), header.metadata.get)
         self.architecture = self.metadata.string("general.architecture")
+        self._refuse_other_models()
         if self.architecture not in ARCHITECTURES:
             raise UserError(
                 f"{path} holds the architecture {self.architecture!r}; max_mistral "
                 f"reads {' and '.join(map(repr, ARCHITECTURES))}."
             )
         self._check_neutral()
+
+    def _refuse_other_models(self) -> None:
+        refuse_other_models(
+            str(self.path),
+            self.metadata.get,
+            lambda key: self.metadata.get(f"{self.architecture}.{key}"),
+            kind="general.architecture",
+        )
 
     def _check_neutral(self) -> None:
         for name, neutral in _NEUTRAL.items():

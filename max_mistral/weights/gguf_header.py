@@ -56,6 +56,10 @@ class GGUFHeader:
     """Numbers, strings and lists of those, by their keys."""
     tensors: dict[str, GGUFTensor]
     """In the order of the file."""
+    beginning: Stored
+    """The file's own bytes up to the end of the metadata."""
+    alignment: int
+    """What the places of tensors are multiples of."""
 
 
 def read_header(path: Path, *, vocabulary: bool = True) -> GGUFHeader:
@@ -95,12 +99,14 @@ class _Reader:
             if key in metadata:
                 self.fail(f"it has the metadata key {shown(key)} twice")
             metadata[key] = self.value(key)
+        beginning = Stored(self.path, 0, self.file.tell())
         infos = [self.tensor_info() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
         if type(alignment) is not int or alignment not in [2**i for i in range(17)]:
             self.fail(f"its general.alignment is {shown(alignment)}, no power of two")
         start = self.file.tell() + -self.file.tell() % alignment
-        return GGUFHeader(metadata, self.place(infos, start, alignment))
+        places = self.place(infos, start, alignment)
+        return GGUFHeader(metadata, places, beginning, alignment)
 
     def place(
         self,

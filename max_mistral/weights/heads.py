@@ -49,6 +49,13 @@ def split_rotary(weight: npt.NDArray[Scalar], heads: int) -> npt.NDArray[Scalar]
     return pairs.swapaxes(1, 2).reshape(rows, hidden)
 
 
+def join_rotary(weight: npt.NDArray[Scalar], heads: int) -> npt.NDArray[Scalar]:
+    """Undoes :func:`split_rotary`."""
+    rows, hidden = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, hidden)
+    return halves.swapaxes(1, 2).reshape(rows, hidden)
+
+
 def repeat_heads(
     weight: npt.NDArray[Scalar], heads: int, copies: int
 ) -> npt.NDArray[Scalar]:

@@ -1,9 +1,10 @@
-"""The header of a safetensors file: where each tensor is."""
+"""The header of a safetensors file: what each tensor is, and where."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -29,8 +30,23 @@ _BITS = {
 }
 
 
+@dataclass(frozen=True)
+class SafeTensor:
+    """One tensor as the header describes it."""
+
+    dtype: str
+    """As the format calls it: ``"BF16"``."""
+    shape: tuple[int, ...]
+    stored: Stored
+
+
 def stored_tensors(paths: Sequence[Path]) -> dict[str, Stored]:
-    """Returns where each tensor is, in one file or several.
+    """Returns where each tensor is; see :func:`read_tensors`."""
+    return {name: tensor.stored for name, tensor in read_tensors(paths).items()}
+
+
+def read_tensors(paths: Sequence[Path]) -> dict[str, SafeTensor]:
+    """Returns what each tensor is and where, in one file or several.
 
     MAX maps the files without a look at the offsets, and would read whatever
     lies there. So each tensor must have just the bytes that its shape and dtype
@@ -41,19 +57,19 @@ def stored_tensors(paths: Sequence[Path]) -> dict[str, Stored]:
             damaged, and the tensor.
         OSError: If a file cannot be read.
     """
-    stored: dict[str, Stored] = {}
+    tensors: dict[str, SafeTensor] = {}
     for path in paths:
         for name, tensor in _read_file(path).items():
-            if name in stored:
+            if name in tensors:
                 raise UserError(
-                    f"{name} is in {path} and in {stored[name].path} too. Fetch the "
-                    "checkpoint again."
+                    f"{name} is in {path} and in {tensors[name].stored.path} too. "
+                    "Fetch the checkpoint again."
                 )
-            stored[name] = tensor
-    return stored
+            tensors[name] = tensor
+    return tensors
 
 
-def _read_file(path: Path) -> dict[str, Stored]:
+def _read_file(path: Path) -> dict[str, SafeTensor]:
     """A little-endian uint64 ``n``, ``n`` bytes of JSON, then the tensors."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -62,24 +78,25 @@ def _read_file(path: Path) -> dict[str, Stored]:
             raise _incomplete(path, f"it has {size} bytes, its header {header_size}")
         header = file.read(header_size)
     start = 8 + header_size
-    spans = _spans(path, header)
-    end = 0
-    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+    tensors = _parse(path, header, start)
+    end = start
+    by_place = sorted(
+        tensors.items(), key=lambda item: (item[1].stored.offset, item[1].stored.size)
+    )
+    for name, tensor in by_place:
+        first = tensor.stored.offset
         if first != end:
             what = "overlaps the tensor before it" if first < end else "follows a gap"
-            raise _incomplete(path, f"{name} {what}, at byte {first} of the data")
-        end = last
-    if start + end != size:
-        raise _incomplete(
-            path, f"it has {size} bytes, its header makes it {start + end}"
-        )
-    return {
-        name: Stored(path, start + first, last - first)
-        for name, (first, last) in spans.items()
-    }
+            raise _incomplete(
+                path, f"{name} {what}, at byte {first - start} of the data"
+            )
+        end += tensor.stored.size
+    if end != size:
+        raise _incomplete(path, f"it has {size} bytes, its header makes it {end}")
+    return tensors
 
 
-def _spans(path: Path, header: bytes) -> dict[str, tuple[int, int]]:
+def _parse(path: Path, header: bytes, start: int) -> dict[str, SafeTensor]:
     try:
         tensors = parse_json(header, f"The header of {path}")
     except UserError as error:
@@ -87,10 +104,10 @@ def _spans(path: Path, header: bytes) -> dict[str, tuple[int, int]]:
     tensors.pop("__metadata__", None)
     if not tensors:
         raise _incomplete(path, "it has no tensors")
-    return {name: _span(path, name, tensor) for name, tensor in tensors.items()}
+    return {name: _tensor(path, name, found, start) for name, found in tensors.items()}
 
 
-def _span(path: Path, name: str, tensor: Any) -> tuple[int, int]:
+def _tensor(path: Path, name: str, tensor: Any, start: int) -> SafeTensor:
     fields = tensor if isinstance(tensor, dict) else {}
     dtype, shape = fields.get("dtype"), fields.get("shape")
     span = fields.get("data_offsets")
@@ -108,7 +125,7 @@ def _span(path: Path, name: str, tensor: Any) -> tuple[int, int]:
             f"{name} is {dtype} of shape {shown(shape)}, {bits / 8:g} bytes, but has "
             f"{last - first} at data_offsets = {shown(span)}",
         )
-    return first, last
+    return SafeTensor(dtype, tuple(shape), Stored(path, start + first, last - first))
 
 
 def _are_sizes(found: Any) -> TypeGuard[list[int]]:

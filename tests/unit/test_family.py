@@ -16,13 +16,13 @@ from workbench.runner import make_pipeline_config
 CONFIGS = Path(__file__).parent.parent / "fixtures" / "configs" / "mistralai"
 
 
-def yarn(factor, original, attention_factor=1.0):
+def yarn(factor, original, attention_factor=1.0, beta_fast=32.0):
     return RopeScaling(
         rope_type="yarn",
         factor=factor,
         original_max_position_embeddings=original,
         attention_factor=attention_factor,
-        beta_fast=32.0,
+        beta_fast=beta_fast,
         beta_slow=1.0,
     )
 
@@ -53,7 +53,8 @@ def row(
 
 MINISTRAL3 = {"rope_scaling": yarn(16.0, 16384), "query_scaling": (0.1, 16384)}
 # 0.1 ln 64 + 1: mscale_all_dim is 0, so the factor's own default counts.
-MEDIUM = {"rope_scaling": yarn(64.0, 4096, 1.4158883083359672)}
+LN64 = 1.4158883083359672
+MEDIUM = {"rope_scaling": yarn(64.0, 4096, LN64)}
 SMALL = (5120, 32768, 40, 32, 131072)
 
 FAMILY = {
@@ -67,6 +68,7 @@ FAMILY = {
     "Mistral-Nemo-Instruct-2407": row(5120, 14336, 40, 32, 131072, 131072, 1e6),
     "Mistral-Small-24B-Instruct-2501": row(*SMALL, 32768, 1e8),
     "Devstral-Small-2505": row(*SMALL, 131072, 1e9),
+    "Devstral-Small-2507": row(*SMALL, 131072, 1e9),
     "Magistral-Small-2506": row(*SMALL, 40960, 1e9),
     "Ministral-8B-Instruct-2410": row(
         4096, 12288, 36, 32, 131072, 32768, 1e8, window=[None, *[32768] * 3] * 9
@@ -84,11 +86,20 @@ FAMILY = {
     "Ministral-3-8B-Instruct-2512": row(
         4096, 14336, 34, 32, 131072, 262144, 1e6, **MINISTRAL3
     ),
+    "Ministral-3-8B-Reasoning-2512": row(
+        4096, 14336, 34, 32, 131072, 262144, 1e6, **MINISTRAL3
+    ),
     "Ministral-3-14B-Base-2512": row(
         5120, 16384, 40, 32, 131072, 262144, 1e9, **MINISTRAL3
     ),
     "Devstral-2-123B-Instruct-2512": row(
-        12288, 28672, 88, 96, 131072, 262144, 1e6, rope_scaling=yarn(64.0, 4096)
+        *(12288, 28672, 88, 96, 131072, 262144, 1e6),
+        rope_scaling=yarn(64.0, 4096, LN64, beta_fast=4.0),
+    ),
+    "Devstral-Small-2-24B-Instruct-2512": row(
+        *(*SMALL, 393216, 1e8),
+        rope_scaling=yarn(48.0, 8192),
+        query_scaling=(0.1, 8192),
     ),
     "Mistral-Medium-3.5-128B": row(12288, 28672, 88, 96, 131072, 262144, 1e6, **MEDIUM),
 }
@@ -96,10 +107,13 @@ FAMILY = {
 NATIVE = {
     # The whole context, where config.json stops at the window.
     "Ministral-8B-Instruct-2410": {"max_seq_len": 131072},
+    # It does not say, so what prepare takes without --max-position-embeddings.
+    "Devstral-Small-2507": {"max_seq_len": 32768},
 }
 QUANTIZED = {
     "Ministral-3-8B-Instruct-2512",
     "Devstral-2-123B-Instruct-2512",
+    "Devstral-Small-2-24B-Instruct-2512",
     "Mistral-Medium-3.5-128B",
 }
 
@@ -127,7 +141,11 @@ def test_every_fixture_has_its_row():
     assert {path.name for path in CONFIGS.iterdir()} == FAMILY.keys()
 
 
-@pytest.mark.parametrize("name", FAMILY)
+def published(file):
+    return sorted(path.parent.name for path in CONFIGS.glob(f"*/{file}"))
+
+
+@pytest.mark.parametrize("name", published("config.json"))
 def test_config_json(pipeline_config, name):
     config = AutoConfig.from_pretrained(CONFIGS / name)
     if name in QUANTIZED:
@@ -137,9 +155,7 @@ def test_config_json(pipeline_config, name):
     check(initialize(pipeline_config, config), FAMILY[name])
 
 
-@pytest.mark.parametrize(
-    "name", sorted(path.parent.name for path in CONFIGS.glob("*/params.json"))
-)
+@pytest.mark.parametrize("name", published("params.json"))
 def test_params_json(pipeline_config, name):
     config = AutoConfig.for_model(**read_config(CONFIGS / name / "params.json"))
     check(initialize(pipeline_config, config), FAMILY[name] | NATIVE.get(name, {}))

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import struct
 import tempfile
@@ -30,9 +31,11 @@ from max_mistral.hf_quantization import read_quantization
 from max_mistral.layers.rope import inverse_frequencies
 from max_mistral.prepare import gguf_config, native
 from max_mistral.prepare.gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
+from max_mistral.prepare.lora.adapter import read_adapter
 from max_mistral.prepare.mistral_tokenizer import write_tokenizer
 from max_mistral.weights.gguf_file import GGUFCheckpoint
 from max_mistral.weights.safetensors_file import stored_tensors
+from tests.lora_reference import GOLDENS, TINY
 from workbench.checkpoints import CONFIGS, write_native
 from workbench.quantized import CONFIG, LAYOUTS
 
@@ -257,6 +260,28 @@ def test_quantization_config(found):
     config.quantization_config = found
     with loads_or_is_refused():
         read_quantization(config, None)
+
+
+@pytest.fixture(scope="module")
+def adapter(folder):
+    """An adapter with patterns, and what its config says that counts."""
+    copied = shutil.copytree(GOLDENS / "rslora_patterns", folder / "adapter")
+    found = json.loads((copied / "adapter_config.json").read_text())
+    config = {key: value for key, value in found.items() if value}
+    config |= {"target_modules": ["q_proj", "k_proj", "v_proj"]}
+    config |= {"layers_to_transform": [0, 1]}
+    write(copied / "adapter_config.json", dumps(config))
+    assert read_adapter(copied, AutoConfig.for_model(**TINY))
+    return Good((copied, config))
+
+
+@FUZZ
+@given(data=st.data())
+def test_adapter_config(adapter, data):
+    copied, good = adapter.value
+    write(copied / "adapter_config.json", data.draw(json_files(good)))
+    with loads_or_is_refused():
+        read_adapter(copied, AutoConfig.for_model(**TINY))
 
 
 HEADER = {

@@ -202,7 +202,7 @@ REFUSED = [
     ("llama.rope.scaling.yarn_ext_factor", 0.5),
     ("llama.attention.scale", 0.5),
     ("llama.attn_logit_softcapping", 30.0),
-    ("llama.expert_count", 8),
+    ("llama.expert_count", 1),
     # Out of range (findings 8, 11).
     ("llama.block_count", 2**31),
     ("llama.block_count", 0),
