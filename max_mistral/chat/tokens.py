@@ -17,7 +17,6 @@ from . import tool_parser
 from .call_reader import ARGS_MARK, ID_MARK, MARK
 from .messages import check_order, in_words, with_mistral_ids
 from .reasoning import END, START
-from .routes import hook_routes
 from .schemas import check_schema
 from .tool_grammar import answer_grammar
 from .vocabulary import special_tokens
@@ -53,7 +52,7 @@ class ChatTokens(TextTokenizer):
         self.set_up_chat(pipeline_config)
 
     def set_up_chat(self, pipeline_config: Any) -> None:
-        """Looks at the vocabulary, settles the config and hooks MAX's routes."""
+        """Looks at the vocabulary and settles the config."""
         special = special_tokens(self.delegate)
         # MAX's own sign for "none": a GPU pipeline asks every tokenizer.
         self.reasoning_start_token_id = special.get(START, -1)
@@ -63,7 +62,6 @@ class ChatTokens(TextTokenizer):
         }
         if pipeline_config is not None:
             settle_config(pipeline_config, special)
-        hook_routes()
 
     @property
     def skipped_special_token_ids(self) -> set[int] | None:

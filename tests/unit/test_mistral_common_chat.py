@@ -1,6 +1,5 @@
 """Chats through MAX's routes, against mistral-common on what the client sent."""
 
-import asyncio
 import copy
 import json
 import pickle
@@ -136,8 +135,7 @@ def expected(reference, body, **options):
 
 
 def post(routes, body):
-    routes.worker.answer, routes.worker.asked = [70, 2], None
-    return asyncio.run(routes.post("chat/completions", **body))
+    return routes.post("chat/completions", **body)
 
 
 def assert_same(model, body, want):
@@ -145,11 +143,11 @@ def assert_same(model, body, want):
     response = post(routes, body)
     if isinstance(want, Exception):
         assert response.status_code == 400
-        assert routes.worker.asked is None
+        assert routes.context is None
         assert "this chat cannot be encoded: " in response.json()["detail"]
     else:
         assert response.status_code == 200, response.text
-        assert routes.worker.asked.tokens.prompt.tolist() == want
+        assert routes.prompt_ids == want
 
 
 @pytest.mark.parametrize("chat", list(CHATS))
@@ -206,8 +204,7 @@ def test_ids_of_other_servers_are_shortened(model):
         "tools": TOOLS,
     }
     assert post(routes, body).status_code == 200
-    found = routes.worker.asked.tokens.prompt.tolist()
-    text = routes.tokenizer.delegate.decode(found)
+    text = routes.prompt
     number = reference.version.version_num
     ids = 0 if number in (2, 13, 15) else 2
     assert "call_0123" not in text
@@ -232,7 +229,7 @@ def test_half_a_character_is_replaced(model):
     routes, reference = model
     assert post(routes, {"messages": [HI | {"content": "a\ud83d"}]}).status_code == 200
     want = expected(reference, {"messages": [HI | {"content": "a\ufffd"}]})
-    assert routes.worker.asked.tokens.prompt.tolist() == want
+    assert routes.prompt_ids == want
 
 
 def test_the_worker_gets_the_tokenizer(model):
@@ -241,7 +238,7 @@ def test_the_worker_gets_the_tokenizer(model):
 
 def prompt(routes):
     assert post(routes, {"messages": [HI]}).status_code == 200
-    return routes.tokenizer.delegate.decode(routes.worker.asked.tokens.prompt)
+    return routes.prompt
 
 
 def test_a_template_of_the_user_comes_first(tmp_path):

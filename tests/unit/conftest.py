@@ -1,0 +1,27 @@
+import pytest
+
+from tests.routes import Routes
+from tests.tools import VERSIONS
+from tests.vocabularies import write_vocabulary
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory):
+    """One of each made-up vocabulary."""
+    root = tmp_path_factory.mktemp("vocabularies")
+    return {v: Routes(write_vocabulary(root / v, v), max_length=8192) for v in VERSIONS}
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request):
+    return request.param
+
+
+@pytest.fixture
+def server(servers, version):
+    return servers[version]
+
+
+@pytest.fixture
+def v13(servers):
+    return servers["v13"]
