@@ -1,8 +1,11 @@
+from functools import cache
+
 import pytest
 
 from tests.routes import Routes
 from tests.tools import VERSIONS
 from tests.vocabularies import write_vocabulary
+from workbench.tokenizers import write_model
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +28,17 @@ def server(servers, version):
 @pytest.fixture
 def v13(servers):
     return servers["v13"]
+
+
+@pytest.fixture(scope="session")
+def real_model(tmp_path_factory):
+    """Writes a checkpoint with a real tokenizer, once; returns Mistral's own file.
+
+    For reading only: the tests share it.
+    """
+
+    @cache
+    def write(kind):
+        return write_model(kind, tmp_path_factory.mktemp("real") / "m")
+
+    return write

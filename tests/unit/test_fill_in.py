@@ -1,16 +1,17 @@
 """``suffix``: fill-in-the-middle prompts, against mistral-common's own."""
 
 import json
+import shutil
 
 import pytest
 from mistral_common.protocol.fim.request import FIMRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from tests.routes import EOS, Routes
-from workbench.tokenizers import BUNDLED, write_model
+from workbench.tokenizers import BUNDLED
 
 # And of those that are made of a bundled one, the newest.
-WITH_FIM = [*(BUNDLED.keys() - {"v1", "v2"}), "v15 tekken"]
+WITH_FIM = [*(kind for kind in BUNDLED if kind not in ("v1", "v2")), "v15 tekken"]
 TEXTS = [
     ("def f(a):\n    return ", "\n\nprint(f(3))"),
     ("x = ", " + 1"),
@@ -25,14 +26,18 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module", params=WITH_FIM)
-def model(request, tmp_path_factory):
-    """Routes with and without Mistral's file, and mistral-common's tokenizer."""
-    folder = tmp_path_factory.mktemp("model") / "m"
-    file = write_model(request.param, folder)
-    own = MistralTokenizer.from_file(file)
-    with_file = Routes(folder, max_length=512)
-    file.unlink()
-    return own, with_file, Routes(folder, max_length=512)
+def model(request, real_model, tmp_path_factory):
+    """mistral-common's tokenizer, and routes with its file and without."""
+    file = real_model(request.param)
+    folders = file.parent, without(file, tmp_path_factory.mktemp("model"))
+    routes = [Routes(folder, max_length=512) for folder in folders]
+    return MistralTokenizer.from_file(file), *routes
+
+
+def without(file, folder):
+    """Copies a checkpoint but for Mistral's own file."""
+    shutil.copytree(file.parent, folder / "m", ignore=lambda *_: [file.name])
+    return folder / "m"
 
 
 def expected(own, prompt, suffix):
@@ -64,11 +69,9 @@ def test_without_a_suffix_it_is_a_plain_prompt(model):
 
 
 @pytest.fixture(scope="module")
-def codestral(tmp_path_factory):
+def codestral(real_model):
     """Of Codestral's version."""
-    folder = tmp_path_factory.mktemp("model") / "m"
-    write_model("v3", folder)
-    return Routes(folder)
+    return Routes(real_model("v3").parent)
 
 
 def test_streamed_and_not(codestral):
@@ -110,20 +113,17 @@ def test_prompts_that_are_refused(codestral, body, words, stream):
     assert codestral.context is None
 
 
-def test_echo_is_refused(codestral, tmp_path):
-    write_model("v3", tmp_path / "m")
-    routes = Routes(tmp_path / "m", enable_echo=True)
+def test_echo_is_refused(real_model):
+    routes = Routes(real_model("v3").parent, enable_echo=True)
     refused = routes.complete("f(", suffix=")", echo=True, logprobs=1)
     assert "suffix and echo do not go together" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize("kind", ["v1", "v2"])
 @pytest.mark.parametrize("with_file", [True, False])
-def test_a_tokenizer_that_has_no_tokens_for_it(tmp_path, kind, with_file):
-    file = write_model(kind, tmp_path / "m")
-    if not with_file:
-        file.unlink()
-    routes = Routes(tmp_path / "m")
+def test_a_tokenizer_that_has_no_tokens_for_it(real_model, tmp_path, kind, with_file):
+    file = real_model(kind)
+    routes = Routes(file.parent if with_file else without(file, tmp_path))
     refused = routes.complete("f(", suffix=")")
     assert refused.status_code == 400
     detail = refused.json()["detail"]
@@ -131,10 +131,10 @@ def test_a_tokenizer_that_has_no_tokens_for_it(tmp_path, kind, with_file):
     assert "m has no tokens [PREFIX] and [SUFFIX]" in detail
 
 
-def test_a_template_of_the_user_changes_nothing(codestral, tmp_path):
-    write_model("v3", tmp_path / "m")
+def test_a_template_of_the_user_changes_nothing(codestral, real_model, tmp_path):
     (tmp_path / "t.jinja").write_text("{{ messages[0].content }}")
-    routes = Routes(tmp_path / "m", chat_template=tmp_path / "t.jinja")
+    folder = real_model("v3").parent
+    routes = Routes(folder, chat_template=tmp_path / "t.jinja")
     for server in (codestral, routes):
         server.complete("def f(", suffix=" return")
     assert routes.prompt_ids == codestral.prompt_ids
