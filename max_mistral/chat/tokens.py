@@ -17,7 +17,7 @@ from . import tool_parser
 from .call_reader import ARGS_MARK, ID_MARK, MARK
 from .messages import check_order, in_words, with_mistral_ids
 from .reasoning import END, START
-from .schemas import check_schema
+from .schemas import check_schema, check_together
 from .tool_grammar import answer_grammar
 from .vocabulary import special_tokens
 
@@ -138,6 +138,7 @@ def check_schemas(request: Any) -> None:
         for tool in request.tools or []
         if tool["function"].get("strict")
     }
+    check_together(of_tools.values())
     for name, schema in of_tools.items():
         check_schema(schema, f"tool {name!r}", is_object=True)
     for schema in _schemas(json.loads(response_format.grammar)):

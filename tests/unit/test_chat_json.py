@@ -50,6 +50,40 @@ def test_a_users_own_parser_stays(tmp_path):
     assert server.config.sampling.enable_structured_output
 
 
+def agents_tool(name, properties):
+    """As agents' libraries make them of a function: strict, all required."""
+    names = [f"{name}_{i}" for i in range(properties)]
+    schema = {
+        "type": "object",
+        "properties": {n: {"type": "string", "description": "d" * 80} for n in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+    function = {"name": name, "strict": True, "parameters": schema}
+    return {"type": "function", "function": function}
+
+
+def test_the_tools_of_agents(servers):
+    tools = [agents_tool(f"tool{i}", 5) for i in range(100)]
+    parameters = [tool["function"]["parameters"] for tool in tools]
+    schemas.check_together(parameters)
+    for schema in parameters:
+        schemas.check_schema(schema, "a tool", is_object=True)
+    refused = servers["v13"].ask(tools=[*tools, agents_tool("last", 13)])
+    assert refused.status_code == 400
+    assert "The 101 strict tools have 513 properties together" in refused.text
+    assert "at most 512" in refused.text
+
+
+def test_tools_that_are_not_strict_have_no_limit(servers):
+    """As those of MCP servers: any object is an argument."""
+    schema = {"type": "object", "properties": {str(i): {} for i in range(520)}}
+    function = {"name": "f", "parameters": schema}
+    tools = [{"type": "function", "function": function}]
+    answer = servers["v13"].ask(tools=tools, tool_choice="required")
+    assert answer.status_code == 200, answer.text
+
+
 def deep(levels):
     schema = {"type": "string"}
     for _ in range(levels):
@@ -74,7 +108,7 @@ BAD_SCHEMAS = {
         {"properties": {f"k{i}": {"maxLength": 900} for i in range(20)}},
         "18,000 together",
     ),
-    "many choices": ({"enum": list(range(1000))}, "1000 choices"),
+    "many choices": ({"enum": list(range(6000))}, "6000 choices"),
     "many parts": ({"anyOf": [{} for _ in range(3000)]}, "parts"),
     "long": ({"type": "string", "maxLength": 10**9}, "lengths"),
     "long pattern": ({"type": "string", "pattern": "a{1,99999}"}, "lengths"),
@@ -134,6 +168,8 @@ def test_a_schema_that_cannot_be_used(servers, name):
         {},
         True,
         deep(12),
+        {"enum": [f"value {i}" for i in range(1000)]},
+        {"description": "x" * 50_000, "properties": {"a": {}}},
         {
             "$defs": {
                 "n": {
