@@ -25,7 +25,11 @@ JSON_IN_JSON = {"v2", "v3"}
 DULL = SUNNY | {"content": 'It is "dull".'}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+# Two of them have one template: images are refused.
+VERSIONS = [kind for kind in KINDS if kind != "v3 tekken, images"]
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
 def model(request, real_model):
     """transformers' tokenizer and mistral-common's."""
     file = real_model(request.param)
