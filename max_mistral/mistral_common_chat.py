@@ -20,8 +20,9 @@ from max.pipelines.modeling.types import (
     TextGenerationRequestMessage,
     TextGenerationRequestTool,
 )
+from mistral_common.protocol.fim.request import FIMRequest
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.tokens.tokenizers.base import TokenizerVersion
+from mistral_common.tokens.tokenizers.base import SpecialTokens, TokenizerVersion
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -69,6 +70,20 @@ class MistralChat:
         """Returns the ids of plain text, in which nothing is a control token."""
         raw = self._tokenizer.instruct_tokenizer.tokenizer
         return raw.encode(text, bos=False, eos=False)
+
+    @property
+    def has_fim(self) -> bool:
+        """Whether there are tokens to fill in between a prompt and a suffix."""
+        raw = self._tokenizer.instruct_tokenizer.tokenizer
+        return self.version > TokenizerVersion.v1 and all(
+            raw.is_special(name.value)
+            for name in (SpecialTokens.prefix, SpecialTokens.suffix)
+        )
+
+    def encode_fim(self, prompt: str, suffix: str) -> list[int]:
+        """Returns the ids after which a model fills in between two texts."""
+        request = FIMRequest(prompt=prompt, suffix=suffix)
+        return list(self._tokenizer.encode_fim(request).tokens)
 
     def encode(
         self,

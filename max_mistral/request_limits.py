@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import math
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -136,25 +135,3 @@ def _is_small(value: object) -> bool:
         case str():
             return len(value) <= LONGEST_OPTION
     return False
-
-
-def refuse_no_prompts() -> None:
-    """Makes MAX's /v1/completions answer ``"prompt": []`` with a 400.
-
-    It would index the empty list, a 500, before any tokenizer is asked.
-    """
-    routes = sys.modules.get("max.serve.router.openai_routes")
-    if routes is None:  # not a server
-        return
-    prompts_of = routes.get_prompts_from_openai_request
-    if getattr(prompts_of, "refuses_none", False):
-        return
-
-    def some_prompts(prompt: Any) -> Any:
-        prompts = prompts_of(prompt)
-        if not prompts:
-            raise InputError("prompt is empty; give a text or a list of token ids.")
-        return prompts
-
-    some_prompts.refuses_none = True  # type: ignore[attr-defined]
-    routes.get_prompts_from_openai_request = some_prompts  # type: ignore[attr-defined]

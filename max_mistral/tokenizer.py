@@ -28,6 +28,7 @@ from max.pipelines.modeling.types import (
 from typing_extensions import override
 
 from .chat import ChatTokens
+from .fill_in import encode_fim
 from .hf_tokenizer import load_fast, vocab_size
 from .mistral_common_chat import load_chat
 from .request_limits import (
@@ -35,8 +36,8 @@ from .request_limits import (
     check_template_names,
     check_template_options,
     check_token_ids,
-    refuse_no_prompts,
 )
+from .routes import hook_routes
 
 logger = logging.getLogger("max.pipelines")
 
@@ -120,8 +121,8 @@ class MistralTokenizer(ChatTokens):
                 model_path,
                 sorted(self._unreachable),
             )
-        refuse_no_prompts()
         self.set_up_chat(pipeline_config)
+        hook_routes()
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -152,6 +153,13 @@ class MistralTokenizer(ChatTokens):
                 raise PromptTooLongError(len(prompt), self.max_length)
             check_token_ids(prompt, self._vocab_size)
         return await super().encode(prompt, add_special_tokens)
+
+    def encode_fim(self, prompt: str, suffix: str) -> list[int] | None:
+        """Returns the ids after which the model fills in between two texts.
+
+        ``None`` where the vocabulary has no tokens for it.
+        """
+        return encode_fim(prompt, suffix, self.delegate, self._chat)
 
     @override
     def apply_chat_template(

@@ -1,11 +1,12 @@
-"""MAX's real OpenAI routes before a worker that answers what a test chose.
+"""MAX's real OpenAI routes before a model that plays back chosen tokens.
 
 What a client sends goes through MAX's server code and our tokenizer; no graph
-is compiled.
+is compiled, so a wire format is tested in a second.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 from max.pipelines import PIPELINE_REGISTRY
 from max.pipelines.context import GenerationStatus, TextContext, TextGenerationOutput
 from max.pipelines.lib import PipelineConfig
+from max.pipelines.lib.registry import _apply_thinking_region
 from max.pipelines.modeling.types import PipelineTask
 from max.serve.config import Settings
 from max.serve.pipelines.llm import TokenGeneratorPipeline
@@ -26,16 +28,27 @@ from max.serve.worker_interface import ModelWorkerProxy
 
 from workbench.runner import make_pipeline_config
 
+EOS = 2
 
-class Worker(ModelWorkerProxy):
-    """Plays ``answer`` back, a token at a time, and keeps what it was asked."""
+# Server-sent events stay with the event loop that they were first used on.
+_LOOP = asyncio.Runner()
+
+
+class Playback(ModelWorkerProxy):
+    """A model worker that answers with ``answer``, some tokens at a time.
+
+    Attributes:
+        asked: What it was sent with the last request.
+    """
 
     def __init__(self) -> None:
-        self.answer: Sequence[int] = []
+        self.answer: Sequence[int] = [EOS]
+        self.at_a_time = 1
+        self.status = GenerationStatus.END_OF_SEQUENCE
         self.asked: TextContext | None = None
 
     def cancel(self, request_id: Any) -> None:
-        """Nothing runs."""
+        """Does nothing: an answer is over at once."""
 
     async def stream(self, request_id: Any, context: Any) -> Any:
         """Returns a stream of chunks, as MAX's proxy of a process does."""
@@ -44,17 +57,15 @@ class Worker(ModelWorkerProxy):
         self.asked = context
 
         async def chunks() -> Any:
-            for i, token in enumerate(self.answer):
-                done = i == len(self.answer) - 1
-                status = (
-                    GenerationStatus.END_OF_SEQUENCE
-                    if done
-                    else GenerationStatus.ACTIVE
-                )
+            tokens, size = list(self.answer), self.at_a_time
+            for at in range(0, len(tokens), size):
+                last = at + size >= len(tokens)
                 output = TextGenerationOutput(
-                    request_id=request_id, tokens=[token], final_status=status
+                    request_id=request_id,
+                    tokens=tokens[at : at + size],
+                    final_status=self.status if last else GenerationStatus.ACTIVE,
                 )
-                yield [output], i
+                yield [output], at
 
         return chunks()
 
@@ -65,27 +76,114 @@ def configure(folder: Path, **flags: Any) -> PipelineConfig:
 
 
 class Routes:
-    """A server without a model."""
+    """A server without a model.
+
+    Attributes:
+        tokenizer: As MAX's registry makes it.
+        worker: What answers.
+    """
 
     def __init__(self, folder: Path, **flags: Any) -> None:
-        config = configure(folder, **flags)
-        self.tokenizer = PIPELINE_REGISTRY.retrieve_tokenizer(config)
-        self.worker = Worker()
+        self.config = configure(folder, **flags)
+        self.tokenizer: Any = PIPELINE_REGISTRY.retrieve_tokenizer(self.config)
+        self.worker = Playback()
+        parser = self.config.runtime.reasoning_parser
+        # As MAX's server does: a grammar waits for the end of thinking.
+        _apply_thinking_region(self.tokenizer, parser)
         app = FastAPI()
         app.include_router(openai_routes.router)
         register_request(app)
         app.state.pipeline = TokenGeneratorPipeline(
-            model_name="m", tokenizer=self.tokenizer, model_worker=self.worker
+            model_name="m",
+            tokenizer=self.tokenizer,
+            model_worker=self.worker,
+            reasoning_parser_name=parser,
         )
-        app.state.pipeline_config = config
+        app.state.pipeline_config = self.config
         app.state.settings = Settings()
         app.state.task = PipelineTask.TEXT_GENERATION
         self._app = app
 
-    async def post(self, path: str, **body: Any) -> httpx.Response:
+    def post(self, path: str, **body: Any) -> httpx.Response:
         """Sends a request; an exception that MAX lets through is a 500."""
-        transport = httpx.ASGITransport(app=self._app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
-            # ASCII, as JSON may hold half a surrogate pair and UTF-8 not.
-            content = json.dumps({"model": "m"} | body)
-            return await http.post(f"/v1/{path}", content=content)
+        # ASCII, as JSON may hold half a surrogate pair and UTF-8 not.
+        return self.post_text(path, json.dumps({"model": "m"} | body))
+
+    def post_text(self, path: str, body: str | bytes) -> httpx.Response:
+        """Sends a request's body as it is."""
+        self.worker.asked = None
+
+        async def post() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self._app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://x") as c:
+                return await c.post(f"/v1/{path}", content=body)
+
+        return _LOOP.run(post())
+
+    def complete(self, prompt: Any, **body: Any) -> httpx.Response:
+        """Posts a text completion request."""
+        return self.post("completions", prompt=prompt, **body)
+
+    def chat(self, **body: Any) -> httpx.Response:
+        """Posts a chat request."""
+        messages = [{"role": "user", "content": "Hi"}]
+        return self.post("chat/completions", **{"messages": messages} | body)
+
+    def ids(self, text: str) -> list[int]:
+        """Text with control tokens as ids."""
+        return self.tokenizer.delegate.encode(text, add_special_tokens=False)
+
+    @property
+    def context(self) -> Any:
+        """What the worker was sent with the last request."""
+        return self.worker.asked
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The ids of the last prompt."""
+        return self.context.tokens.prompt.tolist()
+
+    @property
+    def prompt(self) -> str:
+        """The last prompt, with its control tokens."""
+        return self.tokenizer.delegate.decode(self.prompt_ids)
+
+    def ask(
+        self, answer: str = "Hi.", at_a_time: int = 1, **body: Any
+    ) -> httpx.Response:
+        """Posts a chat request that the model answers with ``answer``."""
+        self.worker.answer = [*self.ids(answer), EOS]
+        self.worker.at_a_time = at_a_time
+        return self.chat(**body)
+
+    def answer(self, answer: str, **body: Any) -> dict[str, Any]:
+        """The choice of an answer that is not streamed."""
+        response = self.ask(answer, **body)
+        assert response.status_code == 200, response.text
+        return response.json()["choices"][0]
+
+    def streamed(self, answer: str, **body: Any) -> dict[str, Any]:
+        """The same, put together from a stream as a client does it."""
+        response = self.ask(answer, stream=True, **body)
+        assert response.status_code == 200, response.text
+        return joined(response.text)
+
+
+def joined(events: str) -> dict[str, Any]:
+    """Returns the choice that a chat's stream of events adds up to."""
+    message: dict[str, Any] = {"content": "", "reasoning": "", "tool_calls": []}
+    finish = None
+    for line in events.splitlines():
+        if not line.startswith("data:") or "[DONE]" in line:
+            continue
+        (choice,) = json.loads(line.removeprefix("data:"))["choices"]
+        delta, finish = choice["delta"], choice.get("finish_reason") or finish
+        message["content"] += delta.get("content") or ""
+        message["reasoning"] += delta.get("reasoning") or ""
+        for part in delta.get("tool_calls") or []:
+            if part["index"] == len(message["tool_calls"]):
+                message["tool_calls"].append({"id": part["id"], "function": {}})
+            function = message["tool_calls"][part["index"]]["function"]
+            for key, text in part["function"].items():
+                function[key] = function.get(key, "") + (text or "")
+    return {"message": message, "finish_reason": finish}

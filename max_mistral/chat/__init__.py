@@ -2,6 +2,14 @@
 
 from .reasoning import NAME as REASONING_PARSER
 from .tokens import ChatTokens
+from .tool_choice import read_tool_choice
 from .tool_parser import NAME as TOOL_PARSER
+from .vocabulary import special_tokens
 
-__all__ = ["REASONING_PARSER", "TOOL_PARSER", "ChatTokens"]
+__all__ = [
+    "REASONING_PARSER",
+    "TOOL_PARSER",
+    "ChatTokens",
+    "read_tool_choice",
+    "special_tokens",
+]

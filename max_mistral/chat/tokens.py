@@ -17,8 +17,7 @@ from . import tool_parser
 from .call_reader import ARGS_MARK, ID_MARK, MARK
 from .messages import check_order, in_words, with_mistral_ids
 from .reasoning import END, START
-from .routes import hook_routes
-from .schemas import check_schema
+from .schemas import check_schema, check_together
 from .tool_grammar import answer_grammar
 from .vocabulary import special_tokens
 
@@ -53,7 +52,7 @@ class ChatTokens(TextTokenizer):
         self.set_up_chat(pipeline_config)
 
     def set_up_chat(self, pipeline_config: Any) -> None:
-        """Looks at the vocabulary, settles the config and hooks MAX's routes."""
+        """Looks at the vocabulary and settles the config."""
         special = special_tokens(self.delegate)
         # MAX's own sign for "none": a GPU pipeline asks every tokenizer.
         self.reasoning_start_token_id = special.get(START, -1)
@@ -63,7 +62,6 @@ class ChatTokens(TextTokenizer):
         }
         if pipeline_config is not None:
             settle_config(pipeline_config, special)
-        hook_routes()
 
     @property
     def skipped_special_token_ids(self) -> set[int] | None:
@@ -140,6 +138,7 @@ def check_schemas(request: Any) -> None:
         for tool in request.tools or []
         if tool["function"].get("strict")
     }
+    check_together(of_tools.values())
     for name, schema in of_tools.items():
         check_schema(schema, f"tool {name!r}", is_object=True)
     for schema in _schemas(json.loads(response_format.grammar)):

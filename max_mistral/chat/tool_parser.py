@@ -14,8 +14,8 @@ from max.pipelines.modeling.types import (
 
 from .call_reader import MARK, CallReader
 from .events import Arguments, Broken, Call, Content, Event
-from .routes import one_call_only
 from .schemas import check_size
+from .tool_choice import one_call_only
 from .tool_grammar import tool_grammar
 
 NAME = "mistral"

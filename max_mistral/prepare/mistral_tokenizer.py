@@ -82,7 +82,7 @@ def write_tokenizer(path: Path, folder: Path) -> int:
     """
     read = _read_tekken if path.suffix == ".json" else _read_sentencepiece
     try:
-        tokenizer, version = read(path)
+        tokenizer, template = read(path)
     except UserError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -103,7 +103,7 @@ def write_tokenizer(path: Path, folder: Path) -> int:
         "bos_token": _BOS,
         "eos_token": _EOS,
         "clean_up_tokenization_spaces": False,
-        "chat_template": chat_template(version),
+        "chat_template": template,
     }
     if tokenizer.token_to_id("<pad>") is not None:
         config["pad_token"] = "<pad>"
@@ -111,8 +111,8 @@ def write_tokenizer(path: Path, folder: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
-def _read_tekken(path: Path) -> tuple[Tokenizer, int]:
-    """The byte-level BPE of tiktoken behind a block of special tokens."""
+def _read_tekken(path: Path) -> tuple[Tokenizer, str]:
+    """The byte-level BPE of tiktoken behind a block of special tokens; a template."""
     file = Fields(str(path), read_json(path).get)
     config = file.fields("config")
     total = config.integer("default_vocab_size", high=MOST_TOKENS)
@@ -144,7 +144,11 @@ def _read_tekken(path: Path) -> tuple[Tokenizer, int]:
     tokenizer = make_byte_level(
         vocab, merges, tekken_cuts(pattern), special, whole_words=True
     )
-    return tokenizer, int(version[1:])
+    settings = file.get("model_settings_builder")
+    template = chat_template(
+        int(version[1:]), special, sentencepiece=False, settings=settings
+    )
+    return tokenizer, template
 
 
 def _tekken_ranks(file: Fields, size: int) -> dict[bytes, int]:
@@ -172,8 +176,8 @@ def tekken_cuts(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
     ]
 
 
-def _read_sentencepiece(path: Path) -> tuple[Tokenizer, int]:
-    """A sentencepiece BPE with byte fallback."""
+def _read_sentencepiece(path: Path) -> tuple[Tokenizer, str]:
+    """A sentencepiece BPE with byte fallback, and a template."""
     # Read here, for what cannot be read is no broken file.
     model = SentencePieceProcessor(model_proto=path.read_bytes())
     tokenizer = make_sentencepiece(
@@ -187,7 +191,8 @@ def _read_sentencepiece(path: Path) -> tuple[Tokenizer, int]:
         {i for i in range(model.vocab_size()) if model.is_byte(i)},
         space_before_all=True,
     )
-    return tokenizer, _version(path) or _guess_version(tokenizer)
+    version = _version(path) or _guess_version(tokenizer)
+    return tokenizer, chat_template(version, (), sentencepiece=True)
 
 
 def _guess_version(tokenizer: Tokenizer) -> int:

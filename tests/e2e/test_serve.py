@@ -134,6 +134,7 @@ VOCABULARY = 49152
         ("completions", {"prompt": []}, "prompt is empty"),
         ("completions", {"prompt": ""}, "prompt is empty"),
         ("completions", {"prompt": [5] * 3000}, "2048"),
+        ("completions", {"prompt": "f(", "suffix": ")"}, "suffix needs a model"),
         ("completions", {"prompt": [5], "stop_token_ids": [2**70]}, "token id"),
         ("chat/completions", {"prompt_tokens": [99999999]}, "token id 99999999"),
         ("chat/completions", {"chat_template_kwargs": {"chat_template": BOMB}}, "not"),

@@ -6,6 +6,7 @@ with which MAX's worker does not start.
 
 import httpx
 import pytest
+from mistral_common.protocol.fim.request import FIMRequest
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
@@ -37,7 +38,7 @@ MESSAGES = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Posts to its chat route; and mistral-common's tokenizer of the same file."""
+    """Posts to its routes; and mistral-common's tokenizer of the same file."""
     folder = tmp_path_factory.mktemp("model") / "m"
     file = write_model("v11 tekken", folder)
     with serve(
@@ -47,9 +48,9 @@ def server(tmp_path_factory):
     ) as url:
         name = httpx.get(f"{url}/models").json()["data"][0]["id"]
 
-        def post(**body):
+        def post(path="chat/completions", **body):
             body = {"model": name, "max_tokens": 3} | body
-            return httpx.post(f"{url}/chat/completions", json=body, timeout=60)
+            return httpx.post(f"{url}/{path}", json=body, timeout=60)
 
         yield post, MistralTokenizer.from_file(file)
 
@@ -71,3 +72,16 @@ def test_what_mistral_common_refuses_is_a_400(server):
     assert refused.status_code == 400
     assert "Expected last role User or Tool" in refused.text
     assert post(messages=[MESSAGES[1]]).status_code == 200
+
+
+def test_code_between_two_texts(server):
+    post, tokenizer = server
+    code = {"prompt": "def f(a):\n    return ", "suffix": "\n\nprint(f(3))"}
+    want = tokenizer.encode_fim(FIMRequest(**code)).tokens
+    answer = post("completions", return_token_ids=True, **code)
+    assert answer.status_code == 200, answer.text
+    (choice,) = answer.json()["choices"]
+    assert choice["prompt_token_ids"] == want
+    assert choice["finish_reason"] in ("length", "stop")
+    stream = post("completions", stream=True, **code)
+    assert "[DONE]" in stream.text

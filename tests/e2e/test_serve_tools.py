@@ -134,6 +134,10 @@ def test_eight_at_a_time_with_and_without_grammars(create):
         ({"tools": TOOLS, "tool_choice": NAMED | {"function": {"name": "x"}}}, "'x'"),
         ({"tools": TOOLS + TOOLS}, "Two tools are named"),
         ({"tool_choice": "required"}, "has no tools"),
+        ({"n": 2}, "n is 2"),
+        ({"logit_bias": {"5": 1}}, "logit_bias is not supported"),
+        ({"presence_penalty": 1}, "--enable-penalties"),
+        ({"temperature": 2.5}, "temperature must be in"),
     ],
 )
 def test_bad_input_is_a_400(create, body, says):

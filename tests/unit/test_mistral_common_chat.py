@@ -1,143 +1,28 @@
 """Chats through MAX's routes, against mistral-common on what the client sent."""
 
-import asyncio
-import copy
 import json
 import pickle
 import shutil
 
 import pytest
-from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from max_mistral.chat.messages import mistral_id
+from tests.chats import CHATS, HI, SUNNY, TOOLS, USER, WEATHER, called, expected
 from tests.routes import Routes
 from workbench.tokenizers import KINDS, tokenizer_file, write_model
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def model(request, tmp_path_factory):
+def model(request, real_model):
     """The routes, and mistral-common's tokenizer of the same file."""
-    folder = tmp_path_factory.mktemp("model") / "m"
-    file = write_model(request.param, folder)
-    routes = Routes(folder, max_length=512)
+    file = real_model(request.param)
+    routes = Routes(file.parent, max_length=512)
     return routes, MistralTokenizer.from_file(file)
 
 
-SYSTEM = {"role": "system", "content": "Be brief; naïve façades — 日本語 ok."}
-USER = {"role": "user", "content": "What is the weather in Paris\n\n  today? 🎉"}
-HI = {"role": "user", "content": "Hi"}
-HELLO = {"role": "assistant", "content": "Hello!  "}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "Weather — 天気",
-            "parameters": {
-                "type": "object",
-                "required": ["city"],
-                "properties": {"city": {"type": "string", "enum": ["Paris", "Zürich"]}},
-            },
-        },
-    },
-    {
-        "type": "function",
-        "function": {
-            "parameters": {"type": "object", "properties": {"a": {"type": "number"}}},
-            "name": "add",
-        },
-    },
-]
-
-
-def call(name, arguments, id):
-    function = {"name": name, "arguments": arguments}
-    return {"id": id, "type": "function", "function": function}
-
-
-def called(*calls):
-    return {"role": "assistant", "content": None, "tool_calls": list(calls)}
-
-
-def result(id, name, content):
-    return {"role": "tool", "tool_call_id": id, "name": name, "content": content}
-
-
-WEATHER = call("get_weather", '{"city":"Paris"}', "abcdefgh1")
-ADD = call("add", '{"b": [1, 2.50, "é"], "a": null}', "abcdefgh2")
-SUNNY = result("abcdefgh1", "get_weather", '{"t": 20, "sky": "☀"}')
-SUM = result("abcdefgh2", "add", "it is 3")
-CONTROL = "[/INST] </s> [TOOL_CALLS] [SYSTEM_PROMPT] <s>[INST] [ARGS]"
-
-CHATS = {
-    "one": {"messages": [USER]},
-    "system": {"messages": [SYSTEM, USER]},
-    "turns": {"messages": [SYSTEM, HI, HELLO, USER, HELLO, HI]},
-    "parts": {
-        "messages": [
-            {"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]}
-        ]
-    },
-    "spelt control tokens": {
-        "messages": [
-            {"role": "system", "content": CONTROL},
-            {"role": "user", "content": CONTROL},
-            {"role": "assistant", "content": CONTROL},
-            {"role": "user", "content": CONTROL},
-        ]
-    },
-    "tools": {"messages": [SYSTEM, USER], "tools": TOOLS},
-    "tools later": {"messages": [HI, HELLO, USER], "tools": TOOLS},
-    "a call": {"messages": [USER, called(WEATHER), SUNNY], "tools": TOOLS},
-    "a call in text": {
-        "messages": [USER, called(WEATHER) | {"content": "Let me see."}, SUNNY],
-        "tools": TOOLS,
-    },
-    "two calls": {
-        "messages": [SYSTEM, USER, called(WEATHER, ADD), SUNNY, SUM],
-        "tools": TOOLS,
-    },
-    "a call before": {
-        "messages": [USER, called(WEATHER), SUNNY, HELLO, HI],
-        "tools": TOOLS,
-    },
-    "calls one by one": {
-        "messages": [USER, called(WEATHER), SUNNY, called(ADD), SUM, HELLO, USER],
-        "tools": TOOLS,
-    },
-    "a call without its tool": {"messages": [USER, called(WEATHER), SUNNY]},
-    "thoughts": {
-        "messages": [HI, HELLO | {"reasoning_content": "Greet back."}, USER],
-    },
-    "ends with an answer": {"messages": [HI, HELLO]},
-    "starts with an answer": {"messages": [HELLO, HI]},
-    "two questions": {"messages": [HI, USER]},
-    "not a schema": {
-        "messages": [HI],
-        "tools": [
-            {
-                "type": "function",
-                "function": {"name": "f", "parameters": {"type": "nothing"}},
-            }
-        ],
-    },
-}
-
-
-def expected(reference, body, **options):
-    """mistral-common's ids, or the error with which it refuses."""
-    body = copy.deepcopy(body)
-    try:
-        request = ChatCompletionRequest.from_openai(**body, **options)
-        return reference.encode_chat_completion(request).tokens
-    except Exception as error:
-        return error
-
-
 def post(routes, body):
-    routes.worker.answer, routes.worker.asked = [70, 2], None
-    return asyncio.run(routes.post("chat/completions", **body))
+    return routes.post("chat/completions", **body)
 
 
 def assert_same(model, body, want):
@@ -145,11 +30,11 @@ def assert_same(model, body, want):
     response = post(routes, body)
     if isinstance(want, Exception):
         assert response.status_code == 400
-        assert routes.worker.asked is None
+        assert routes.context is None
         assert "this chat cannot be encoded: " in response.json()["detail"]
     else:
         assert response.status_code == 200, response.text
-        assert routes.worker.asked.tokens.prompt.tolist() == want
+        assert routes.prompt_ids == want
 
 
 @pytest.mark.parametrize("chat", list(CHATS))
@@ -206,8 +91,7 @@ def test_ids_of_other_servers_are_shortened(model):
         "tools": TOOLS,
     }
     assert post(routes, body).status_code == 200
-    found = routes.worker.asked.tokens.prompt.tolist()
-    text = routes.tokenizer.delegate.decode(found)
+    text = routes.prompt
     number = reference.version.version_num
     ids = 0 if number in (2, 13, 15) else 2
     assert "call_0123" not in text
@@ -232,7 +116,7 @@ def test_half_a_character_is_replaced(model):
     routes, reference = model
     assert post(routes, {"messages": [HI | {"content": "a\ud83d"}]}).status_code == 200
     want = expected(reference, {"messages": [HI | {"content": "a\ufffd"}]})
-    assert routes.worker.asked.tokens.prompt.tolist() == want
+    assert routes.prompt_ids == want
 
 
 def test_the_worker_gets_the_tokenizer(model):
@@ -241,7 +125,7 @@ def test_the_worker_gets_the_tokenizer(model):
 
 def prompt(routes):
     assert post(routes, {"messages": [HI]}).status_code == 200
-    return routes.tokenizer.delegate.decode(routes.worker.asked.tokens.prompt)
+    return routes.prompt
 
 
 def test_a_template_of_the_user_comes_first(tmp_path):

@@ -112,15 +112,6 @@ def test_chats_are_those_of_mistral_common(converted, chat):
     )
 
 
-def test_tools_are_refused_not_dropped(converted):
-    _, tokenizer = converted
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    with pytest.raises(Exception, match="has no tools"):
-        tokenizer.apply_chat_template(CHATS["one"], tools=[tool])
-    with pytest.raises(Exception, match="has no role tool"):
-        tokenizer.apply_chat_template([{"role": "tool", "content": "1"}])
-
-
 def test_the_newest_tokenizer_of_a_folder_is_taken(tmp_path):
     with pytest.raises(UserError, match="has no tokenizer"):
         find_tokenizer(tmp_path)

@@ -13,11 +13,11 @@ from transformers.tokenization_mistral_common import MistralCommonBackend
 
 from max_mistral.errors import UserError
 from max_mistral.tokenizer import MistralTokenizer
-from tests.routes import Routes, configure
+from tests.routes import EOS, Routes, configure
 from workbench.checkpoints import BASE
 from workbench.tokenizers import tokenizer_file, write_model
 
-HI = [{"role": "user", "content": "Hi"}]
+ANSWER = [70, 71, EOS]
 VOCAB = BASE["vocab_size"]
 TEMPLATE = (
     "{% if fail %}{{ raise_exception('Roles must alternate.') }}{% endif %}"
@@ -32,6 +32,12 @@ def routes(checkpoint):
 
 
 @pytest.fixture(scope="module")
+def flagged(checkpoint):
+    """With flags for what a server does not do without."""
+    return Routes(checkpoint, enable_echo=True, enable_min_tokens=True)
+
+
+@pytest.fixture(scope="module")
 def styled(checkpoint, tmp_path_factory):
     """With a --chat-template that has options."""
     file = tmp_path_factory.mktemp("template") / "template.jinja"
@@ -40,21 +46,18 @@ def styled(checkpoint, tmp_path_factory):
 
 
 def complete(routes, prompt, **body):
-    return post(routes, "completions", prompt=prompt, **body)
+    routes.worker.answer = ANSWER
+    return routes.complete(prompt, **body)
 
 
 def chat(routes, **body):
-    return post(routes, "chat/completions", **{"messages": HI} | body)
-
-
-def post(routes, path, **body):
-    routes.worker.answer, routes.worker.asked = [70, 71, 2], None
-    return asyncio.run(routes.post(path, **body))
+    routes.worker.answer = ANSWER
+    return routes.chat(**body)
 
 
 def assert_refused(routes, response, *words):
     assert response.status_code == 400, response.text
-    assert routes.worker.asked is None
+    assert routes.context is None
     for word in words:
         assert word in response.text
 
@@ -75,7 +78,7 @@ def test_every_id_of_the_vocabulary_is_taken(routes):
     for start in range(0, VOCAB, 160):
         ids = list(range(start, start + 160))
         assert complete(routes, ids).status_code == 200
-        assert routes.worker.asked.tokens.prompt.tolist() == ids
+        assert routes.prompt_ids == ids
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [""], ""])
@@ -92,7 +95,7 @@ def test_a_prompt_beyond_the_context_is_refused(routes, prompt):
 def sampling(routes, **body):
     response = complete(routes, [5], temperature=1, **body)
     assert response.status_code == 200, response.text
-    return routes.worker.asked.sampling_params
+    return routes.context.sampling_params
 
 
 def test_a_top_k_of_all_tokens_is_no_limit(routes):
@@ -103,14 +106,14 @@ def test_a_top_k_of_all_tokens_is_no_limit(routes):
         assert sampling(routes, top_k=top_k).top_k == top_k
 
 
-def test_numbers_that_do_not_fit_into_64_bits(routes):
+def test_numbers_that_do_not_fit_into_64_bits(routes, flagged):
     assert sampling(routes, seed=2**70 + 3).seed == 3
     assert sampling(routes, seed=2**63).seed == 2**63
     assert sampling(routes, seed=-1).seed == 2**64 - 1
     assert sampling(routes, max_tokens=2**70).max_new_tokens == 256
     assert sampling(routes, max_tokens=7).max_new_tokens == 7
-    refused = complete(routes, [5], min_tokens=2**70)
-    assert_refused(routes, refused, "min_tokens", "max_length (256)")
+    refused = complete(flagged, [5], min_tokens=2**70)
+    assert_refused(flagged, refused, "min_tokens", "max_length (256)")
 
 
 def test_a_stop_token_beyond_the_vocabulary_is_named(routes):
@@ -172,7 +175,7 @@ def test_options_of_the_template(styled):
     def prompt(**options):
         response = chat(styled, chat_template_kwargs=options)
         assert response.status_code == 200, response.text
-        return styled.tokenizer.delegate.decode(styled.worker.asked.tokens.prompt)
+        return styled.prompt
 
     assert prompt() == "Hi>"
     assert prompt(style="Say ") == "Say Hi>"
@@ -198,17 +201,17 @@ def test_a_model_without_a_template_says_so(checkpoint, tmp_path):
     assert_refused(routes, chat(routes), "no chat template", "/v1/completions")
 
 
-def test_echo_keeps_off_the_prefix_cache(routes):
+def test_echo_keeps_off_the_prefix_cache(flagged):
     """Each such request has a salt of its own; others share."""
     salts = set()
     for _ in range(2):
-        assert complete(routes, [5], echo=True, logprobs=1).status_code == 200
-        salts.add(routes.worker.asked.cache_salt)
+        assert complete(flagged, [5], echo=True, logprobs=1).status_code == 200
+        salts.add(flagged.context.cache_salt)
     assert len(salts) == 2
     assert None not in salts
-    for body in ({"logprobs": 1}, {"echo": True}, {}):
-        complete(routes, [5], **body)
-        assert routes.worker.asked.cache_salt is None
+    for body in ({"logprobs": 1}, {}):
+        complete(flagged, [5], **body)
+        assert flagged.context.cache_salt is None
 
 
 def edit(path, **values):
@@ -235,9 +238,9 @@ def test_a_model_with_a_padded_vocabulary(checkpoint, tmp_path):
     edit(folder / "config.json", vocab_size=384)
     routes = Routes(folder)
     assert complete(routes, [383]).status_code == 200
-    assert routes.worker.asked.vocab_size == 384
-    routes.worker.answer = [70, 383, 71, 2]
-    response = asyncio.run(routes.post("completions", prompt=[5]))
+    assert routes.context.vocab_size == 384
+    routes.worker.answer = [70, 383, 71, EOS]
+    response = routes.complete([5])
     assert response.json()["choices"][0]["text"] == "bc"
     assert_refused(routes, complete(routes, [384]), "token id 384")
 
@@ -249,7 +252,7 @@ def test_stop_tokens_that_the_model_cannot_emit_are_left_out(checkpoint, tmp_pat
     routes = Routes(folder)
     assert routes.tokenizer.eos_token_ids == {2, 9}
     assert sampling(routes).stop_token_ids == [2, 9]
-    assert routes.worker.asked.eos_tracker.eos_token_ids == {2, 9}
+    assert routes.context.eos_tracker.eos_token_ids == {2, 9}
 
 
 def test_a_folder_without_a_tokenizer_is_refused(checkpoint, tmp_path):

@@ -1,0 +1,118 @@
+"""Fields of a request that MAX 26.7 would drop without a word.
+
+A field that asks for what the server does not do raises MAX's ``InputError``,
+which its routes answer with a 400 and the sentence. What only labels a request
+(``user``, ``metadata``, ``store``) passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from max.pipelines.context import SamplingParams
+from max.pipelines.context.exceptions import InputError
+from max.pipelines.lib import PipelineConfig
+
+# The value of each that asks for nothing.
+_PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}
+
+# By MAX's name, where it is another.
+_SAMPLING = {
+    **{name: name for name in ("temperature", "thinking_temperature")},
+    **{name: name for name in ("top_p", "top_k", "min_p", *_PENALTIES)},
+    **{"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"},
+    **{"min_tokens": "min_new_tokens"},
+}
+
+
+def check_fields(body: Any, config: PipelineConfig) -> None:
+    """Checks what chats and completions have in common.
+
+    Args:
+        body: MAX's pydantic model of a request.
+        config: The server's.
+
+    Raises:
+        InputError: (a ``ValueError``) that names the field, and the flag of
+            ``max serve`` that it needs.
+    """
+    for field in ("n", "best_of"):
+        value = getattr(body, field, None)
+        if value not in (None, 1):
+            raise InputError(
+                f"{field} is {value}, but a request gets one answer: leave it out, "
+                "or send the request several times."
+            )
+    if body.logit_bias:
+        raise InputError("logit_bias is not supported; leave it out.")
+    _check_sampling(body)
+    if not config.sampling.enable_penalties:
+        for field, nothing in _PENALTIES.items():
+            _refuse_without_flag(body, field, nothing, "--enable-penalties")
+    if not config.sampling.enable_min_tokens:
+        _refuse_without_flag(body, "min_tokens", 0, "--enable-min-tokens")
+
+
+def _check_sampling(body: Any) -> None:
+    """Says in which field a number is that MAX's sampler does not take."""
+    for field, name in _SAMPLING.items():
+        value = getattr(body, field, None)
+        if value is not None:
+            try:
+                SamplingParams(**{name: value})
+            except ValueError as error:
+                raise InputError(str(error).replace(name, field)) from error
+
+
+def _refuse_without_flag(body: Any, field: str, nothing: float, flag: str) -> None:
+    value = getattr(body, field)
+    if value not in (None, nothing):
+        raise InputError(
+            f"{field} is {value}, but this server was started without {flag}; leave "
+            "it out or start the server with it."
+        )
+
+
+def check_chat_fields(body: Any) -> None:
+    """Checks what only chats have.
+
+    Raises:
+        InputError: (a ``ValueError``) that names the field.
+    """
+    if body.top_logprobs and not body.logprobs:
+        raise InputError("top_logprobs needs logprobs: true.")
+    for field in ("audio", "moderation", "web_search_options"):
+        if getattr(body, field) is not None:
+            raise InputError(f"{field} is not supported; leave it out.")
+    if set(body.modalities or ()) - {"text"}:
+        raise InputError("modalities may only be ['text'].")
+
+
+def check_completion_fields(body: Any, config: PipelineConfig) -> None:
+    """Checks what only text completions have.
+
+    Raises:
+        InputError: (a ``ValueError``) that names the field.
+    """
+    if not config.model.enable_echo:
+        _refuse_without_flag(body, "echo", False, "--enable-echo")
+    if body.echo and body.logprobs is None:
+        raise InputError(
+            "echo gives the log probabilities of the prompt, so it needs logprobs."
+        )
+    prompts = body.prompt
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        prompts = [prompts]
+    if not prompts:
+        raise InputError("prompt is empty; give a text or a list of token ids.")
+    if body.stream and len(prompts) > 1:
+        raise InputError(
+            f"prompt has {len(prompts)} prompts, but a stream answers one: send each "
+            "in a request of its own, or without stream."
+        )
+    if body.suffix is None:
+        return
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError("suffix needs a prompt of text, not of token ids.")
+    if body.echo:
+        raise InputError("suffix and echo do not go together; leave one out.")

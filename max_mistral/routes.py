@@ -1,0 +1,103 @@
+"""Every place where MAX's OpenAI routes are changed, and why.
+
+MAX 26.7 asks an architecture for its tokenizer and its parsers; what a route
+does before it has them, or with fields that it never passes on, is its own.
+Two functions of ``max.serve.router.openai_routes`` are replaced:
+
+``_parse_openai_request_body``, with which both routes begin
+    Our part checks each body: JSON that cannot be read, an unknown model, a
+    number out of its range and an empty prompt are answered in words (else
+    "Value error." or a 500); what MAX drops is honoured (``suffix``,
+    ``parallel_tool_calls``, a 0 that is not "none") or refused by name.
+``_content_before_tool_call_marker``, of an answer whose calls are all broken
+    MAX keeps what stood before the marker; the parser knows the rest too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from max.pipelines.context.exceptions import InputError
+from pydantic import ValidationError
+
+from .chat import read_tool_choice
+from .request_fields import check_chat_fields, check_completion_fields, check_fields
+
+
+def hook_routes() -> None:
+    """Changes MAX's routes, once; where they are not loaded there is no server."""
+    routes: Any = sys.modules.get("max.serve.router.openai_routes")
+    if routes is None or hasattr(routes._parse_openai_request_body, "checks_bodies"):
+        return
+    parse = routes._parse_openai_request_body
+    cut = routes._content_before_tool_call_marker
+
+    async def parse_and_check(request: Any, request_id: str, model: Any) -> Any:
+        try:
+            body = await parse(request, request_id, model)
+        except (InputError, ValidationError):  # have words of their own
+            raise
+        except RecursionError:
+            message = "the request's JSON has too many levels to be read."
+            raise InputError(message) from None
+        except ValueError as error:
+            raise InputError(f"the request's JSON cannot be read: {error}") from error
+        try:
+            pipeline = routes.get_pipeline(request, body.model)
+        except ValueError as error:
+            raise InputError(
+                f"model is {body.model[:256]!r}, which is not served here; "
+                "GET /v1/models says what is."
+            ) from error
+        return await _checked(request, body, pipeline.tokenizer)
+
+    def content_without_calls(parser: Any, response: str) -> str:
+        own = getattr(parser, "content_without_calls", None)
+        return own(response) if own else cut(parser, response)
+
+    parse_and_check.checks_bodies = True  # type: ignore[attr-defined]
+    routes._parse_openai_request_body = parse_and_check
+    routes._content_before_tool_call_marker = content_without_calls
+
+
+async def _checked(request: Any, body: Any, tokenizer: Any) -> Any:
+    """Returns a body as MAX's route may go on with it.
+
+    Args:
+        request: The HTTP request.
+        body: MAX's pydantic model of it.
+        tokenizer: A ``MistralTokenizer``.
+
+    Raises:
+        InputError: (a ``ValueError``) if it asks for what cannot be done.
+    """
+    config = request.app.state.pipeline_config
+    check_fields(body, config)
+    # Where MAX takes 0 for none, what means the same.
+    if body.seed == 0:
+        body.seed = 2**64
+    if hasattr(body, "messages"):
+        check_chat_fields(body)
+        body.top_logprobs = body.top_logprobs or None
+        # Of the JSON: pydantic reads tools once only.
+        read_tool_choice(json.loads(await request.body()))
+        return body
+    check_completion_fields(body, config)
+    if body.logprobs == 0:
+        body.logprobs = 1
+    if body.suffix is not None:
+        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        filled = [
+            await asyncio.to_thread(tokenizer.encode_fim, text, body.suffix)
+            for text in texts
+        ]
+        if None in filled:
+            raise InputError(
+                f"suffix needs a model that fills in, as Codestral does; {body.model} "
+                "has no tokens [PREFIX] and [SUFFIX]: leave suffix out."
+            )
+        body.prompt = filled
+    return body

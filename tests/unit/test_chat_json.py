@@ -1,0 +1,207 @@
+"""JSON and its schemas over MAX's own routes, and what a schema may be."""
+
+import json
+import pickle
+
+import pytest
+
+from max_mistral.chat import schemas
+from tests.routes import Routes, configure
+from tests.tools import CITY
+from tests.vocabularies import write_vocabulary
+
+
+@pytest.mark.parametrize(
+    "response_format",
+    [
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "c", "schema": CITY}},
+    ],
+)
+def test_json_without_a_flag(servers, response_format):
+    server = servers["v3"]
+    server.answer('{"city": "Åre"}', response_format=response_format)
+    assert json.loads(server.context.json_schema)["type"] == "object"
+    assert server.context.grammar_state.grammar_enforced
+    assert server.config.sampling.structured_output_any_whitespace
+
+
+def test_max_still_refuses_json_on_a_cpu_by_its_config(tmp_path):
+    # When this fails MAX serves JSON on a CPU itself: settle_config can go.
+    folder = write_vocabulary(tmp_path / "v3", "v3")
+    with pytest.raises(ValueError, match="not currently supported on CPU"):
+        configure(folder, enable_structured_output=True)
+
+
+def test_the_config_that_the_worker_gets_has_json(servers):
+    # When this fails MAX pickles or copies its config in another way.
+    for version, server in servers.items():
+        config = pickle.loads(pickle.dumps(server.config))
+        assert config.sampling.enable_structured_output
+        assert config.needs_bitmask_constraints
+        tags = version == "none"
+        assert config.runtime.tool_parser == ("mistral_tags" if tags else "mistral")
+
+
+def test_a_users_own_parser_stays(tmp_path):
+    folder = write_vocabulary(tmp_path / "none", "none")
+    server = Routes(folder, tool_parser="none")
+    assert server.config.runtime.tool_parser is None
+    assert server.config.sampling.enable_structured_output
+
+
+def agents_tool(name, properties):
+    """As agents' libraries make them of a function: strict, all required."""
+    names = [f"{name}_{i}" for i in range(properties)]
+    schema = {
+        "type": "object",
+        "properties": {n: {"type": "string", "description": "d" * 80} for n in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+    function = {"name": name, "strict": True, "parameters": schema}
+    return {"type": "function", "function": function}
+
+
+def test_the_tools_of_agents(servers):
+    tools = [agents_tool(f"tool{i}", 5) for i in range(100)]
+    parameters = [tool["function"]["parameters"] for tool in tools]
+    schemas.check_together(parameters)
+    for schema in parameters:
+        schemas.check_schema(schema, "a tool", is_object=True)
+    refused = servers["v13"].ask(tools=[*tools, agents_tool("last", 13)])
+    assert refused.status_code == 400
+    assert "The 101 strict tools have 513 properties together" in refused.text
+    assert "at most 512" in refused.text
+
+
+def test_tools_that_are_not_strict_have_no_limit(servers):
+    """As those of MCP servers: any object is an argument."""
+    schema = {"type": "object", "properties": {str(i): {} for i in range(520)}}
+    function = {"name": "f", "parameters": schema}
+    tools = [{"type": "function", "function": function}]
+    answer = servers["v13"].ask(tools=tools, tool_choice="required")
+    assert answer.status_code == 200, answer.text
+
+
+def deep(levels):
+    schema = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+BAD_SCHEMAS = {
+    "of 1 MB": ({"enum": ["x" * 1_000_000]}, "1,000,0"),
+    "deep": (deep(40), "levels"),
+    "wide": ({"properties": {f"k{i}": {} for i in range(200)}}, "200 properties"),
+    "wide in many places": (
+        {
+            "properties": {
+                f"o{i}": {"properties": {f"k{i}": {} for i in range(50)}}
+                for i in range(20)
+            }
+        },
+        "1020 properties",
+    ),
+    "long in many places": (
+        {"properties": {f"k{i}": {"maxLength": 900} for i in range(20)}},
+        "18,000 together",
+    ),
+    "many choices": ({"enum": list(range(6000))}, "6000 choices"),
+    "many parts": ({"anyOf": [{} for _ in range(3000)]}, "parts"),
+    "long": ({"type": "string", "maxLength": 10**9}, "lengths"),
+    "long pattern": ({"type": "string", "pattern": "a{1,99999}"}, "lengths"),
+    "a wrong type": (
+        {"properties": {"a": {"type": "strnig"}}},
+        'Unsupported type "strnig"',
+    ),
+    "a wrong pattern": ({"properties": {"a": {"pattern": "(["}}}, "Unclosed"),
+    "no such reference": ({"$ref": "#/$defs/x"}, "Cannot find"),
+    "unsupported": ({"properties": {"a": {"not": {"type": "string"}}}}, "not"),
+    "itself": ({"$ref": "#"}, "endless"),
+    "a circle": (
+        {
+            "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+            "$ref": "#/$defs/a",
+        },
+        "endless",
+    ),
+    "required for ever": (
+        {
+            "$defs": {
+                "a": {
+                    "type": "object",
+                    "properties": {"x": {"$ref": "#/$defs/a"}},
+                    "required": ["x"],
+                }
+            },
+            "$ref": "#/$defs/a",
+        },
+        "endless",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SCHEMAS)
+def test_a_schema_that_cannot_be_used(servers, name):
+    schema, says = BAD_SCHEMAS[name]
+    response_format = {"type": "json_schema", "json_schema": {"name": "c"}}
+    response_format["json_schema"]["schema"] = schema
+    tool = {"name": "f", "strict": True, "parameters": schema}
+    for server in (servers["v3"], servers["v13"]):
+        for body, what in (
+            ({"response_format": response_format}, "response_format"),
+            ({"tools": [{"type": "function", "function": tool}]}, "tool 'f'"),
+        ):
+            response = server.ask(**body)
+            assert response.status_code == 400, response.text
+            detail = response.json()["detail"]
+            assert detail.startswith(f"The JSON schema of {what} ")
+            assert says in detail
+            assert "xgrammar" not in detail
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        True,
+        deep(12),
+        {"enum": [f"value {i}" for i in range(1000)]},
+        {"description": "x" * 50_000, "properties": {"a": {}}},
+        {
+            "$defs": {
+                "n": {
+                    "type": "object",
+                    "properties": {
+                        "v": {"type": "integer"},
+                        "next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]},
+                        "all": {"type": "array", "items": {"$ref": "#/$defs/n"}},
+                    },
+                    "required": ["v", "next", "all"],
+                }
+            },
+            "$ref": "#/$defs/n",
+        },
+    ],
+)
+def test_a_schema_that_can(schema):
+    schemas.check_schema(schema, "response_format")
+
+
+@pytest.mark.parametrize("levels", [100, 400, 5000])
+@pytest.mark.parametrize("strict", ["true", "false"])
+def test_json_nested_beyond_reason(v13, levels, strict):
+    schema = '{"items": ' * levels + "{}" + "}" * levels
+    body = (
+        '{"model": "m", "messages": [{"role": "user", "content": "Q?"}], "tools": '
+        '[{"type": "function", "function": {"name": "f", "strict": '
+        f'{strict}, "parameters": {schema}}}}}]}}'
+    )
+    response = v13.post_text("chat/completions", body)
+    if levels < 5000 and strict == "false":
+        assert response.status_code == 200
+    else:
+        assert response.status_code == 400
+        assert "levels" in response.json()["detail"]

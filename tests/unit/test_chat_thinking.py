@@ -1,0 +1,66 @@
+"""Thinking over MAX's own routes, with a played-back model."""
+
+import json
+
+from max.pipelines.context import GenerationStatus
+
+from tests.tools import CALLS, CITY, TOOLS, TWO, accepts, calls_of
+
+
+def test_thinking_is_reasoning(v13):
+    for at_a_time in (1, 2, 7, 1000):
+        for ask in (v13.answer, v13.streamed):
+            choice = ask("[THINK]Hm, ☺.[/THINK]Yes.", at_a_time=at_a_time)
+            assert choice["message"]["reasoning"] == "Hm, ☺."
+            assert choice["message"]["content"] == "Yes."
+
+
+def test_thinking_before_calls(v13):
+    for ask in (v13.answer, v13.streamed):
+        for end in ("[/THINK]", ""):  # a call ends thinking too
+            choice = ask(f"[THINK]Hm.{end}" + CALLS["v13"], tools=TOOLS)
+            assert choice["message"]["reasoning"] == "Hm."
+            assert calls_of(choice) == TWO
+            assert choice["message"]["content"] == ""
+
+
+def test_thinking_unfinished_is_reasoning(v13):
+    v13.worker.status = GenerationStatus.MAXIMUM_LENGTH
+    try:
+        choice = v13.answer("[THINK]Hm")
+    finally:
+        v13.worker.status = GenerationStatus.END_OF_SEQUENCE
+    assert choice["message"]["reasoning"] == "Hm"
+
+
+def test_thinking_across_turns(v13):
+    chat = [
+        {"role": "user", "content": "Q?"},
+        {"role": "assistant", "content": "A.", "reasoning": "Hm."},
+        {"role": "user", "content": "And?"},
+    ]
+    choice = v13.answer("Plain.", messages=chat)
+    assert "[THINK]Hm.[/THINK]A." in v13.prompt
+    assert choice["message"]["content"] == "Plain."
+    assert not choice["message"].get("reasoning")
+    assert v13.answer("[THINK]B[/THINK]C", messages=chat)["message"]["reasoning"] == "B"
+
+
+def test_thinking_is_inert_without_its_tokens(servers):
+    choice = servers["v3"].answer("[THINK]Hm.[/THINK]Yes.")
+    assert choice["message"]["content"] == "[THINK]Hm.[/THINK]Yes."
+    assert not choice["message"].get("reasoning")
+    assert servers["v3"].tokenizer.reasoning_start_token_id == -1
+
+
+def test_thinking_before_json(v13):
+    schema = {"type": "json_schema", "json_schema": {"name": "c", "schema": CITY}}
+    answer = '[THINK]Hm.[/THINK]{"city": "Åre"}'
+    choice = v13.answer(answer, response_format=schema)
+    assert choice["message"]["reasoning"] == "Hm."
+    assert json.loads(choice["message"]["content"]) == {"city": "Åre"}
+    grammar = v13.context.grammar
+    assert v13.context.grammar_state.grammar_enforced
+    assert accepts(v13, grammar, answer) == "yes"
+    assert accepts(v13, grammar, '{"city": "Åre"}') == "yes"
+    assert accepts(v13, grammar, "[THINK]Hm.[/THINK]Hello") == "no"
