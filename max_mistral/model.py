@@ -40,6 +40,7 @@ from .idle_threads import threads_that_wait
 from .inputs import MistralInputs
 from .log_probabilities import EchoLogProbabilities
 from .model_config import MistralConfig
+from .orphans import end_with_the_server
 from .prompt_chunks import let_grammars_wait
 from .weight_adapters import WEIGHT_ADAPTERS, convert_safetensor_state_dict
 
@@ -110,6 +111,7 @@ class MistralModel(
         )
         self._last_inputs: MistralInputs | None = None
         let_grammars_wait()
+        end_with_the_server()
         self.model = self.load_model(session)
 
     @classmethod
