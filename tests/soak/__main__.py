@@ -10,7 +10,6 @@ import platform
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def main() -> int:
         "hardware": hardware(),
         "max": version("max"),
         "settings": settings,
-    } | asdict(report)
+    } | vars(report)
     text = json.dumps(figures, indent=1)
     print(text, report.markdown(), sep="\n\n")
     if options.json:

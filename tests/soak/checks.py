@@ -50,6 +50,10 @@ def refusal(status: int, text: str, what: str) -> Result:
     return (Outcome.REFUSED, "") if sentence else (Outcome.WRONG, said)
 
 
+class StreamError(Exception):
+    """A stream that ends with an error in the place of an answer."""
+
+
 @dataclass
 class Tally:
     """Counts requests by what became of them.
@@ -94,6 +98,8 @@ async def judged(request: Awaitable[Result]) -> Result:
     try:
         async with asyncio.timeout(LIMIT):
             return await request
+    except StreamError as error:
+        return Outcome.CRASHED, repr(error)
     except (TimeoutError, httpx.TimeoutException) as error:
         return Outcome.HUNG, repr(error)
     except httpx.HTTPStatusError as error:

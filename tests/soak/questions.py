@@ -6,6 +6,7 @@ import json
 import random
 from typing import Any, NamedTuple
 
+from tests.soak.checks import StreamError
 from tests.soak.malformed import CHAT, TEXT
 from workbench.checkpoints import BASE
 
@@ -92,7 +93,10 @@ class Streamed:
         if data == "[DONE]":
             self.done = True
             return
-        for choice in json.loads(data)["choices"]:
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise StreamError(data)
+        for choice in chunk["choices"]:
             delta = choice.get("delta") or {"content": choice.get("text")}
             self.text += delta.get("content") or ""
             self.finish = choice.get("finish_reason") or self.finish

@@ -100,7 +100,8 @@ async def soak(
             # What was left is cancelled meanwhile.
             await asyncio.sleep(1)
             samples.append(server.sample(load.tally.requests))
-            print(f"{name}: {_line(samples[-1])}", flush=True)
+            bad = load.tally.failures()
+            print(f"{name}: {_line(samples[-1])} {bad or ''}", flush=True)
         report.seconds += time.monotonic() - began
         report.preemptions += server.preemptions()
         report.samples[name] = [asdict(sample) for sample in samples]
@@ -121,7 +122,8 @@ async def kill(folder: Path, name: str, what: str, report: Report) -> None:
 
 async def end(how: Any, server: Server, load: Load, report: Report) -> None:
     wrong = await how(server, load)
-    print(f"{how.__name__}: {dict(load.tally.outcomes)}", flush=True)
+    counts = {str(o): n for o, n in load.tally.outcomes.items()}
+    print(f"{how.__name__}: {counts} {wrong or ''}", flush=True)
     report.kills += 1
     report.wrong += [f"{how.__name__}: {line}" for line in wrong]
 
