@@ -38,7 +38,7 @@ class Load:
     model: str
     max_length: int
     tally: Tally
-    wanted: dict[str, Answer] = field(default_factory=dict)
+    wanted: dict[tuple[str, bool], Answer] = field(default_factory=dict)
     work: Iterator[Any] = field(default_factory=lambda: iter(()))
 
     def __post_init__(self) -> None:
@@ -48,15 +48,33 @@ class Load:
     def body(self, question: Question, **changes: Any) -> dict[str, Any]:
         return {"model": self.model, "temperature": 0} | question.body | changes
 
-    async def collect(self) -> dict[str, Answer]:
-        """Asks every question, one at a time."""
+    async def collect(self) -> dict[tuple[str, bool], Answer]:
+        """Asks every question, one at a time, whole and streamed.
+
+        Both say the same, but for a call that is cut off: whole, MAX gives its
+        text, for it is none; of a stream the client has read its beginning.
+        """
         answers = {}
         async with self.client() as client:
             for question in self.questions:
                 response = await client.post(question.path, json=self.body(question))
                 assert response.status_code == 200, (question, response.text)
-                answers[question.name] = whole(response.json())
+                said = whole(response.json())
+                streamed = await self.streamed(client, question)
+                cut = streamed.answer.calls and said.finish == "length"
+                assert cut or said == streamed.answer, (said, streamed.answer)
+                answers[question.name, False] = said
+                answers[question.name, True] = streamed.answer
         return answers
+
+    async def streamed(
+        self, client: httpx.AsyncClient, question: Question, pause: float = 0
+    ) -> Streamed:
+        read = Streamed()
+        async for line in self.lines(client, question):
+            read.read(line)
+            await asyncio.sleep(pause)
+        return read
 
     def client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None)
@@ -106,13 +124,10 @@ class Load:
         self, client: httpx.AsyncClient, rng: random.Random, pause: float = 0
     ) -> Result:
         question = rng.choice(self.questions)
-        read = Streamed()
-        async for line in self.lines(client, question):
-            read.read(line)
-            await asyncio.sleep(pause)
+        read = await self.streamed(client, question, pause)
         if not read.done:
             return Outcome.LOST, f"{question.name}: the stream has no end"
-        return self.judge(question, read.answer)
+        return self.judge(question, read.answer, streamed=True)
 
     async def dawdle(self, client: httpx.AsyncClient, rng: random.Random) -> Result:
         """Reads slowly."""
@@ -167,8 +182,10 @@ class Load:
             return Outcome.KNOWN, ""
         return refusal(response.status_code, response.text, wrong.name)
 
-    def judge(self, question: Question, answer: Answer) -> Result:
-        want = self.wanted[question.name]
+    def judge(
+        self, question: Question, answer: Answer, streamed: bool = False
+    ) -> Result:
+        want = self.wanted[question.name, streamed]
         if answer == want:
             return Outcome.RIGHT, ""
         return Outcome.WRONG, f"{question.name}: {answer} instead of {want}"

@@ -50,9 +50,9 @@ class Setting:
 BATCH = 8
 SETTINGS = {
     # The graph of tests/e2e/test_serve_logprobs.py.
-    "full": Setting("gqa", max_length=256, chunk=16, pages=7),
+    "full": Setting("gqa", max_length=256, chunk=64, pages=7),
     # A window on three of four layers, so two caches.
-    "window": Setting("ministral", max_length=512, chunk=64, pages=12),
+    "window": Setting("ministral", max_length=512, chunk=128, pages=12),
 }
 
 
