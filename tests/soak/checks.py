@@ -132,6 +132,10 @@ class Sample:
     shared: int
 
 
+# Over fewer requests memory follows the allocator, which takes megabytes at once.
+ENOUGH = 1000
+
+
 def growth(samples: list[Sample], bytes_a_request: float) -> list[str]:
     """Returns in words what grew from the first third of the samples to the last.
 
@@ -144,9 +148,10 @@ def growth(samples: list[Sample], bytes_a_request: float) -> list[str]:
     first, last = samples[:third], samples[-third:]
     assert first
     found = []
+    between = last[0].requests - first[-1].requests
     grown = min(s.memory for s in last) - max(s.memory for s in first)
-    bound = bytes_a_request * (last[0].requests - first[-1].requests)
-    if grown > bound:
+    bound = bytes_a_request * between
+    if between >= ENOUGH and grown > bound:
         found.append(f"memory grew by {grown} bytes, more than {bound:.0f}")
     # Python's pool of threads, which starts them when it first needs them.
     pool = min(32, (os.cpu_count() or 1) + 4)

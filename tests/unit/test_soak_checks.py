@@ -77,6 +77,14 @@ def test_what_grows_is_found(name, step):
     assert found.startswith(f"{name} grew")
 
 
+def test_a_short_run_does_not_judge_memory():
+    short = [
+        replace(s, requests=s.requests // 10, memory=2**30 + 2**20 * s.requests)
+        for s in FLAT
+    ]
+    assert growth(short, bytes_a_request=300) == []
+
+
 def test_an_answer_is_the_same_whole_and_streamed():
     body = {"choices": [{"message": {"content": "ab"}, "finish_reason": "stop"}]}
     streamed = Streamed()
