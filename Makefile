@@ -17,7 +17,7 @@ export PYTHONWARNINGS := ignore:The parameter:UserWarning
 MAX_FLAGS := --custom-architectures max_mistral --model $(MODEL) \
 	--weight-path $(abspath $(GGUF)) --devices cpu --max-length 2048
 
-.PHONY: demo serve test fuzz lint check-gpu check-gpu-compile bench-cpu clean
+.PHONY: demo serve test fuzz soak lint check-gpu check-gpu-compile bench-cpu clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -37,6 +37,10 @@ test: $(VENV)/dev $(MODEL) lint
 fuzz: $(VENV)/dev
 	MAX_MISTRAL_FUZZ=$${MAX_MISTRAL_FUZZ:-20000} \
 		$(BIN)/python -m pytest tests/unit/test_fuzz.py $(PYTEST_FLAGS)
+
+# Servers of tiny models under load and under fault; prints the figures.
+soak: $(VENV)/dev
+	$(BIN)/python -m tests.soak --requests $${MAX_MISTRAL_SOAK:-10000} $(SOAK_FLAGS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check

@@ -40,6 +40,8 @@ from .idle_threads import threads_that_wait
 from .inputs import MistralInputs
 from .log_probabilities import EchoLogProbabilities
 from .model_config import MistralConfig
+from .orphans import end_with_the_server
+from .prompt_chunks import let_grammars_wait
 from .weight_adapters import WEIGHT_ADAPTERS, convert_safetensor_state_dict
 
 
@@ -108,6 +110,8 @@ class MistralModel(
             max_batch_size=max_batch_size or memory_plan.planned_max_batch_size,
         )
         self._last_inputs: MistralInputs | None = None
+        let_grammars_wait()
+        end_with_the_server()
         self.model = self.load_model(session)
 
     @classmethod

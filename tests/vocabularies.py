@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -41,10 +42,12 @@ PLAIN_TEMPLATE = """\
 {% endfor -%}<assistant>"""
 
 
-def write_vocabulary(folder: Path, version: str) -> Path:
+LONG = BASE | {"vocab_size": 320, "max_position_embeddings": 8192}
+
+
+def write_vocabulary(folder: Path, version: str, config: dict[str, Any] = LONG) -> Path:
     """Writes a checkpoint whose tokenizer has the control tokens of a version."""
     special = VOCABULARIES[version]
-    config = BASE | {"vocab_size": 320, "max_position_embeddings": 8192}
     write_checkpoint(folder, config)
     pieces = special + sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces += [f"<filler_{i}>" for i in range(len(pieces), 320)]

@@ -6,6 +6,7 @@ The ``gguf`` package dequantizes every type with NumPy.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,17 @@ from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
 from .packed import pack_matrix
 
 logger = logging.getLogger("max.pipelines")
+
+
+class ProgressBar(tqdm):
+    """A bar of one process.
+
+    tqdm's own lock is a semaphore of the system's, which a model worker that
+    SIGTERM ends would leave behind.
+    """
+
+    _lock = threading.RLock()
+
 
 # GGUF architectures that compute what Mistral computes.
 ARCHITECTURES = ("llama", "mistral3")
@@ -163,7 +175,7 @@ class GGUFCheckpoint:
             str(self.path),
         )
         repacked: Counter[str] = Counter()
-        for tensor in tqdm(
+        for tensor in ProgressBar(
             [t for t in self.tensors.values() if t.name in expected],
             desc="Loading weights",
             unit=" tensors",

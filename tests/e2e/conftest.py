@@ -57,12 +57,16 @@ def run_max(*args, timeout=STARTUP_SECONDS, **kwargs):
     )
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextlib.contextmanager
 def serve(*args):
     """Starts ``max serve`` and yields its URL; then SIGTERM must end it cleanly."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # A file: a pipe that nobody empties would block the server.
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(

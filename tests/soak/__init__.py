@@ -1,0 +1,1 @@
+"""A server under load and under fault: what it may not do is lose an answer."""
