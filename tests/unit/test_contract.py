@@ -936,6 +936,55 @@ def mistral_common():
 
 
 @seam(
+    "mistral-common writes chat templates, `generate_chat_template`",
+    "generate_chat_template",
+    "pass the new arguments in `prepare/chat_template.py`; its tests compare ids",
+)
+def chat_templates():
+    module = "mistral_common.integrations.chat_templates.chat_templates"
+    keywords = "spm tokenizer_version image_support audio_support thinking_support"
+    keywords += " default_system_prompt plain_thinking_support"
+    keywords += " use_special_token_variables model_settings_fields"
+    keywords += " reasoning_effort_values reasoning_effort_default"
+    takes(f"{module}:generate_chat_template", 0, keywords)
+
+
+@seam(
+    "mistral-common fills in: `FIMRequest`, `encode_fim`",
+    "FIMRequest",
+    "compare `fill_in.py` with its `encode_fim`, whose ids count",
+)
+def fill_in():
+    takes("mistral_common.protocol.fim.request:FIMRequest", 0, "prompt suffix")
+    tokenizer = "mistral_common.tokens.tokenizers.mistral:MistralTokenizer"
+    has(tokenizer, "encode_fim")
+
+
+@seam(
+    "MAX's pipeline for CPUs ends a step with "
+    "`update_context_and_prepare_responses(tokens, flat_batch, ...)`, which moves a "
+    "grammar on even where a prompt is read in pieces",
+    "update_context_and_prepare_responses",
+    "see whether a grammar waits by itself now; then drop `prompt_chunks.py`",
+)
+def grammars_and_pieces():
+    lib = "max.pipelines.lib.pipeline_variants"
+    says(f"{lib}.text_generation", r"= update_context_and_prepare_responses\(")
+    has("max.pipelines.context:TextContext", "matcher set_matcher")
+    end = find(f"{lib}.utils:update_context_and_prepare_responses")
+    assert list(inspect.signature(end).parameters)[1] == "flat_batch"
+
+
+@seam(
+    'MAX\'s worker is a process of the name "Model Worker"',
+    "end_with_the_server",
+    "put the new name into `orphans.py`, or drop it if MAX's worker ends by itself",
+)
+def worker_process():
+    says("max.serve.pipelines.model_worker", r'subprocess_manager\("Model Worker"')
+
+
+@seam(
     "gguf: `dequantize(bytes, type)` for every type, and `GGML_QUANT_SIZES`",
     "GGML_QUANT_SIZES dequantize",
     "a type that it cannot read is refused by name; a new block size is not",
