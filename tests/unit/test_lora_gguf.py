@@ -72,7 +72,7 @@ def base(tmp_path):
     writer.add_feed_forward_length(96)
     writer.add_context_length(64)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_custom_alignment(64)
+    writer.add_custom_alignment(4096)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(["<s>", "a", "b", "ab"])
@@ -125,7 +125,7 @@ def test_each_encoding(tmp_path, base):
     assert len(gguf.GGUFReader(tmp_path / "new" / base.name).tensors) == len(SHAPES)
     old, new = GGUFCheckpoint(base), GGUFCheckpoint(tmp_path / "new" / base.name)
     assert new.header.metadata == old.header.metadata
-    assert new.header.alignment == 64
+    assert new.header.alignment == 4096
     assert list(new.tensors) == list(old.tensors)
     merged = {}
     for module, delta in deltas.items():
