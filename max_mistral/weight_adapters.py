@@ -23,6 +23,7 @@ from .hf_quantization import read_quantization
 from .kernels import KernelMode
 from .sharing import Sharing
 from .weights.dtypes import FLOATS, check_dtype
+from .weights.finite import check_bytes, check_weight
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
 from .weights.names import (
@@ -59,8 +60,8 @@ def convert_safetensor_state_dict(
 
     Raises:
         UserError: (a ``ValueError``) naming what is missing, unknown,
-            misshapen, of a dtype that does not run, or the file that is
-            truncated.
+            misshapen, of a dtype that does not run, not finite, or the file
+            that is truncated.
     """
     stored = stored_tensors(pipeline_config.model.resolved_weight_paths())
     source = pipeline_config.model.model_path
@@ -101,14 +102,13 @@ def convert_safetensor_state_dict(
         if quantization is None:
             check_dtype(found, FLOATS, source)
         if len(tensor.shape) == 2 and packed:
+            data, encoding = stored[name].read(), ENCODINGS[found.dtype]
+            check_bytes(name, data, encoding, tensor.shape[1], source)
             weights[tensor.graph] = pack_matrix(
-                tensor.graph,
-                stored[name].read(),
-                tensor.shape,
-                ENCODINGS[found.dtype],
-                heads,
+                tensor.graph, data, tensor.shape, encoding, heads
             )
             continue
+        stored_weight = found
         if heads is not None:
             found = on_rows(found, partial(split_rotary, heads=heads))
         weights[tensor.graph] = (
@@ -116,6 +116,8 @@ def convert_safetensor_state_dict(
             if quantization is None
             else quantization.convert(tensor.graph, found, dtype, source)
         )
+        # After a format's own checks, which know what a scale may be.
+        check_weight(stored_weight, source)
     sharing = Sharing.of(huggingface_config, pipeline_config.model)
     return copy_kv_heads(weights, sharing)
 

@@ -23,27 +23,31 @@ class Encoding(enum.IntEnum):
     The values are the indices of ``ENCODINGS`` in ``layout.mojo``.
     """
 
-    # Value, columns and bytes of a block of one row in a GGUF file; llama.cpp's
-    # ``ggml-common.h``.
+    # Value; of one row's block in a GGUF file: columns, bytes, and where its float16
+    # numbers are (scale and minimum); llama.cpp's ``ggml-common.h``.
     F32 = 0, 1, 4
     BF16 = 1, 1, 2
     F16 = 2, 1, 2
-    Q8_0 = 3, 32, 34
-    Q4_0 = 4, 32, 18
-    Q4_1 = 5, 32, 20
-    Q4_K = 6, 256, 144
-    Q5_K = 7, 256, 176
-    Q6_K = 8, 256, 210
+    Q8_0 = 3, 32, 34, 0
+    Q4_0 = 4, 32, 18, 0
+    Q4_1 = 5, 32, 20, 0, 2
+    Q4_K = 6, 256, 144, 0, 2
+    Q5_K = 7, 256, 176, 0, 2
+    Q6_K = 8, 256, 210, 208
 
     block_columns: int
     block_bytes: int
+    scales_at: tuple[int, ...]
 
-    def __new__(cls, value: int, block_columns: int, block_bytes: int) -> Self:
+    def __new__(
+        cls, value: int, block_columns: int, block_bytes: int, *scales_at: int
+    ) -> Self:
         """Makes a row of the table."""
         self = int.__new__(cls, value)
         self._value_ = value
         self.block_columns = block_columns
         self.block_bytes = block_bytes
+        self.scales_at = scales_at
         return self
 
     @property

@@ -24,6 +24,7 @@ from ..fields import MOST_SCALE, Fields
 from ..hf_rope import RopeScaling
 from ..kernels.packing import Encoding
 from ..other_models import refuse_other_models
+from .finite import check_bytes
 from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
@@ -164,7 +165,8 @@ class GGUFCheckpoint:
 
         Raises:
             UserError: (a ``ValueError``) if the tensors do not fit the config,
-                or naming one whose type the ``gguf`` package cannot read.
+                or naming one that is not finite, or whose type the ``gguf``
+                package cannot read.
         """
         tied = HEAD.gguf not in self.tensors
         expected = expected_tensors(config, "gguf", tied=tied)
@@ -188,9 +190,17 @@ class GGUFCheckpoint:
                 data, encoding = encode(data, kind, shape)
                 if encoding.name != kind.name:
                     repacked[f"{kind.name} as {encoding.name}"] += 1
+                check_bytes(tensor.name, data, encoding, shape[1], str(self.path))
                 yield graph, pack_matrix(graph, data, shape, encoding, heads)
                 continue
             values = dequantize_rows(data, kind, shape)
+            check_bytes(
+                tensor.name,
+                np.ascontiguousarray(values).reshape(-1).view(np.uint8),
+                Encoding.F32,
+                shape[-1],
+                str(self.path),
+            )
             if heads is not None:
                 values = split_rotary(values, heads)
             yield graph, WeightData.from_numpy(np.ascontiguousarray(values), graph)

@@ -24,8 +24,8 @@ SHAPES = {
     "small_pages": (4, 2, 32, 48, 3),
 }
 # Tokens of this step and tokens cached before, by request. 300 and 513 are
-# beyond a span of keys.
-BATCH = [(1, 0), (1, 300), (13, 0), (9, 500), (1, 513), (2, 62)]
+# beyond a span of keys; 384 fill their pages, whatever size those have.
+BATCH = [(1, 0), (1, 300), (13, 0), (9, 500), (1, 513), (2, 62), (1, 383)]
 
 
 def inputs(name):
@@ -36,11 +36,13 @@ def inputs(name):
     need = [-(-(new + cached) // page_size) for new, cached in BATCH]
     shape = (sum(need) + 1, 2, LAYERS, page_size, kv_heads, head_dim)
     blocks = rng.standard_normal(shape).astype(np.float32)
-    # Each request's pages are anywhere; the rest of its row is the null page.
-    table = np.full((len(BATCH), max(need)), sum(need), np.uint32)
-    pages = rng.permutation(sum(need)).tolist()
-    for row, count in zip(table, need, strict=True):
-        row[:count] = [pages.pop() for _ in range(count)]
+    # Each request's pages are anywhere, the last one's last at the very end; the
+    # rest of its row is the null page.
+    table = np.zeros((len(BATCH), max(need)), np.uint32)
+    pages = [sum(need), *(rng.permutation(sum(need) - 1) + 1)]
+    for row, count in zip(table[::-1], need[::-1], strict=True):
+        row[:count] = pages[:count][::-1]
+        del pages[:count]
     return queries, blocks, table
 
 
@@ -104,10 +106,11 @@ def run():
         graph.output(*outputs)
     model = InferenceSession(devices=[CPU()]).load(graph)
 
-    def run(requests, *, apart=False):
+    def run(requests, lay=lambda blocks: (blocks, -1)):
         """Runs some requests of the batch; returns each shape's rows, by request.
 
-        With ``apart`` each page is followed by one that no request has.
+        ``lay`` takes the cache's pages and returns them in memory of their own and
+        how many floats they lie apart.
         """
         chosen = [BATCH[i] for i in requests]
         ends = np.cumsum([0] + [new for new, _ in chosen]).astype(np.uint32)
@@ -116,15 +119,11 @@ def run():
         for name in SHAPES:
             queries, blocks, table = inputs(name)
             rows = [queries[starts[i] : starts[i + 1]] for i in requests]
-            stride = -1
-            if apart:
-                stride = 2 * int(np.prod(blocks.shape[1:]))
-                pool = np.full((2 * len(blocks), *blocks.shape[1:]), np.nan, np.float32)
-                pool[::2], blocks = blocks, pool
+            pool, stride = lay(blocks)
             buffers += [
-                np.concatenate(rows),
+                np.concatenate([queries[:0], *rows]),
                 ends,
-                blocks,
+                pool,
                 np.array([cached for _, cached in chosen], np.uint32),
                 np.ascontiguousarray(table[requests]),
                 np.array([stride], np.int64),
@@ -159,5 +158,30 @@ def test_a_request_is_the_same_alone(run, together, request_):
 
 
 def test_pages_may_lie_apart_by_a_given_stride(run, together):
-    for name, rows in run(list(range(len(BATCH))), apart=True).items():
+    def every_other(blocks):
+        pool = np.full((2 * len(blocks), *blocks.shape[1:]), np.nan, np.float32)
+        pool[::2] = blocks
+        return pool, 2 * blocks[0].size
+
+    for name, rows in run(list(range(len(BATCH))), every_other).items():
         assert all(map(np.array_equal, rows, together[name]))
+
+
+def test_pages_may_lie_beyond_32_bits(run, together, tmp_path):
+    """In sparse files: they take no more room than the pages."""
+
+    def far(blocks):
+        stride = -(-(2**32) // (len(blocks) - 2))
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        shape = ((len(blocks) - 1) * stride + blocks[0].size,)
+        memory = np.memmap(path, np.float32, "w+", shape=shape).view(np.ndarray)
+        for i, page in enumerate(blocks):
+            memory[i * stride : i * stride + page.size] = page.ravel()
+        return memory[: blocks.size].reshape(blocks.shape), stride
+
+    for name, rows in run(list(range(len(BATCH))), far).items():
+        assert all(map(np.array_equal, rows, together[name]))
+
+
+def test_no_requests(run):
+    assert all(rows.shape[0] == 0 for (rows,) in run([]).values())

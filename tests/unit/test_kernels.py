@@ -285,7 +285,7 @@ def test_a_token_without_a_row_raises(run, token):
     run(1)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 8, 9])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 4, 7, 8, 9])
 def test_a_row_is_the_same_in_any_batch(run, many, tokens):
     few = run(tokens)
     for encoding in Encoding:
