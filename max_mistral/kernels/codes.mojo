@@ -2,7 +2,7 @@
 
 from std.memory import bitcast
 
-from .layout import LINE, PART, ROWS, Floats, encoding
+from .layout import LINE, PART, ROWS, TABLE, Floats, encoding
 
 comptime Codes = SIMD[DType.uint8, LINE]
 
@@ -50,6 +50,9 @@ def quads[
             var second = codes.unsafe_load[width=LINE](extra_at + LINE)
             low |= _shifted[4 - 2 * i, 48](first)
             high |= _shifted[4 - 2 * i, 48](second)
+        comptime if e.has_table:
+            low = TABLE._dynamic_shuffle(low)
+            high = TABLE._dynamic_shuffle(high)
         return (low, high)
 
 
@@ -62,6 +65,26 @@ def _float16s(block: ImmPointer[UInt8, _], at: Int) -> Floats:
         .unsafe_load[width=ROWS]()
         .cast[.float32]()
     )
+
+
+@inline(.always)
+def _lone_six_bits[
+    kind: Int
+](block: ImmPointer[UInt8, _], part: Int) -> Floats:
+    """Reads the 6-bit sub-scales of a part, where there are no sub-minima."""
+    comptime e = encoding[kind]()
+    comptime low_at = e.sub_scales_at()
+    comptime upper_at = low_at + e.parts() // 2 * ROWS
+    var low = (
+        block.unsafe_load[width=ROWS](low_at + part // 2 * ROWS).cast[.uint32]()
+    ) >> UInt32(part % 2 * 4)
+    var upper = (
+        block.unsafe_offset(upper_at)
+        .unsafe_bitcast[UInt16]()
+        .unsafe_load[width=ROWS]()
+        .cast[.uint32]()
+    ) >> UInt32(2 * part)
+    return ((low & 15) | (upper & 3) << 4).cast[.float32]() - 32
 
 
 @inline(.always)
@@ -95,8 +118,10 @@ def scales[
     comptime e = encoding[kind]()
     comptime sub_scales_at = e.sub_scales_at()
     var d = _float16s(block, 0)
-    comptime if e.sub_scale_bits == 6:
+    comptime if e.sub_scale_bits == 6 and e.has_minima:
         return d * _six_bits[kind, False](block, part)
+    elif e.sub_scale_bits == 6:
+        return d * _lone_six_bits[kind](block, part)
     elif e.sub_scale_bits == 8:
         return (
             d

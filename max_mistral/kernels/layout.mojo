@@ -36,18 +36,23 @@ row lie side by side, as x86's `vpdpbusd` and Arm's `udot` take them.
       line i, byte 4 r + j:  | column 16 + 4 i + j | column 4 i + j |
                               bits 7 to 4           bits 3 to 0
 
-  1 extra bit, [16][4] (Q5_K's fifth bits)
+  1 extra bit, [16][4] (the fifth bits of Q5_0, Q5_1 and Q5_K)
       byte 4 r + j:          bit i belongs to column 4 i + j, for i in 0 to 7
 
   2 extra bits, [2][16][4] (Q6_K's upper bits)
       line h, byte 4 r + j:  bits 2 i and 2 i + 1 belong to column 16 h + 4 i + j
 
+IQ4_NL's and IQ4_XS's codes are places in a table of weights, `TABLE`.
+
 Sub-scales are integers that multiply d; sub-minima multiply m.
 
-  6 bits (Q4_K, Q5_K), one of each per 32 columns:
+  6 bits, with sub-minima (Q4_K, Q5_K), one of each per 32 columns:
       [8][16]      byte p of a row: | sub-minimum's low 4 bits | sub-scale's |
       [16] uint32  bits 4 p to 4 p + 3:
                                     | sub-minimum's upper 2 bits | sub-scale's |
+  6 bits, no sub-minima (IQ4_XS), one per 32 columns, 32 too large:
+      [4][16]      byte p of a row: | low 4 bits of 2 p + 1 | of 2 p |
+      [16] uint16  bits 2 p and 2 p + 1: upper 2 bits of p
   8 bits (Q6_K), one int8 per 16 columns, no sub-minima:
       [16][16]     byte s of a row
 
@@ -78,6 +83,10 @@ comptime Floats = SIMD[DType.float32, ROWS]
 # Columns of a part, and bytes of one of its lines.
 comptime PART = 32
 comptime LINE = 4 * ROWS
+# What IQ4_NL's and IQ4_XS's codes stand for, plus 128; llama.cpp `kvalues_iq4nl`.
+comptime TABLE = SIMD[DType.uint8, 16](
+    1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241
+)
 
 
 struct Encoding(ImplicitlyCopyable):
@@ -96,13 +105,15 @@ struct Encoding(ImplicitlyCopyable):
     var extra_bits: Int
     """Bits of a code that follow the lines."""
     var bias: Int
-    """Code of the weight zero, where there are no minima."""
+    """Code of the weight zero, where there are no minima; with a table, its entry."""
     var has_minima: Bool
     """Whether each row has a float16 minimum next to its scale."""
     var scale_columns: Int
     """Columns that share a scale."""
     var sub_scale_bits: Int
     """Bits of a sub-scale, and of a sub-minimum if there are minima."""
+    var has_table: Bool
+    """Whether a code is a place in `TABLE`."""
 
     def __init__(
         out self,
@@ -117,6 +128,7 @@ struct Encoding(ImplicitlyCopyable):
         has_minima: Bool = False,
         scale_columns: Int = 32,
         sub_scale_bits: Int = 0,
+        has_table: Bool = False,
     ):
         self.name = name
         self.dtype = dtype
@@ -128,6 +140,7 @@ struct Encoding(ImplicitlyCopyable):
         self.has_minima = has_minima
         self.scale_columns = scale_columns
         self.sub_scale_bits = sub_scale_bits
+        self.has_table = has_table
 
     def is_dense(self) -> Bool:
         return self.dtype.is_floating_point()
@@ -203,6 +216,34 @@ comptime ENCODINGS = [
         bias=32,
         scale_columns=16,
         sub_scale_bits=8,
+    ),
+    Encoding(
+        "Q5_0", block_columns=32, row_bytes=22, low_bits=4, extra_bits=1, bias=16
+    ),
+    Encoding(
+        "Q5_1",
+        block_columns=32,
+        row_bytes=24,
+        low_bits=4,
+        extra_bits=1,
+        has_minima=True,
+    ),
+    Encoding(
+        "IQ4_NL",
+        block_columns=32,
+        row_bytes=18,
+        low_bits=4,
+        bias=128,
+        has_table=True,
+    ),
+    Encoding(
+        "IQ4_XS",
+        block_columns=256,
+        row_bytes=136,
+        low_bits=4,
+        bias=128,
+        sub_scale_bits=6,
+        has_table=True,
     ),
 ]
 comptime KINDS = len(materialize[ENCODINGS]())

@@ -10,7 +10,7 @@ from std.atomic import Atomic
 from std.math import ceildiv
 from std.utils import IndexList
 
-from .layout import ROWS, Floats, is_dense, panel_bytes
+from .layout import KINDS, ROWS, Floats, is_dense, panel_bytes
 from .norm import normalize
 from .tiles import (
     Matrix,
@@ -31,6 +31,7 @@ comptime SMALLEST_SHARE = 32 * 1024
 
 def _kind(kinds: Int, i: Int) -> Int:
     """The kind of weight `i`; `kinds` holds four bits for each."""
+    comptime assert KINDS <= 16, "four bits are too few"
     return (kinds >> (4 * i)) & 15
 
 

@@ -34,6 +34,10 @@ class Encoding(enum.IntEnum):
     Q4_K = 6, 256, 144, 0, 2
     Q5_K = 7, 256, 176, 0, 2
     Q6_K = 8, 256, 210, 208
+    Q5_0 = 9, 32, 22, 0
+    Q5_1 = 10, 32, 24, 0, 2
+    IQ4_NL = 11, 32, 18, 0
+    IQ4_XS = 12, 256, 136, 0
 
     block_columns: int
     block_bytes: int
@@ -145,6 +149,38 @@ def _pieces_q4_1(blocks: Bytes) -> list[Bytes]:
     return [blocks[..., :2], blocks[..., 2:4], _quads(blocks[..., 4:])]
 
 
+def _fifth_bits(bits: Bytes) -> Bytes:
+    """Interleaves fifth bits: bit k of 4 bytes to bit i of byte j, k = 4 i + j."""
+    apart = np.unpackbits(bits, axis=-1, bitorder="little")
+    # [..., 16, 8 (i), 4 (j)] -> [..., 16, 4]
+    apart = apart.reshape(*bits.shape[:-1], 8, 4)
+    return np.packbits(apart, axis=-2, bitorder="little").reshape(bits.shape)
+
+
+def _pieces_q5_0(blocks: Bytes) -> list[Bytes]:
+    # In: float16 d, 32 fifth bits, nibbles as in Q4_0.
+    return [blocks[..., :2], _quads(blocks[..., 6:]), _fifth_bits(blocks[..., 2:6])]
+
+
+def _pieces_q5_1(blocks: Bytes) -> list[Bytes]:
+    # In: float16 d, float16 m, 32 fifth bits, nibbles as in Q4_0.
+    return [
+        *(blocks[..., :2], blocks[..., 2:4]),
+        *(_quads(blocks[..., 8:]), _fifth_bits(blocks[..., 4:8])),
+    ]
+
+
+def _pieces_iq4_xs(blocks: Bytes) -> list[Bytes]:
+    # In: float16 d, uint16 with upper 2 bits of 8 sub-scales, 4 bytes with their low
+    # 4 bits, 128 bytes of nibbles, each part's 16 as in Q4_0.
+    return [
+        blocks[..., :2],
+        blocks[..., 4:8].swapaxes(-1, -2),
+        blocks[..., 2:4],
+        _quads_of_parts(blocks[..., 8:], 16),
+    ]
+
+
 def _scales_k4(blocks: Bytes) -> list[Bytes]:
     """The scales of Q4_K and Q5_K: d, dmin, and 8 sub-scales and -minima of 6 bits.
 
@@ -244,4 +280,8 @@ _PIECES: dict[Encoding, Callable[[Bytes], list[Bytes]]] = {
     Encoding.Q4_K: _pieces_q4_k,
     Encoding.Q5_K: _pieces_q5_k,
     Encoding.Q6_K: _pieces_q6_k,
+    Encoding.Q5_0: _pieces_q5_0,
+    Encoding.Q5_1: _pieces_q5_1,
+    Encoding.IQ4_NL: _pieces_q4_0,
+    Encoding.IQ4_XS: _pieces_iq4_xs,
 }

@@ -213,14 +213,10 @@ def encode(
 ) -> tuple[npt.NDArray[np.uint8], Encoding]:
     """Returns a matrix's bytes in an encoding that has a kernel.
 
-    Types without one become the next that loses nothing: Q5_0 is exact in
-    Q8_0; the others have blocks or tables of their own and become float16,
-    whose rounding (2^-11) is far below their own.
+    Types without one become float16, whose rounding (2^-11) is far below their own.
     """
     if kind.name in Encoding.__members__:
         return data, Encoding[kind.name]
-    if kind == GGMLQuantizationType.Q5_0:
-        return _q5_0_as_q8_0(data), Encoding.Q8_0
     values = dequantize_rows(data, kind, shape)
     return values.astype(np.float16).view(np.uint8), Encoding.F16
 
@@ -235,15 +231,3 @@ def dequantize_rows(
         raise UserError(
             f"A tensor is of the GGML type {kind.name}, which cannot be read."
         ) from error
-
-
-def _q5_0_as_q8_0(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    # A block: float16 d, 32 fifth bits, 16 bytes with column k low, k + 16 high.
-    blocks = data.reshape(-1, 22)
-    fifth = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little")
-    low, high = blocks[:, 6:] & 15, blocks[:, 6:] >> 4
-    codes = np.concatenate([low, high], axis=1) | fifth << 4
-    wide = np.empty((len(blocks), Encoding.Q8_0.block_bytes), np.uint8)
-    wide[:, :2] = blocks[:, :2]
-    wide[:, 2:] = codes - 16  # modulo 256 is the int8 of code - 16
-    return wide.reshape(-1)

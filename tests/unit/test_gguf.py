@@ -133,14 +133,13 @@ def random_blocks(kind, rows, columns):
     size, bytes_ = gguf.GGML_QUANT_SIZES[kind]
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (rows * columns // size, bytes_), dtype=np.uint8)
-    scales = {"Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108]}
-    for at in scales.get(kind.name, [0]):
+    for at in {"Q2_K": [80, 82], "Q3_K": [108]}.get(kind.name, [0]):
         values = rng.uniform(0.01, 0.1, (len(blocks), 1)).astype(np.float16)
         blocks[:, at : at + 2] = values.view(np.uint8)
     return blocks.reshape(-1)
 
 
-@pytest.mark.parametrize("kind", ["Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"])
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "IQ2_XXS", "IQ3_S", "TQ1_0"])
 def test_what_has_none_loses_nothing(kind):
     kind = gguf.GGMLQuantizationType[kind]
     shape = (3, 512)
@@ -148,12 +147,8 @@ def test_what_has_none_loses_nothing(kind):
     want = dequantize_rows(data, kind, shape)
     repacked, encoding = encode(data, kind, shape)
     found = dequantize_rows(repacked, gguf.GGMLQuantizationType[encoding.name], shape)
-    if kind.name == "Q5_0":
-        assert encoding == Encoding.Q8_0
-        assert np.array_equal(found, want)
-    else:
-        assert encoding == Encoding.F16
-        np.testing.assert_allclose(found, want, rtol=2**-11, atol=2**-24)
+    assert encoding == Encoding.F16
+    np.testing.assert_allclose(found, want, rtol=2**-11, atol=2**-24)
 
 
 def test_a_config_of_another_model_is_refused(tmp_path):
