@@ -59,19 +59,20 @@ def columns(encoding):
     return DENSE_COLUMNS if encoding in DENSE else QUANTIZED_COLUMNS
 
 
-def random_weight(encoding):
+def random_weight(encoding, rows=ROWS, width=None):
     """Returns a weight's bytes by rows and its values in float64."""
     rng = np.random.default_rng(int(encoding))
+    width = width or columns(encoding)
     if encoding in DENSE:
-        values = rng.standard_normal((ROWS, DENSE_COLUMNS)).astype(DENSE[encoding])
+        values = rng.standard_normal((rows, width)).astype(DENSE[encoding])
         return values.view(np.uint8), values.astype(np.float64)
     size, bytes_ = encoding.block_columns, encoding.block_bytes
-    count = ROWS * QUANTIZED_COLUMNS // size
+    count = rows * width // size
     blocks = rng.integers(0, 256, (count, bytes_), dtype=np.uint8)
     for at in SCALES.get(encoding, [0]):
         scales = rng.uniform(-0.1, 0.1, (count, 1)).astype(np.float16)
         blocks[:, at : at + 2] = scales.view(np.uint8)
-    data = blocks.reshape(ROWS, -1)
+    data = blocks.reshape(rows, -1)
     kind = gguf.GGMLQuantizationType[encoding.name]
     return data, dequantize(data, kind).astype(np.float64)
 
@@ -184,7 +185,7 @@ def rounding(encoding, weight, x):
 
 def quantization(weight, x):
     """What int8 activations may differ by: half a step in each of 32 columns."""
-    blocks = np.abs(x).reshape(len(x), -1, 32)
+    blocks = np.abs(x).reshape(len(x), x.shape[1] // 32, 32)
     step = blocks.max(axis=2, keepdims=True) / 127
     half = np.broadcast_to(step / 2, blocks.shape).reshape(x.shape)
     return half @ np.abs(weight).T
