@@ -15,6 +15,7 @@ import argparse
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError, shown
@@ -124,8 +125,8 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
             shutil.copy(source / name, folder / name)
 
 
-def main() -> None:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; ``argv`` is that of the process by default."""
     parser = argparse.ArgumentParser(
         prog="python -m max_mistral.prepare",
         description="Make a folder that MAX loads out of a GGUF file or a "
@@ -142,7 +143,7 @@ def main() -> None:
         type=int,
         help="the longest sequence in tokens, where the checkpoint does not say",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         prepare(
             arguments.source, arguments.destination, arguments.max_position_embeddings
