@@ -39,6 +39,18 @@ class Flags:
         self.value(*names)
         return [value for value in self._values(*names) if value is not None]
 
+    def without(self, *names: str) -> tuple[str, ...]:
+        """Returns all that is given but these flags and their values."""
+        kept = []
+        arguments = iter(self.given)
+        for argument in arguments:
+            name, equals, _ = argument.partition("=")
+            if name not in names:
+                kept.append(argument)
+            elif not equals:
+                next(arguments, None)
+        return tuple(kept)
+
     def _values(self, *names: str) -> list[str | None]:
         found: list[str | None] = []
         following = (*self.given, None)[1:]

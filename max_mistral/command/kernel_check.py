@@ -23,10 +23,13 @@ def check_kernels() -> str:
         A line that says so.
 
     Raises:
-        UserError: (a ``ValueError``) if the product is wrong.
-        RuntimeError: If MAX's toolchain cannot compile the kernels.
+        UserError: (a ``ValueError``) if the product is wrong, or MAX's toolchain
+            cannot compile the kernels.
     """
-    library = kernels.library()
+    try:
+        library = kernels.library()
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
     rng = np.random.default_rng(0)
     x = rng.standard_normal((_TOKENS, _COLUMNS)).astype(np.float32)
     weight = rng.standard_normal((_ROWS, _COLUMNS)).astype(np.float32)

@@ -10,7 +10,10 @@ from pathlib import Path
 from max.driver import DeviceSpec, accelerator_count
 from max.dtype import DType
 from max.graph import DeviceRef
-from max.pipelines.lib.device_specs import coerce_device_specs_input
+from max.pipelines.lib.device_specs import (
+    device_specs_from_normalized_device_handle,
+    normalize_device_specs_input,
+)
 from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig
 
@@ -61,7 +64,7 @@ def make_plan(
         OSError: If a file cannot be read.
     """
     _refuse_other_models(flags)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if not os.path.lexists(path):
         path = fetch(model, flags.value("--huggingface-model-revision"))
     checkpoint = _with_own_weights(path, flags) or read_checkpoint(path)
@@ -80,8 +83,10 @@ def make_plan(
     if device_flag is None:
         picked += ["--devices", device]
     weights, encoding = _pick_encoding(checkpoint, config, devices)
-    if not flags.has("--weight-path"):
-        picked += [part for path in weights for part in ("--weight-path", str(path))]
+    if flags.has("--weight-path"):
+        # Absolute, for MAX looks for a relative path in --model.
+        weights = checkpoint.weights
+    picked += [part for path in weights for part in ("--weight-path", str(path))]
     encoding = flags.value("--quantization-encoding") or encoding
     if encoding and not flags.has("--quantization-encoding"):
         picked += ["--quantization-encoding", encoding]
@@ -95,7 +100,7 @@ def make_plan(
         # What requests say, rather than a path in a cache.
         picked += ["--served-model-name", model]
     summary = _summary(model, device, encoding, length, fit)
-    return Plan(summary, [subcommand, *picked, *flags.given])
+    return Plan(summary, [subcommand, *picked, *flags.without("--weight-path")])
 
 
 def _refuse_other_models(flags: Flags) -> None:
@@ -112,21 +117,25 @@ def _with_own_weights(path: Path, flags: Flags) -> Checkpoint | None:
     given = flags.values("--weight-path")
     if not given:
         return None
-    weights = tuple(Path(value).expanduser().absolute() for value in given)
     if path.is_dir():
-        for file in weights:
-            if not file.is_file():
-                raise UserError(
-                    f"--weight-path names {file}, which is no file. Give the path of "
-                    "the weights."
-                )
+        weights = tuple(_find_file(value, path) for value in given)
         return Checkpoint(path.absolute(), weights, prepare=False)
-    if weights != (path.absolute(),):
+    if [Path(value).absolute() for value in given] != [path.absolute()]:
         raise UsageError(
             f"--weight-path is {', '.join(given)}, but MODEL is the file {path}. "
             "Leave one of them out."
         )
     return None
+
+
+def _find_file(value: str, folder: Path) -> Path:
+    for path in (Path(value), folder / value):
+        if path.is_file():
+            return path.absolute()
+    raise UserError(
+        f"--weight-path is {value}, but there is no such file here or in {folder}. "
+        "Give the path of the weights."
+    )
 
 
 def _model_folder(
@@ -135,7 +144,7 @@ def _model_folder(
     """Where config.json and the tokenizer are."""
     given = flags.value(*_MODEL_FLAGS)
     if given is not None:
-        folder = Path(given).expanduser()
+        folder = Path(given)
         if checkpoint.is_gguf and folder.is_dir():
             return folder
         if folder.absolute() != checkpoint.path:
@@ -171,7 +180,8 @@ def _read_config(folder: Path) -> PretrainedConfig:
 
 def _read_devices(devices: str) -> list[DeviceSpec]:
     try:
-        return coerce_device_specs_input(devices)
+        handle = normalize_device_specs_input(devices)
+        return device_specs_from_normalized_device_handle(handle)
     except ValueError as error:
         raise UsageError(f"--devices is {shown(devices)}: {error}") from error
 

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from max.driver import DeviceSpec
 
 from max_mistral import command
 from max_mistral.command import doctor, memory, model_cache, plan
@@ -60,6 +61,14 @@ def value(command, flag):
     """What a flag is set to, once."""
     assert command.count(flag) == 1, command
     return command[command.index(flag) + 1]
+
+
+def have_gpus(monkeypatch, count):
+    gpus = [DeviceSpec.accelerator(i) for i in range(count)]
+    scan = "max.pipelines.lib.device_specs.scan_available_devices"
+    monkeypatch.setattr(scan, lambda: gpus)
+    monkeypatch.setattr(plan, "accelerator_count", lambda: count)
+    monkeypatch.setattr(memory, "_free_on", lambda devices: PLENTY * len(devices))
 
 
 @pytest.fixture
@@ -135,8 +144,7 @@ def test_a_folder_with_one_gguf_file(run, gguf):
 
 
 def test_a_gpu_is_taken_where_there_is_one(run, folder, gguf, monkeypatch):
-    monkeypatch.setattr(plan, "accelerator_count", lambda: 2)
-    monkeypatch.setattr(memory, "_free_on", lambda devices: PLENTY)
+    have_gpus(monkeypatch, 2)
     _, found, _ = run("serve", folder)
     assert value(found, "--devices") == "gpu:0"
     # MAX reads it off the checkpoint.
@@ -148,6 +156,18 @@ def test_a_gpu_is_taken_where_there_is_one(run, folder, gguf, monkeypatch):
     assert value(found, "--quantization-encoding") == "float32"
 
 
+def test_a_models_memory_is_that_of_all_its_gpus(run, folder, monkeypatch):
+    have_gpus(monkeypatch, 2)
+    # Half of 90 % of a TiB holds 460 tokens of a GiB.
+    monkeypatch.setattr(memory, "_token_bytes", lambda config, devices: 2**30)
+    monkeypatch.setattr(memory, "_free_on", lambda devices: 2**40 * len(devices))
+    contexts = [
+        value(run("serve", folder, "--devices", devices)[1], "--max-length")
+        for devices in ("gpu:0", "gpu:0,1", "gpu:all")
+    ]
+    assert contexts == ["256", "512", "512"]
+
+
 def test_a_quantized_checkpoint_needs_a_gpu(run, tmp_path, monkeypatch):
     for name in ("static", "gptq"):
         folder = tmp_path / name
@@ -156,8 +176,7 @@ def test_a_quantized_checkpoint_needs_a_gpu(run, tmp_path, monkeypatch):
     status, _, err = run("serve", tmp_path / "static")
     assert status == 1
     assert "runs on GPUs only" in err
-    monkeypatch.setattr(plan, "accelerator_count", lambda: 1)
-    monkeypatch.setattr(memory, "_free_on", lambda devices: PLENTY)
+    have_gpus(monkeypatch, 1)
     _, found, _ = run("serve", tmp_path / "static")
     assert "--quantization-encoding" not in found
     _, found, _ = run("serve", tmp_path / "gptq")
@@ -243,14 +262,24 @@ def test_another_plugin_beside_ours(run, folder):
     assert found.count("--custom-architectures") == 2
 
 
-def test_weights_of_the_users_own(run, gguf, folder):
+def test_weights_of_the_users_own(run, gguf, folder, monkeypatch):
     (folder / "model.safetensors").unlink()
     _, found, _ = run("generate", folder, "--weight-path", gguf)
     assert value(found, "--model") == str(folder)
     assert value(found, "--weight-path") == str(gguf)
-    _, found, _ = run("generate", gguf, f"--weight-path={gguf}")
-    assert f"--weight-path={gguf}" in found
-    assert "--weight-path" not in found
+    # MAX would look for a relative path in the folder.
+    monkeypatch.chdir(gguf.parent)
+    for model in (folder, gguf.name):
+        for flag in ([f"--weight-path={gguf.name}"], ["--weight-path", gguf.name]):
+            _, found, _ = run("generate", model, *flag, "--prompt", "x")
+            assert value(found, "--weight-path") == str(gguf)
+            assert found[-2:] == ["--prompt", "x"]
+    shutil.move(gguf, folder)
+    _, found, _ = run("generate", folder, "--weight-path", gguf.name)
+    assert value(found, "--weight-path") == str(folder / gguf.name)
+    status, _, err = run("generate", folder, "--weight-path", "no.gguf")
+    assert status == 1
+    assert "--weight-path is no.gguf, but there is no such file" in err
 
 
 def test_a_tokenizer_of_the_users_own(run, gguf, folder, tmp_path):
@@ -269,6 +298,7 @@ def test_a_tokenizer_of_the_users_own(run, gguf, folder, tmp_path):
         (["--models", "{}"], "says itself which model"),
         (["--config-file", "c.yaml"], "says itself which model"),
         (["--devices", "tpu"], "--devices is 'tpu'"),
+        (["--devices", "gpu:0"], "--devices is 'gpu:0'"),
         (["--devices"], "--devices has no value"),
     ],
 )
@@ -285,6 +315,8 @@ def test_the_last_of_a_flag_counts():
     assert flags.values("--a") == ["1", "2"]
     assert flags.value("--c") is None
     assert not flags.has("--aa")
+    assert flags.without("--a") == ("--b",)
+    assert flags.without("--b") == ("--a", "1", "--a=2")
     with pytest.raises(UsageError, match="--b has no value"):
         flags.value("--b")
 
