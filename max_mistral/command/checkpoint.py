@@ -30,7 +30,7 @@ class Checkpoint:
     @property
     def is_gguf(self) -> bool:
         """Whether the weights are a GGUF file."""
-        return is_gguf(self.path)
+        return any(is_gguf(path) for path in self.weights)
 
 
 def is_gguf(path: PurePath) -> bool:

@@ -51,4 +51,4 @@ def check_kernels() -> str:
             f"The CPU kernels are off by {wrong:.3g} on this CPU. Please report it; "
             "MAX_MISTRAL_KERNELS=off runs without them."
         )
-    return f"compiled in {library.parent}; a product is within {wrong:.1g} of NumPy's"
+    return f"compiled in {library.parent}; a product is off NumPy's by {wrong:.1g}"

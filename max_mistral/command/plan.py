@@ -70,35 +70,36 @@ def make_plan(
     checkpoint = _with_own_weights(path, flags) or read_checkpoint(path)
     folder = _model_folder(checkpoint, flags, say)
     config = _read_config(folder)
-    device_flag = flags.value("--devices")
-    # On a GPU no kernel reads GGUF's encodings.
-    on_gpu = accelerator_count() and not checkpoint.is_gguf
-    device = device_flag or ("gpu:0" if on_gpu else "cpu")
-    devices = _read_devices(device)
     picked: list[str] = []
+
+    def pick(flag: str, value: str | None, *also_called: str) -> None:
+        if value is not None and not flags.has(flag, *also_called):
+            picked.extend([flag, value])
+
     if _PLUGIN not in flags.values("--custom-architectures"):
         picked += ["--custom-architectures", _PLUGIN]
-    if not flags.has(*_MODEL_FLAGS):
-        picked += ["--model", str(folder)]
-    if device_flag is None:
-        picked += ["--devices", device]
+    pick(_MODEL_FLAGS[0], str(folder), *_MODEL_FLAGS)
+    # On a GPU no kernel reads GGUF's encodings.
+    on_gpu = accelerator_count() and not checkpoint.is_gguf
+    device = flags.value("--devices") or ("gpu:0" if on_gpu else "cpu")
+    devices = _read_devices(device)
+    pick("--devices", device)
     weights, encoding = _pick_encoding(checkpoint, config, devices)
     if flags.has("--weight-path"):
         # Absolute, for MAX looks for a relative path in --model.
         weights = checkpoint.weights
-    picked += [part for path in weights for part in ("--weight-path", str(path))]
+    for file in weights:
+        picked += ["--weight-path", str(file)]
+    pick("--quantization-encoding", encoding)
     encoding = flags.value("--quantization-encoding") or encoding
-    if encoding and not flags.has("--quantization-encoding"):
-        picked += ["--quantization-encoding", encoding]
-    length = flags.value("--max-length")
-    fit = None
+    length, fit = flags.value("--max-length"), None
     if length is None:
         fit = fit_context(checkpoint, hf.text_config(config), devices)
         length = str(fit.context)
-        picked += ["--max-length", length]
-    if subcommand == "serve" and not flags.has("--served-model-name"):
+    pick("--max-length", length)
+    if subcommand == "serve":
         # What requests say, rather than a path in a cache.
-        picked += ["--served-model-name", model]
+        pick("--served-model-name", model)
     summary = _summary(model, device, encoding, length, fit)
     return Plan(summary, [subcommand, *picked, *flags.without("--weight-path")])
 
@@ -145,7 +146,7 @@ def _model_folder(
     given = flags.value(*_MODEL_FLAGS)
     if given is not None:
         folder = Path(given)
-        if checkpoint.is_gguf and folder.is_dir():
+        if is_gguf(checkpoint.path) and folder.is_dir():
             return folder
         if folder.absolute() != checkpoint.path:
             raise UsageError(
@@ -190,7 +191,7 @@ def _pick_encoding(
     checkpoint: Checkpoint, config: PretrainedConfig, devices: list[DeviceSpec]
 ) -> tuple[tuple[Path, ...], str | None]:
     """The files to name with --weight-path, and the encoding; MAX finds the others."""
-    if any(is_gguf(path) for path in checkpoint.weights):
+    if checkpoint.is_gguf:
         return checkpoint.weights, None
     # Or raises, for a file that is damaged.
     stored_tensors(checkpoint.weights)

@@ -151,6 +151,8 @@ def test_a_gpu_is_taken_where_there_is_one(run, folder, gguf, monkeypatch):
     assert "--quantization-encoding" not in found
     _, found, _ = run("serve", gguf)
     assert value(found, "--devices") == "cpu"
+    _, found, _ = run("serve", folder, "--weight-path", gguf)
+    assert value(found, "--devices") == "cpu"
     _, found, _ = run("serve", folder, "--devices", "cpu")
     assert value(found, "--devices") == "cpu"
     assert value(found, "--quantization-encoding") == "float32"
