@@ -8,26 +8,24 @@ keeps compiled graphs by it.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import functools
 import hashlib
 import logging
-import os
 import shutil
-import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ..disk import sync
+from ..own_folders import cache_roots, is_ours, locked, make_ours
 
 logger = logging.getLogger("max.pipelines")
 
 # The compiler names the module after the file.
 FILE = "max_mistral_kernels.mojoc"
-_SUM, _LOCK, _PARTIAL = FILE + ".sha256", "lock", "tmp"
+_SUM, _PARTIAL = FILE + ".sha256", "tmp"
 # No compiler runs for longer.
 _ABANDONED = 6 * 3600.0
 
@@ -45,23 +43,12 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     Raises:
         OSError: If the temporary folder cannot be written either.
     """
-    for root in _roots():
+    for root in cache_roots():
         try:
             return _cached_in(root, name, make)
         except OSError as error:
             logger.warning("The kernels cannot be kept in %s: %s", root, error)
     return _cached_in(_own_root(), name, make)
-
-
-def _roots() -> Iterator[Path]:
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # As its specification has it, a relative path counts as none.
-    if os.path.isabs(home):
-        yield Path(home) / "max_mistral"
-    else:
-        with suppress(RuntimeError):  # no home
-            yield Path.home() / ".cache" / "max_mistral"
-    yield Path(tempfile.gettempdir()) / f"max_mistral-{os.geteuid()}"
 
 
 @functools.cache
@@ -75,12 +62,12 @@ def _own_root() -> Path:
 def _cached_in(root: Path, name: str, make: Callable[[Path], None]) -> Path:
     folder = root / name
     path = folder / FILE
-    if _is_ours(root) and _is_ours(folder) and _is_whole(path):
+    if is_ours(root) and is_ours(folder) and _is_whole(path):
         return path
     root.parent.mkdir(parents=True, exist_ok=True)
     for each in (root, folder):
-        _make_ours(each)
-    with _locked(folder):
+        make_ours(each)
+    with locked(folder):
         # Another process may have made it meanwhile.
         if not _is_whole(path):
             _sweep(root, folder)
@@ -107,46 +94,9 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
 
 def _is_whole(path: Path) -> bool:
     beside = path.with_name(_SUM)
-    if not (_is_ours(path) and _is_ours(beside)):
+    if not (is_ours(path) and is_ours(beside)):
         return False
     return _digest(path) == beside.read_text(errors="replace").strip()
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether only this user, or the system's, can have written to it."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return False
-    mine = found.st_uid in _trusted_owners() and not found.st_mode & 0o022
-    return mine and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode))
-
-
-def _trusted_owners() -> set[int]:
-    return {0, os.geteuid()}
-
-
-def _make_ours(folder: Path) -> None:
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    # One of an earlier release, or of a user whose umask lets a group write. What
-    # others put there is theirs still, and not taken.
-    if folder.lstat().st_uid == os.geteuid() and not folder.is_symlink():
-        folder.chmod(0o700)
-    if not _is_ours(folder):
-        raise PermissionError(f"{folder} belongs to another user, or others may write")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lets one process in at a time; a killed one leaves no lock."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(folder / _LOCK, flags, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(root: Path, folder: Path) -> None:

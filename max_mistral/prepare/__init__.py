@@ -18,6 +18,7 @@ import argparse
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,8 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
             shutil.copy(source / name, folder / name)
 
 
-def main() -> None:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; ``argv`` is that of the process by default."""
     parser = argparse.ArgumentParser(
         prog="python -m max_mistral.prepare",
         description="Make a folder that MAX loads out of a GGUF file or a "
@@ -232,7 +233,7 @@ def main() -> None:
         type=float,
         help="what the adapter's changes are multiplied by (1)",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.lora is None and arguments.lora_scale is not None:
         parser.error("--lora-scale is for --lora")
     try:

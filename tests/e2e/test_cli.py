@@ -26,6 +26,20 @@ def test_the_demo_names_paris(demo_model):
     assert "architecture         : MistralForCausalLM" in result.stderr + result.stdout
 
 
+def test_one_command_from_the_file_names_paris():
+    """Prepared in the user's cache, where the kernels are that the graph names."""
+    result = run_python(
+        *("-m", "max_mistral.command", "generate", GGUF),
+        # As in the Makefile, for one compiled graph.
+        *("--devices", "cpu", "--max-length", "2048"),
+        *("--temperature", "0", "--max-new-tokens", "60"),
+        *("--prompt", QUESTION),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Paris" in result.stdout
+    assert "generate --custom-architectures max_mistral --model" in result.stderr
+
+
 def change_config(folder, **changes):
     path = folder / "config.json"
     config = json.loads(path.read_text()) | changes

@@ -1,0 +1,5 @@
+"""``python -m max_mistral.command``: ``max-mistral``, where it is not installed."""
+
+from . import main
+
+main()

@@ -1,0 +1,146 @@
+"""MODEL, where it lies on the disk: which files it is made of, and of what kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from ..errors import UserError
+from ..prepare.native import PARAMS
+
+# As llama.cpp's llama-gguf-split names the parts.
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+# As many files as a message names.
+_MOST_NAMED = 30
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on the disk."""
+
+    path: Path
+    """The GGUF file, or the folder."""
+    weights: tuple[Path, ...]
+    """The files with the weights, by absolute paths."""
+    prepare: bool
+    """Whether MAX loads it only as ``prepare`` makes it."""
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the weights are a GGUF file."""
+        return any(is_gguf(path) for path in self.weights)
+
+
+def is_gguf(path: PurePath) -> bool:
+    """Whether a file is GGUF, by its name, as MAX has it."""
+    return path.suffix.lower() == ".gguf"
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Finds the weights in a file or folder that exists.
+
+    Raises:
+        UserError: (a ``ValueError``) if there are none, or it is not clear
+            which are meant.
+    """
+    # Not resolved: the Hub's cache links to files without a suffix.
+    path = path.absolute()
+    if not path.is_dir():
+        return _gguf_file(path)
+    found = sorted(entry for entry in path.iterdir() if not entry.is_dir())
+    names = [entry.name for entry in found]
+    if weights := pick_safetensors(names):
+        native = all(name.startswith("consolidated") for name in weights)
+        if not native and "config.json" not in names:
+            raise UserError(
+                f"{path} has no config.json. Copy the one that belongs to the "
+                "checkpoint."
+            )
+        paths = tuple(path / name for name in weights)
+        return Checkpoint(path, paths, prepare=native)
+    if any(is_gguf(entry) for entry in found):
+        return _gguf_file(path / pick_gguf(names, str(path)))
+    raise UserError(
+        f"{path} has no weights that MAX reads: *.safetensors or a .gguf file"
+        f"{_instead(names)}. Name a folder that has, or a GGUF file."
+    )
+
+
+def _gguf_file(path: Path) -> Checkpoint:
+    if not is_gguf(path):
+        raise UserError(
+            f"{path} is no GGUF file: its name does not end in .gguf. Give a GGUF "
+            "file, a model's folder or a Hub id."
+        )
+    _refuse_part(path.name)
+    return Checkpoint(path, (path,), prepare=True)
+
+
+def pick_safetensors(names: Sequence[str]) -> list[str]:
+    """Returns the weights among a folder's files: Hugging Face's, or Mistral's.
+
+    Many repositories have both, with the same weights.
+    """
+    found = [name for name in names if name.endswith(".safetensors")]
+    # An adapter is no model.
+    found = [name for name in found if not name.startswith("adapter_")]
+    return [n for n in found if not n.startswith("consolidated")] or found
+
+
+def pick_gguf(names: Sequence[str], source: str, tag: str | None = None) -> str:
+    """Returns the one model among a folder's GGUF files.
+
+    Args:
+        names: Of all files.
+        source: What to call the folder.
+        tag: An encoding such as ``Q4_K_M``, which the name ends with.
+
+    Raises:
+        UserError: (a ``ValueError``) if there is none or more than one, or it
+            is one part of several.
+    """
+    ggufs = [n for n in names if is_gguf(PurePath(n))]
+    # A vision tower, which is no model by itself.
+    ggufs = [n for n in ggufs if not PurePath(n).name.lower().startswith("mmproj")]
+    found = ggufs
+    if tag is not None:
+        # A part's number stands between the encoding and the suffix.
+        ending = re.compile(
+            rf"(^|[-_.]){re.escape(tag)}(-\d{{5}}-of-\d{{5}})?\.gguf$", re.IGNORECASE
+        )
+        found = [n for n in ggufs if ending.search(PurePath(n).name)]
+    if len(found) == 1 or (found and all(_PART.search(n) for n in found)):
+        _refuse_part(found[0])
+        return found[0]
+    what = "" if tag is None else f" whose name ends in {tag}"
+    if not found:
+        has = f"; it has {_listed(ggufs)}" if ggufs else ""
+        raise UserError(f"{source} has no GGUF file of a model{what}{has}.")
+    raise UserError(
+        f"{source} has {len(found)} GGUF files{what}: {_listed(found)}. Name one."
+    )
+
+
+def _refuse_part(name: str) -> None:
+    if _PART.search(name):
+        raise UserError(
+            f"{name} is one part of a split GGUF file, and MAX reads whole ones. Merge "
+            "the parts with llama.cpp's llama-gguf-split --merge, or take a smaller "
+            "encoding."
+        )
+
+
+def _instead(names: Sequence[str]) -> str:
+    """What is there that people take for a model."""
+    found = [n for n in names if n.endswith((".bin", ".pth", ".pt", ".ckpt"))]
+    found += [n for n in names if n.startswith("adapter_")]
+    found += [n for n in names if n in (PARAMS, "config.json")]
+    return f" (but {_listed(found)})" if found else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    listed = ", ".join(names[:_MOST_NAMED])
+    return f"{listed} and {more} more" if more > 0 else listed

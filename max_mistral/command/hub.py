@@ -1,0 +1,116 @@
+"""A model on the Hugging Face Hub, brought to this machine.
+
+``huggingface_hub`` keeps it in its own cache and shows its own progress.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+
+from httpx import HTTPError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ..errors import UserError, shown
+from ..mistral_common_chat import FILES as MISTRAL_TOKENIZERS
+from .checkpoint import is_gguf, pick_gguf, pick_safetensors
+
+# What llama.cpp takes where a repository has several and none is asked for.
+_USUAL = "Q4_K_M"
+_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<tag>[\w.-]+))?", re.ASCII)
+# Beside the weights: configs, tokenizers and templates, of no folder within.
+_BESIDE = re.compile(r"[^/]+\.(json|jinja)|tokenizer\.model[^/]*")
+
+
+def fetch(model: str, revision: str | None = None) -> Path:
+    """Returns the folder, or the GGUF file, of a Hub id.
+
+    Args:
+        model: ``user/repo``, or of GGUF files ``user/repo:Q4_K_M``.
+        revision: A branch, tag or commit.
+
+    Raises:
+        UserError: (a ``ValueError``) if it is no Hub id, there is no such
+            model or encoding, or it cannot be fetched.
+    """
+    match = _ID.fullmatch(model)
+    if match is None:
+        raise UserError(
+            f"{model} does not exist. Give a GGUF file, a model's folder, or a Hub "
+            "id such as mistralai/Mistral-7B-Instruct-v0.3."
+        )
+    repo, tag = match["repo"], match["tag"]
+    try:
+        folder, wanted = _fetch(repo, tag, revision)
+    except GatedRepoError as error:
+        raise UserError(
+            f"{repo} is gated. Accept its terms at https://huggingface.co/{repo} and "
+            "log in with: hf auth login"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"{model} is no file or folder here, and the Hugging Face Hub shows no "
+            f"model {repo}. Check the spelling; if it is private, log in with: "
+            "hf auth login"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{repo} has no revision {shown(revision)}.") from error
+    except (OSError, HTTPError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{model} is no file or folder here, nor in the Hub's cache, and the "
+            f"Hugging Face Hub cannot be read ({reason}). Check the spelling and the "
+            "network."
+        ) from error
+    return folder / wanted[0] if is_gguf(Path(wanted[0])) else folder
+
+
+def _fetch(repo: str, tag: str | None, revision: str | None) -> tuple[Path, list[str]]:
+    """Returns the folder, and the names of what was asked for in it."""
+    try:
+        names = HfApi().list_repo_files(repo, revision=revision)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except (OSError, HTTPError) as error:
+        return _find_fetched(repo, tag, revision, error)
+    wanted = _wanted(names, repo, tag)
+    patterns = [glob.escape(name) for name in wanted]
+    folder = snapshot_download(repo, revision=revision, allow_patterns=patterns)
+    return Path(folder), wanted
+
+
+def _find_fetched(
+    repo: str, tag: str | None, revision: str | None, cause: Exception
+) -> tuple[Path, list[str]]:
+    """What an earlier call fetched, where the Hub cannot be reached."""
+    try:
+        found = snapshot_download(repo, revision=revision, local_files_only=True)
+    except OSError:
+        raise cause from None
+    folder = Path(found)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return folder, _wanted(names, f"{repo}, as fetched before,", tag)
+
+
+def _wanted(names: list[str], repo: str, tag: str | None) -> list[str]:
+    """The files to fetch; of GGUF files one."""
+    weights = pick_safetensors([name for name in names if "/" not in name])
+    if weights and tag is None:
+        beside = [
+            name
+            for name in names
+            if _BESIDE.fullmatch(name) or name in MISTRAL_TOKENIZERS
+        ]
+        return weights + beside
+    ggufs = [name for name in names if is_gguf(Path(name))]
+    if tag is None and len(ggufs) > 1:
+        tag = _USUAL
+    return [pick_gguf(names, repo, tag)]

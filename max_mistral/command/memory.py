@@ -1,0 +1,112 @@
+"""How long a context fits the memory beside the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from max.driver import DeviceSpec, load_devices
+from transformers import PretrainedConfig
+
+from .. import hf_config as hf
+from .. import kernels
+from ..errors import UserError
+from ..weights.names import expected_tensors
+from .checkpoint import Checkpoint
+
+# What MAX keeps of the free memory by default (--device-memory-utilization).
+_UTILIZATION = 0.9
+# The other half of what the weights leave is for activations and all else.
+_SHARE = 0.5
+# A shorter context is of no use to anyone.
+_LEAST_CONTEXT = 256
+_FLOAT32, _BFLOAT16 = 4, 2
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a context was picked by."""
+
+    context: int
+    """In tokens, prompt and answer together."""
+    limit: int
+    """The longest that the model was made for."""
+    weights: int
+    """Their bytes in memory."""
+    free: int
+    """Bytes on the devices."""
+
+
+def fit_context(
+    checkpoint: Checkpoint, config: PretrainedConfig, devices: Sequence[DeviceSpec]
+) -> Fit:
+    """Returns the model's own limit, or the largest power of two that fits.
+
+    MAX compiles anew for another length, so the length must not follow every
+    change of the free memory.
+
+    Args:
+        checkpoint: Where the weights are.
+        config: The text tower's config.
+        devices: Where the model is to run.
+
+    Raises:
+        UserError: (a ``ValueError``) if there is no room for a context at all.
+    """
+    limit = hf.max_seq_len(config, None)
+    free = free_memory() if _on_cpu(devices) else _free_on(devices)
+    weights = _weight_bytes(checkpoint, config, devices)
+    room = (free * _UTILIZATION - weights) * _SHARE
+    fitting = int(max(room, 0)) // _token_bytes(config, devices)
+    context = limit if fitting >= limit else 1 << fitting.bit_length() >> 1
+    if context < min(_LEAST_CONTEXT, limit):
+        raise UserError(
+            f"The weights take {gigabytes(weights)} of the {gigabytes(free)} that are "
+            "free, which leaves no room for a context. Take a smaller model or "
+            "encoding, or more --devices; --max-length tries it anyway."
+        )
+    return Fit(context, limit, weights, free)
+
+
+def free_memory() -> int:
+    """Returns the bytes that programs may still take; MAX's own count is its own."""
+    available: int = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no such limit, or "max"
+        # A container's; its page cache counts as used, so not the rest of it.
+        available = min(available, int(_CONTAINER_LIMIT.read_text()))
+    return available
+
+
+def _free_on(gpus: Sequence[DeviceSpec]) -> int:
+    return sum(int(device.stats["free_memory"]) for device in load_devices(gpus))
+
+
+def _weight_bytes(
+    checkpoint: Checkpoint, config: PretrainedConfig, devices: Sequence[DeviceSpec]
+) -> int:
+    if _on_cpu(devices) and kernels.mode() == "off":
+        expected = expected_tensors(config, "graph", tied=config.tie_word_embeddings)
+        return _FLOAT32 * sum(math.prod(t.shape) for t in expected.values())
+    return sum(path.stat().st_size for path in checkpoint.weights)
+
+
+def _token_bytes(config: PretrainedConfig, devices: Sequence[DeviceSpec]) -> int:
+    """Of one token's keys and values. A window is not counted on."""
+    number = _FLOAT32 if _on_cpu(devices) else _BFLOAT16
+    heads = config.num_key_value_heads * hf.head_dim(config)
+    return 2 * config.num_hidden_layers * heads * number
+
+
+def _on_cpu(devices: Sequence[DeviceSpec]) -> bool:
+    return any(device.device_type == "cpu" for device in devices)
+
+
+def gigabytes(size: int) -> str:
+    """Returns a number of bytes as people say it."""
+    unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
+    return f"{size / unit:.3g} {name}"

@@ -1,0 +1,92 @@
+"""Where prepared folders are kept: ``models`` in the user's cache.
+
+A folder is kept by what it is made of, so a changed file or another version of
+this package makes a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from ..errors import UserError
+from ..own_folders import cache_roots, is_ours, locked, make_ours
+from ..prepare import prepare
+
+FOLDER = "models"
+
+
+def prepared(source: Path, say: Callable[[str], None]) -> Path:
+    """Returns the folder that ``prepare`` makes of ``source``, once.
+
+    Args:
+        source: A GGUF file or a folder, as :func:`max_mistral.prepare.prepare`
+            takes it.
+        say: Is told what is made, if anything.
+
+    Raises:
+        UserError: (a ``ValueError``) if ``source`` cannot be prepared, or there
+            is no place to keep it.
+        OSError: If ``source`` cannot be read.
+    """
+    name = _fingerprint(source)
+    for root in cache_roots():
+        try:
+            root.parent.mkdir(parents=True, exist_ok=True)
+            for each in (root, root / FOLDER):
+                make_ours(each)
+            with locked(root / FOLDER):
+                return _prepared_in(root / FOLDER / name, source, say)
+        except OSError as error:
+            print(f"Nothing can be kept in {root}: {error}", file=sys.stderr)
+    raise UserError(
+        "There is no folder to prepare the model in. Set XDG_CACHE_HOME to one that "
+        "you can write to, or use max-mistral prepare."
+    )
+
+
+def _prepared_in(folder: Path, source: Path, say: Callable[[str], None]) -> Path:
+    if _is_usable(folder):
+        return folder
+    if os.path.lexists(folder):
+        shutil.rmtree(folder)
+    say(f"Preparing {source} in {folder}")
+    with _closed_to_others():
+        prepare(source, folder)
+    return folder
+
+
+def _is_usable(folder: Path) -> bool:
+    """Whether no other user can have written there. Links are to the source."""
+    return is_ours(folder) and all(
+        path.is_symlink() or is_ours(path) for path in folder.iterdir()
+    )
+
+
+@contextmanager
+def _closed_to_others() -> Iterator[None]:
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _fingerprint(source: Path) -> str:
+    # A link's own name counts, and the size and time of what it points to.
+    files = [source] if source.is_file() else sorted(source.iterdir())
+    digest = hashlib.sha256(version("max_mistral").encode())
+    for path in files:
+        if path.is_file():
+            found = path.stat()
+            line = f"\n{path.absolute()}\n{found.st_size} {found.st_mtime_ns}"
+            digest.update(os.fsencode(line))
+    # For people who look into the cache; 100 bytes are far below a name's limit.
+    label = os.fsencode(source.stem)[:100].decode(errors="ignore")
+    return f"{digest.hexdigest()[:16]}-{label}"

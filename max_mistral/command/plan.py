@@ -1,0 +1,227 @@
+"""What is picked for a model, and the ``max`` command that follows from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from max.driver import DeviceSpec, accelerator_count
+from max.dtype import DType
+from max.graph import DeviceRef
+from max.pipelines.lib.device_specs import (
+    device_specs_from_normalized_device_handle,
+    normalize_device_specs_input,
+)
+from safetensors import safe_open
+from transformers import AutoConfig, PretrainedConfig
+
+from .. import hf_config as hf
+from ..arch import ARCHITECTURES
+from ..errors import UserError, shown
+from ..fields import read_json
+from ..formats import GPTQ
+from ..hf_quantization import read_quantization
+from ..weights.safetensors_file import stored_tensors
+from .checkpoint import Checkpoint, is_gguf, read_checkpoint
+from .errors import UsageError
+from .flags import Flags
+from .hub import fetch
+from .memory import Fit, fit_context, gigabytes
+from .model_cache import prepared
+
+_PLUGIN = "max_mistral"
+_MODEL_FLAGS = ("--model", "--model-path")
+# They say which model, and how it runs.
+_OTHER_MODELS = ("--models", "--config-file")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to run."""
+
+    summary: str
+    """One line about what was picked."""
+    arguments: list[str]
+    """Those of ``max``."""
+
+
+def make_plan(
+    subcommand: str, model: str, flags: Flags, say: Callable[[str], None]
+) -> Plan:
+    """Fetches and prepares MODEL if need be, and picks what the flags leave open.
+
+    Args:
+        subcommand: Of ``max``: ``serve`` or ``generate``.
+        model: A GGUF file, a folder or a Hub id.
+        flags: Those that the user gave.
+        say: Is told what takes a while.
+
+    Raises:
+        UserError: (a ``ValueError``) if there is no such model or it cannot
+            run; of the subclass :class:`UsageError` if a flag contradicts it.
+        OSError: If a file cannot be read.
+    """
+    _refuse_other_models(flags)
+    path = Path(os.path.expanduser(model))
+    if not os.path.lexists(path):
+        path = fetch(model, flags.value("--huggingface-model-revision"))
+    checkpoint = _with_own_weights(path, flags) or read_checkpoint(path)
+    folder = _model_folder(checkpoint, flags, say)
+    config = _read_config(folder)
+    picked: list[str] = []
+
+    def pick(flag: str, value: str | None, *also_called: str) -> None:
+        if value is not None and not flags.has(flag, *also_called):
+            picked.extend([flag, value])
+
+    if _PLUGIN not in flags.values("--custom-architectures"):
+        picked += ["--custom-architectures", _PLUGIN]
+    pick(_MODEL_FLAGS[0], str(folder), *_MODEL_FLAGS)
+    # On a GPU no kernel reads GGUF's encodings.
+    on_gpu = accelerator_count() and not checkpoint.is_gguf
+    device = flags.value("--devices") or ("gpu:0" if on_gpu else "cpu")
+    devices = _read_devices(device)
+    pick("--devices", device)
+    weights, encoding = _pick_encoding(checkpoint, config, devices)
+    if flags.has("--weight-path"):
+        # Absolute, for MAX looks for a relative path in --model.
+        weights = checkpoint.weights
+    for file in weights:
+        picked += ["--weight-path", str(file)]
+    pick("--quantization-encoding", encoding)
+    encoding = flags.value("--quantization-encoding") or encoding
+    length, fit = flags.value("--max-length"), None
+    if length is None:
+        fit = fit_context(checkpoint, hf.text_config(config), devices)
+        length = str(fit.context)
+    pick("--max-length", length)
+    if subcommand == "serve":
+        # What requests say, rather than a path in a cache.
+        pick("--served-model-name", model)
+    summary = _summary(model, device, encoding, length, fit)
+    return Plan(summary, [subcommand, *picked, *flags.without("--weight-path")])
+
+
+def _refuse_other_models(flags: Flags) -> None:
+    for name in _OTHER_MODELS:
+        if flags.has(name):
+            raise UsageError(
+                f"{name} says itself which model runs and how. Leave it out, or call "
+                "max with it rather than max-mistral."
+            )
+
+
+def _with_own_weights(path: Path, flags: Flags) -> Checkpoint | None:
+    """The folder MODEL with the weights of --weight-path, if that is given."""
+    given = flags.values("--weight-path")
+    if not given:
+        return None
+    if path.is_dir():
+        weights = tuple(_find_file(value, path) for value in given)
+        return Checkpoint(path.absolute(), weights, prepare=False)
+    if [Path(value).absolute() for value in given] != [path.absolute()]:
+        raise UsageError(
+            f"--weight-path is {', '.join(given)}, but MODEL is the file {path}. "
+            "Leave one of them out."
+        )
+    return None
+
+
+def _find_file(value: str, folder: Path) -> Path:
+    for path in (Path(value), folder / value):
+        if path.is_file():
+            return path.absolute()
+    raise UserError(
+        f"--weight-path is {value}, but there is no such file here or in {folder}. "
+        "Give the path of the weights."
+    )
+
+
+def _model_folder(
+    checkpoint: Checkpoint, flags: Flags, say: Callable[[str], None]
+) -> Path:
+    """Where config.json and the tokenizer are."""
+    given = flags.value(*_MODEL_FLAGS)
+    if given is not None:
+        folder = Path(given)
+        if is_gguf(checkpoint.path) and folder.is_dir():
+            return folder
+        if folder.absolute() != checkpoint.path:
+            raise UsageError(
+                f"--model is {given}, but MODEL is {checkpoint.path}. Leave --model "
+                "out; only for a GGUF file may it name a folder with its config.json "
+                "and tokenizer."
+            )
+    if checkpoint.prepare:
+        return prepared(checkpoint.path, say)
+    return checkpoint.path
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    raw = read_json(folder / "config.json")
+    names = raw.get("architectures")
+    known = [arch.name for arch in ARCHITECTURES]
+    if not isinstance(names, list) or not any(name in known for name in names):
+        raise UserError(
+            f"{folder / 'config.json'} has architectures = {shown(names)}; max_mistral "
+            f"runs {', '.join(known)}. Another may run with max alone."
+        )
+    hf.check_required_keys(str(folder), None)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} cannot be read by transformers: {error}"
+        ) from error
+    hf.check_supported(hf.text_config(config))
+    return config
+
+
+def _read_devices(devices: str) -> list[DeviceSpec]:
+    try:
+        handle = normalize_device_specs_input(devices)
+        return device_specs_from_normalized_device_handle(handle)
+    except ValueError as error:
+        raise UsageError(f"--devices is {shown(devices)}: {error}") from error
+
+
+def _pick_encoding(
+    checkpoint: Checkpoint, config: PretrainedConfig, devices: list[DeviceSpec]
+) -> tuple[tuple[Path, ...], str | None]:
+    """The files to name with --weight-path, and the encoding; MAX finds the others."""
+    if checkpoint.is_gguf:
+        return checkpoint.weights, None
+    # Or raises, for a file that is damaged.
+    stored_tensors(checkpoint.weights)
+    quantization = read_quantization(config, None)
+    on_cpu = any(device.device_type == "cpu" for device in devices)
+    if quantization is not None:
+        if on_cpu:
+            quantization.check_runs([DeviceRef.CPU()], DType.float32)
+        return (), "gptq" if isinstance(quantization, GPTQ) else None
+    # MAX does not look for weights in float16.
+    half = any("F16" in _dtypes(path) for path in checkpoint.weights)
+    named = checkpoint.weights if half else ()
+    if on_cpu:
+        return named, "float32"
+    return named, "bfloat16" if half else None
+
+
+def _dtypes(path: Path) -> set[str]:
+    with safe_open(path, "numpy") as file:
+        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
+def _summary(
+    model: str, device: str, encoding: str | None, length: str, fit: Fit | None
+) -> str:
+    context = f"context {length}"
+    if fit is not None:
+        limit = "its limit" if fit.context == fit.limit else f"its limit is {fit.limit}"
+        context += (
+            f" ({limit}; {gigabytes(fit.weights)} of weights, {gigabytes(fit.free)} "
+            "of memory free)"
+        )
+    return f"{model}: {device}, {encoding or 'encoding as in the files'}, {context}"

@@ -1,0 +1,75 @@
+"""Folders in the user's cache that no other user can write to."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_LOCK = "lock"
+
+
+def cache_roots() -> Iterator[Path]:
+    """Yields the folders to keep things in, best first; none need exist.
+
+    ``$XDG_CACHE_HOME/max_mistral`` (``~/.cache``), then one in the temporary folder.
+    """
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    # As its specification has it, a relative path counts as none.
+    if os.path.isabs(home):
+        yield Path(home) / "max_mistral"
+    else:
+        with suppress(RuntimeError):  # no home
+            yield Path.home() / ".cache" / "max_mistral"
+    yield Path(tempfile.gettempdir()) / f"max_mistral-{os.geteuid()}"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether only this user, or the system's, can have written to it."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    mine = found.st_uid in _trusted_owners() and not found.st_mode & 0o022
+    return mine and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode))
+
+
+def _trusted_owners() -> set[int]:
+    return {0, os.geteuid()}
+
+
+def make_ours(folder: Path) -> None:
+    """Makes a folder, or closes one of this user's to others.
+
+    Raises:
+        PermissionError: If it belongs to another user.
+        OSError: If it cannot be made.
+    """
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    # One of an earlier release, or of a user whose umask lets a group write. What
+    # others put there is theirs still, and not taken.
+    if folder.lstat().st_uid == os.geteuid() and not folder.is_symlink():
+        folder.chmod(0o700)
+    if not is_ours(folder):
+        raise PermissionError(f"{folder} belongs to another user, or others may write")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lets one process in at a time; a killed one leaves no lock.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(folder / _LOCK, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,614 @@
+"""The max-mistral command: what it picks, passes on and refuses. Nothing compiles."""
+
+import importlib
+import json
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from max.driver import DeviceSpec
+
+from max_mistral import command
+from max_mistral.command import doctor, memory, model_cache, plan
+from max_mistral.command.checkpoint import pick_gguf, read_checkpoint
+from max_mistral.command.errors import UsageError
+from max_mistral.command.flags import Flags
+from max_mistral.command.memory import gigabytes
+from max_mistral.errors import UserError
+from tests.unit.test_gguf import write_gguf
+from workbench.checkpoints import BASE, write_checkpoint, write_native
+from workbench.demo import ROOT
+from workbench.quantized import LAYOUTS, write_quantized
+
+PLENTY = 10**12
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """A machine with memory and no GPU, and a cache that is no one's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("MAX_MISTRAL_KERNELS", raising=False)
+    monkeypatch.setattr(plan, "accelerator_count", lambda: 0)
+    monkeypatch.setattr(memory, "free_memory", lambda: PLENTY)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command; returns its status, the command of max, and stderr."""
+
+    def run(*arguments):
+        executed = []
+
+        def execve(program, command, environment):
+            executed.append(command)
+            raise SystemExit(0)
+
+        monkeypatch.setattr(os, "execve", execve)
+        with pytest.raises(SystemExit) as ended:
+            command.main([str(argument) for argument in arguments])
+        return ended.value.code, (executed or [[]])[0], capsys.readouterr().err
+
+    return run
+
+
+def value(command, flag):
+    """What a flag is set to, once."""
+    assert command.count(flag) == 1, command
+    return command[command.index(flag) + 1]
+
+
+def have_gpus(monkeypatch, count):
+    gpus = [DeviceSpec.accelerator(i) for i in range(count)]
+    scan = "max.pipelines.lib.device_specs.scan_available_devices"
+    monkeypatch.setattr(scan, lambda: gpus)
+    monkeypatch.setattr(plan, "accelerator_count", lambda: count)
+    monkeypatch.setattr(memory, "_free_on", lambda devices: PLENTY * len(devices))
+
+
+@pytest.fixture
+def gguf(tmp_path):
+    return write_gguf(tmp_path / "model.Q4_K_M.gguf")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_checkpoint(tmp_path / "hf", BASE, dtype="bfloat16")
+
+
+# ---- what is picked
+
+
+def test_a_gguf_file_is_prepared_once(run, gguf, tmp_path):
+    status, first, err = run("generate", gguf, "--prompt", "it's")
+    assert status == 0
+    assert Path(first[0]).name == "max"
+    prepared = Path(value(first, "--model"))
+    assert prepared.parent == tmp_path / "cache" / "max_mistral" / "models"
+    assert json.loads((prepared / "config.json").read_text())["hidden_size"] == 8
+    assert value(first, "--weight-path") == str(gguf)
+    assert value(first, "--devices") == "cpu"
+    assert value(first, "--max-length") == "64"
+    assert value(first, "--custom-architectures") == "max_mistral"
+    assert "--quantization-encoding" not in first
+    assert "--served-model-name" not in first
+    assert first[-2:] == ["--prompt", "it's"]
+    preparing, summary, line = err.splitlines()
+    assert preparing.startswith(f"Preparing {gguf}")
+    assert "context 64 (its limit" in summary
+    assert shlex.split(line) == first
+    _, second, err = run("generate", gguf, "--prompt", "it's")
+    assert second == first
+    assert "Preparing" not in err
+
+
+def test_huggingfaces_format_is_taken_as_it_is(run, folder, tmp_path):
+    _, found, _ = run("serve", folder)
+    assert value(found, "--model") == str(folder)
+    assert value(found, "--quantization-encoding") == "float32"
+    assert value(found, "--max-length") == "512"
+    assert value(found, "--served-model-name") == str(folder)
+    assert "--weight-path" not in found
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_float16_checkpoint_has_its_files_named(run, tmp_path):
+    folder = write_checkpoint(tmp_path / "half", BASE, dtype="float16", shards=2)
+    _, found, _ = run("generate", folder)
+    named = [found[i + 1] for i, flag in enumerate(found) if flag == "--weight-path"]
+    assert named == [str(path) for path in sorted(folder.glob("*.safetensors"))]
+    assert len(named) == 2
+
+
+def test_mistrals_format_is_prepared(run, tmp_path):
+    source = write_native(tmp_path / "native", BASE, dtype="bfloat16")
+    _, found, err = run("generate", source)
+    prepared = Path(value(found, "--model"))
+    assert (prepared / "model.safetensors").resolve().parent == source
+    assert value(found, "--quantization-encoding") == "float32"
+    assert "Preparing" in err
+    _, again, err = run("generate", source)
+    assert again == found
+    assert "Preparing" not in err
+
+
+def test_a_folder_with_one_gguf_file(run, gguf):
+    (gguf.parent / "mmproj-model-f16.gguf").write_bytes(b"a vision tower")
+    _, found, _ = run("generate", gguf.parent)
+    assert value(found, "--weight-path") == str(gguf)
+
+
+def test_a_gpu_is_taken_where_there_is_one(run, folder, gguf, monkeypatch):
+    have_gpus(monkeypatch, 2)
+    _, found, _ = run("serve", folder)
+    assert value(found, "--devices") == "gpu:0"
+    # MAX reads it off the checkpoint.
+    assert "--quantization-encoding" not in found
+    _, found, _ = run("serve", gguf)
+    assert value(found, "--devices") == "cpu"
+    _, found, _ = run("serve", folder, "--weight-path", gguf)
+    assert value(found, "--devices") == "cpu"
+    _, found, _ = run("serve", folder, "--devices", "cpu")
+    assert value(found, "--devices") == "cpu"
+    assert value(found, "--quantization-encoding") == "float32"
+
+
+def test_a_models_memory_is_that_of_all_its_gpus(run, folder, monkeypatch):
+    have_gpus(monkeypatch, 2)
+    # Half of 90 % of a TiB holds 460 tokens of a GiB.
+    monkeypatch.setattr(memory, "_token_bytes", lambda config, devices: 2**30)
+    monkeypatch.setattr(memory, "_free_on", lambda devices: 2**40 * len(devices))
+    contexts = [
+        value(run("serve", folder, "--devices", devices)[1], "--max-length")
+        for devices in ("gpu:0", "gpu:0,1", "gpu:all")
+    ]
+    assert contexts == ["256", "512", "512"]
+
+
+def test_a_quantized_checkpoint_needs_a_gpu(run, tmp_path, monkeypatch):
+    for name in ("static", "gptq"):
+        folder = tmp_path / name
+        write_checkpoint(folder, BASE)
+        write_quantized(folder, LAYOUTS[name])
+    status, _, err = run("serve", tmp_path / "static")
+    assert status == 1
+    assert "runs on GPUs only" in err
+    have_gpus(monkeypatch, 1)
+    _, found, _ = run("serve", tmp_path / "static")
+    assert "--quantization-encoding" not in found
+    _, found, _ = run("serve", tmp_path / "gptq")
+    assert value(found, "--quantization-encoding") == "gptq"
+
+
+# ---- the context
+
+
+def test_the_context_is_a_power_of_two_that_fits(run, folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    width = config["num_hidden_layers"] * config["num_key_value_heads"]
+    token = 2 * width * config["head_dim"] * 4
+    weights = (folder / "model.safetensors").stat().st_size
+
+    def free(tokens):
+        """Such that half of what is left of 90 % holds this many tokens."""
+        return int((weights + 2 * tokens * token) / 0.9) + 8
+
+    for tokens, context in ((600, 512), (512, 512), (511, 256), (256, 256)):
+        monkeypatch.setattr(memory, "free_memory", lambda t=tokens: free(t))
+        _, found, err = run("generate", folder)
+        assert value(found, "--max-length") == str(context)
+    assert "context 256 (its limit is 512;" in err
+    monkeypatch.setattr(memory, "free_memory", lambda: free(255))
+    status, _, err = run("generate", folder)
+    assert status == 1
+    assert "leaves no room for a context" in err
+    # The user may know better.
+    _, found, _ = run("generate", folder, "--max-length", "512")
+    assert value(found, "--max-length") == "512"
+
+
+def test_without_the_kernels_weights_are_float32(folder, monkeypatch):
+    checkpoint = read_checkpoint(folder)
+    config = plan._read_config(folder)
+    devices = plan._read_devices("cpu")
+    packed = memory.fit_context(checkpoint, config, devices).weights
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
+    wide = memory.fit_context(checkpoint, config, devices).weights
+    # The file is bfloat16 and has a header.
+    assert wide < 2 * packed < wide + 20_000
+
+
+def test_a_containers_limit_counts(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_CONTAINER_LIMIT", limit)
+    free = memory.free_memory()
+    assert free > 10**6
+    limit.write_text("1000000\n")
+    assert memory.free_memory() == 10**6
+    limit.write_text("max\n")
+    assert memory.free_memory() > 10**6
+
+
+def test_sizes_as_people_say_them():
+    assert gigabytes(14_483_498_224) == "14.5 GB"
+    assert gigabytes(98_400_000) == "98.4 MB"
+
+
+# ---- the user's flags
+
+
+def test_other_flags_go_through_unchanged(run, folder):
+    given = ["--port", "8001", "--no-enable-prefix-caching", "--a=b c", "--x", "-1"]
+    _, found, _ = run("serve", folder, *given)
+    assert found[-len(given) :] == given
+
+
+def test_what_the_user_picks_is_not_picked(run, folder):
+    given = [
+        *("--devices=cpu", "--max-length=64", "--quantization-encoding", "float32"),
+        *("--served-model-name", "mine", "--custom-architectures", "max_mistral"),
+    ]
+    _, found, err = run("serve", folder, *given)
+    assert found[1:] == ["serve", "--model", str(folder), *given]
+    assert "context 64" in err
+
+
+def test_another_plugin_beside_ours(run, folder):
+    _, found, _ = run("serve", folder, "--custom-architectures", "other")
+    assert found.count("--custom-architectures") == 2
+
+
+def test_weights_of_the_users_own(run, gguf, folder, monkeypatch):
+    (folder / "model.safetensors").unlink()
+    _, found, _ = run("generate", folder, "--weight-path", gguf)
+    assert value(found, "--model") == str(folder)
+    assert value(found, "--weight-path") == str(gguf)
+    # MAX would look for a relative path in the folder.
+    monkeypatch.chdir(gguf.parent)
+    for model in (folder, gguf.name):
+        for flag in ([f"--weight-path={gguf.name}"], ["--weight-path", gguf.name]):
+            _, found, _ = run("generate", model, *flag, "--prompt", "x")
+            assert value(found, "--weight-path") == str(gguf)
+            assert found[-2:] == ["--prompt", "x"]
+    shutil.move(gguf, folder)
+    _, found, _ = run("generate", folder, "--weight-path", gguf.name)
+    assert value(found, "--weight-path") == str(folder / gguf.name)
+    status, _, err = run("generate", folder, "--weight-path", "no.gguf")
+    assert status == 1
+    assert "--weight-path is no.gguf, but there is no such file" in err
+
+
+def test_a_tokenizer_of_the_users_own(run, gguf, folder, tmp_path):
+    _, found, _ = run("generate", gguf, "--model", folder)
+    assert value(found, "--model") == str(folder)
+    assert value(found, "--weight-path") == str(gguf)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "other/one"], "--model is other/one, but MODEL is"),
+        (["--model-path=other/one"], "--model is other/one, but MODEL is"),
+        (["--weight-path", "other.gguf"], "Leave one of them out"),
+        (["--models", "{}"], "says itself which model"),
+        (["--config-file", "c.yaml"], "says itself which model"),
+        (["--devices", "tpu"], "--devices is 'tpu'"),
+        (["--devices", "gpu:0"], "--devices is 'gpu:0'"),
+        (["--devices"], "--devices has no value"),
+    ],
+)
+def test_flags_that_contradict_are_refused(run, gguf, flags, message):
+    status, found, err = run("serve", gguf, *flags)
+    assert (status, found) == (2, [])
+    assert message in err
+    assert err.splitlines()[-1].startswith("Error: ")
+
+
+def test_the_last_of_a_flag_counts():
+    flags = Flags(("--a", "1", "--a=2", "--b"))
+    assert flags.value("--a") == "2"
+    assert flags.values("--a") == ["1", "2"]
+    assert flags.value("--c") is None
+    assert not flags.has("--aa")
+    assert flags.without("--a") == ("--b",)
+    assert flags.without("--b") == ("--a", "1", "--a=2")
+    with pytest.raises(UsageError, match="--b has no value"):
+        flags.value("--b")
+
+
+# ---- running it
+
+
+def test_a_dry_run_prints_the_command_only(run, gguf, capsys):
+    command.main(["serve", str(gguf), "--dry-run", "--port", "1"])
+    printed = shlex.split(capsys.readouterr().out)
+    _, found, _ = run("serve", gguf, "--port", "1")
+    assert printed == found
+
+
+def test_it_becomes_max(tmp_path, folder):
+    """A process of its own, with another program in the place of max."""
+    stub = tmp_path / "bin" / "max"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONWARNINGS" "$@"\nexit 7\n')
+    stub.chmod(0o755)
+    code = (
+        f"import sys; sys.executable = {str(stub.with_name('python'))!r}\n"
+        "from max_mistral.command import main; main()"
+    )
+    arguments = ["generate", str(folder), "--devices", "cpu", "--prompt", "a 'b'\n$c"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=dict(os.environ) | {"PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 7, result.stderr
+    assert result.stdout.startswith("ignore\ngenerate\n--custom-architectures\n")
+    assert result.stdout.endswith("--prompt\na 'b'\n$c\n")
+
+
+def test_the_installed_script_is_this_command():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, name = project["scripts"]["max-mistral"].split(":")
+    assert getattr(importlib.import_module(module), name) is command.main
+
+
+def test_max_on_the_path(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(UserError, match="no max command"):
+        command._find_max()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "max").touch(mode=0o755)
+    assert command._find_max() == str(tmp_path / "bin" / "max")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: max-mistral serve"),
+        (["server"], "'server' is no subcommand"),
+        (["serve"], "MODEL comes first"),
+        (["serve", "--port", "1", "model"], "MODEL comes first"),
+        (["serve", ""], "MODEL comes first"),
+        (["doctor", "--verbose"], "--check only"),
+        (["prepare", "one"], "required: destination"),
+    ],
+)
+def test_usage_errors_exit_with_2(run, arguments, message):
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert message in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "-h"], ["doctor", "-h"]])
+def test_help(arguments, capsys):
+    command.main(arguments)
+    assert capsys.readouterr().out.startswith("usage: max-mistral serve MODEL")
+
+
+def test_prepare_is_the_modules(gguf, tmp_path, capsys):
+    command.main(["prepare", str(gguf), str(tmp_path / "new")])
+    assert (tmp_path / "new" / "config.json").exists()
+    assert "--weight-path" in capsys.readouterr().out
+
+
+# ---- models that are not there or not ours
+
+
+@pytest.mark.parametrize("name", ["no.gguf", "./no/such", "~/no", "/no/such", "a/b/c"])
+def test_a_path_that_does_not_exist(run, name):
+    status, _, err = run("serve", name)
+    assert status == 1
+    assert f"{name} does not exist" in err
+
+
+def test_a_file_that_is_no_gguf(run, folder):
+    status, _, err = run("serve", folder / "config.json")
+    assert status == 1
+    assert "is no GGUF file" in err
+    (folder / "x.gguf").write_bytes(b"GGUFnot")
+    status, _, err = run("serve", folder / "x.gguf")
+    assert status == 1
+    assert "not a complete GGUF file" in err
+
+
+def test_folders_without_a_model(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, _, err = run("serve", tmp_path / "empty")
+    assert status == 1
+    assert "has no weights that MAX reads" in err
+    (tmp_path / "empty" / "pytorch_model.bin").touch()
+    assert "(but pytorch_model.bin)" in run("serve", tmp_path / "empty")[2]
+    (tmp_path / "empty" / "model.safetensors").touch()
+    assert "has no config.json" in run("serve", tmp_path / "empty")[2]
+
+
+def test_a_folder_with_several_gguf_files_lists_them(run, gguf):
+    write_gguf(gguf.with_name("model.Q8_0.gguf"))
+    status, _, err = run("serve", gguf.parent)
+    assert status == 1
+    assert "2 GGUF files: model.Q4_K_M.gguf, model.Q8_0.gguf. Name one." in err
+
+
+def test_parts_of_a_gguf_file(run, tmp_path):
+    for i in (1, 2):
+        (tmp_path / f"m-0000{i}-of-00002.gguf").touch()
+    for path in (tmp_path, tmp_path / "m-00001-of-00002.gguf"):
+        status, _, err = run("serve", path)
+        assert status == 1
+        assert "m-00001-of-00002.gguf is one part of a split GGUF file" in err
+
+
+def test_architectures_that_are_not_ours(run, folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["LlavaForConditionalGeneration"]
+    (folder / "config.json").write_text(json.dumps(config))
+    status, _, err = run("serve", folder)
+    assert status == 1
+    assert "architectures = ['LlavaForConditionalGeneration']" in err
+    source = write_gguf(tmp_path / "g.gguf", architecture="gemma")
+    status, _, err = run("serve", source)
+    assert status == 1
+    assert "'gemma'" in err
+
+
+def test_a_damaged_checkpoint_is_refused_before_max_starts(run, folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    status, found, err = run("serve", folder)
+    assert (status, found) == (1, [])
+    assert "is not a complete safetensors file" in err
+
+
+@pytest.mark.parametrize(
+    ("names", "tag", "found"),
+    [
+        (["m.Q4_K_M.gguf", "m.Q4_K_S.gguf"], "q4_k_m", "m.Q4_K_M.gguf"),
+        (["m-Q8_0.gguf", "mmproj-Q8_0.gguf"], "Q8_0", "m-Q8_0.gguf"),
+        (["sub/m-BF16.gguf", "m-Q8_0.gguf"], "BF16", "sub/m-BF16.gguf"),
+        (["m-IQ4_XS.gguf", "m.IQ4_XS.imatrix"], None, "m-IQ4_XS.gguf"),
+    ],
+)
+def test_an_encodings_file(names, tag, found):
+    assert pick_gguf(names, "repo", tag) == found
+
+
+@pytest.mark.parametrize(
+    ("names", "tag", "message"),
+    [
+        (["m.Q4_K_M.gguf"], "Q4_K", "whose name ends in Q4_K; it has m.Q4_K_M.gguf"),
+        (["README.md"], None, "no GGUF file of a model"),
+        (
+            ["a.Q8_0.gguf", "b.Q8_0.gguf"],
+            "Q8_0",
+            "2 GGUF files whose name ends in Q8_0",
+        ),
+        (["m-Q8_0-00001-of-00002.gguf"], "Q8_0", "one part of a split"),
+        ([f"m{i}.gguf" for i in range(40)], None, "and 10 more"),
+    ],
+)
+def test_an_encoding_that_is_not_one_file(names, tag, message):
+    with pytest.raises(UserError, match=message):
+        pick_gguf(names, "repo", tag)
+
+
+# ---- the cache
+
+
+def test_a_changed_file_is_prepared_anew(run, gguf):
+    _, first, _ = run("generate", gguf)
+    write_gguf(gguf, eos=1)
+    os.utime(gguf, ns=(1, 1))
+    _, second, _ = run("generate", gguf)
+    assert value(second, "--model") != value(first, "--model")
+    config = json.loads((Path(value(second, "--model")) / "config.json").read_text())
+    assert config["eos_token_id"] == 1
+
+
+def test_another_version_prepares_anew(run, gguf, monkeypatch):
+    _, first, _ = run("generate", gguf)
+    monkeypatch.setattr(model_cache, "version", lambda name: "0.0")
+    _, second, _ = run("generate", gguf)
+    assert value(second, "--model") != value(first, "--model")
+
+
+def test_no_other_user_can_write_to_it(run, gguf):
+    before = os.umask(0)
+    try:
+        _, found, _ = run("generate", gguf)
+        assert os.umask(0) == 0
+    finally:
+        os.umask(before)
+    folder = Path(value(found, "--model"))
+    for path in (folder.parent.parent, folder.parent, folder, *folder.iterdir()):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_others_may_have_written_is_made_anew(run, gguf, what):
+    folder = Path(value(run("generate", gguf)[1], "--model"))
+    config = folder / "config.json"
+    good = config.read_text()
+    config.write_text("{}")
+    (folder if what == "folder" else config).chmod(0o777)
+    assert value(run("generate", gguf)[1], "--model") == str(folder)
+    assert config.read_text() == good
+    assert not stat.S_IMODE(folder.stat().st_mode) & 0o077
+
+
+def test_a_cache_that_cannot_be_written(run, gguf, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    _, found, err = run("generate", gguf)
+    assert Path(value(found, "--model")).is_relative_to(tmp_path / "tmp")
+    assert "Nothing can be kept in" in err
+    shutil.rmtree(tmp_path / "tmp")
+    (tmp_path / "tmp").touch()
+    status, _, err = run("generate", gguf)
+    assert status == 1
+    assert "no folder to prepare the model in" in err
+
+
+def test_a_failure_leaves_nothing(run, tmp_path):
+    source = write_gguf(tmp_path / "g.gguf", architecture="gemma")
+    assert run("serve", source)[0] == 1
+    models = tmp_path / "cache" / "max_mistral" / "models"
+    assert [path.name for path in models.iterdir()] == ["lock"]
+
+
+# ---- doctor
+
+
+def test_doctor_tells_the_machine_and_not_the_user(tmp_path, monkeypatch, capsys):
+    home = tmp_path / "home" / "alice"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "nonsense")
+    (home / "cache" / "max_mistral" / "models").mkdir(parents=True, mode=0o700)
+    (home / "cache" / "max_mistral" / "models" / "x").write_bytes(bytes(2_500_000))
+    command.main(["doctor"])
+    out = capsys.readouterr().out
+    assert "alice" not in out
+    assert "~/cache/max_mistral, 2.5 MB" in out
+    assert "MAX_MISTRAL_KERNELS is 'nonsense'" in out
+    for expected in ("max 26.7", "max_mistral 26.7", "CPU features: ", "memory: "):
+        assert f"  {expected}" in out
+    for name in ("versions", "machine", "GPUs", "settings", "caches"):
+        assert f"{name}:\n" in out
+    assert "kernel check" not in out
+
+
+def test_doctor_shows_a_gpu_that_cannot_be_opened(monkeypatch):
+    def broken(index):
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(doctor, "accelerator_count", lambda: 1)
+    monkeypatch.setattr(doctor, "accelerator_api", lambda: "cuda")
+    monkeypatch.setattr(doctor, "gpu_architecture", lambda: "sm_90a")
+    monkeypatch.setattr(doctor, "Accelerator", broken)
+    assert list(doctor._gpus()) == [
+        "1 by cuda, sm_90a",
+        "gpu:0 cannot be opened: no such device",
+    ]
+
+
+def test_a_failed_check_ends_with_1(run, monkeypatch):
+    def wrong():
+        raise UserError("The CPU kernels are off by 1.")
+
+    monkeypatch.setattr(doctor, "check_kernels", wrong)
+    monkeypatch.setattr(doctor, "_SECTIONS", {})
+    status, _, err = run("doctor", "--check")
+    assert (status, err) == (1, "Error: The CPU kernels are off by 1.\n")

@@ -1,0 +1,131 @@
+"""Models on the Hub, which a folder of this machine stands for."""
+
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from max_mistral.command import hub
+from max_mistral.command.hub import fetch
+from max_mistral.errors import UserError
+
+HUGGING_FACE = ["config.json", "tokenizer.json", "tokenizer_config.json"]
+NATIVE = ["params.json", "tekken.json", "consolidated.safetensors"]
+
+
+class Hub:
+    """Repositories that are lists of names, and a cache in a folder."""
+
+    def __init__(self, cache: Path):
+        self.cache = cache
+        self.repos: dict[str, list[str]] = {}
+        self.error: Exception | None = None
+        self.asked: list[str] = []
+
+    def list_repo_files(self, repo, revision=None):
+        if self.error is not None:
+            raise self.error
+        return self.repos[repo]
+
+    def snapshot_download(
+        self, repo, revision=None, allow_patterns=(), local_files_only=False
+    ):
+        folder = self.cache / repo.replace("/", "--")
+        if local_files_only:
+            if not folder.exists():
+                raise LocalEntryNotFoundError("no snapshot")
+            return str(folder)
+        self.asked = list(allow_patterns)
+        for name in allow_patterns:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        return str(folder)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    site = Hub(tmp_path / "hub")
+    monkeypatch.setattr(hub, "HfApi", lambda: site)
+    monkeypatch.setattr(hub, "snapshot_download", site.snapshot_download)
+    return site
+
+
+def refused(kind):
+    request = httpx.Request("GET", "https://huggingface.co/api/models/a/b")
+    return kind("refused", response=httpx.Response(401, request=request))
+
+
+def test_one_format_of_two_is_fetched(site):
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    files.append("model.safetensors.index.json")
+    more = ["README.md", "onnx/model.onnx", "sub/config.json", "adapter_model.bin"]
+    site.repos["a/b"] = [*HUGGING_FACE, *files, *NATIVE, *more]
+    folder = fetch("a/b")
+    assert folder.is_dir()
+    expected = {*HUGGING_FACE, *files, "params.json", "tekken.json"}
+    assert set(site.asked) == expected
+
+
+def test_mistrals_own_format(site):
+    site.repos["a/b"] = NATIVE
+    fetch("a/b")
+    assert set(site.asked) == set(NATIVE)
+
+
+def test_an_encoding_of_gguf(site):
+    site.repos["a/b-GGUF"] = ["b.Q8_0.gguf", "b.Q4_K_M.gguf", "README.md"]
+    assert fetch("a/b-GGUF:Q8_0").name == "b.Q8_0.gguf"
+    assert site.asked == ["b.Q8_0.gguf"]
+    # As llama.cpp has it.
+    assert fetch("a/b-GGUF").name == "b.Q4_K_M.gguf"
+    with pytest.raises(UserError, match=r"has no GGUF .* in Q2_K; it has b.Q8"):
+        fetch("a/b-GGUF:Q2_K")
+
+
+def test_the_only_gguf_file(site):
+    site.repos["a/b-GGUF"] = ["b[1].gguf"]
+    fetch("a/b-GGUF")
+    assert site.asked == ["b[[]1].gguf"]
+
+
+def test_without_a_network_what_was_fetched_before_counts(site, tmp_path):
+    site.repos["a/b-GGUF"] = ["b.Q4_K_M.gguf", "b.Q8_0.gguf"]
+    path = fetch("a/b-GGUF:Q8_0")
+    for error in (
+        httpx.ConnectError("[Errno -2] Name or service not known"),
+        OfflineModeIsEnabled("offline mode is enabled"),
+    ):
+        site.error = error
+        assert fetch("a/b-GGUF:Q8_0") == path
+        with pytest.raises(UserError, match="as fetched before, has no GGUF file"):
+            fetch("a/b-GGUF:Q4_K_M")
+    shutil.rmtree(tmp_path / "hub")
+    with pytest.raises(UserError, match=r"a/b-GGUF:Q8_0 is no file or folder .*offli"):
+        fetch("a/b-GGUF:Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (refused(GatedRepoError), "Accept its terms at https://huggingface.co/a/b "),
+        (refused(RepositoryNotFoundError), "a/b is no file or folder here, and the Hu"),
+        (httpx.ReadTimeout(""), r"cannot be read \(ReadTimeout\)"),
+    ],
+)
+def test_what_the_hub_refuses(site, error, message):
+    site.error = error
+    with pytest.raises(UserError, match=message):
+        fetch("a/b")
+
+
+@pytest.mark.parametrize("name", ["b", "../b", "a/b:", "a/b:c:d", "a/-b", "a /b", ""])
+def test_what_is_no_id(site, name):
+    with pytest.raises(UserError, match="does not exist"):
+        fetch(name)
