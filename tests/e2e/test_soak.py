@@ -7,6 +7,7 @@ import asyncio
 
 import pytest
 
+from tests.soak.load import CLIENTS
 from tests.soak.run import Report, kill, soak
 
 
@@ -18,7 +19,7 @@ def report():
 def test_a_load_with_faults_and_then_sigterm(tmp_path, report):
     asyncio.run(soak(tmp_path / "m", "full", 180, 5, report))
     assert not report.wrong
-    assert report.outcomes.total() == 180
+    assert report.outcomes.total() == 180 + CLIENTS
     assert report.outcomes["right"] > 90
     assert report.outcomes["refused"] > 9
     assert report.faults > 30

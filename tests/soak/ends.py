@@ -74,8 +74,9 @@ async def _end(server: Server, load: Load, pid: int, number: int) -> tuple[Tally
     server.shared_memory()
     log = len(server.said()[1])
     os.kill(pid, number)
-    await asyncio.to_thread(server.process.wait, LIMIT)
-    # The rest finds no one.
+    while server.process.poll() is None and not load.tally.outcomes[Outcome.CLOSED]:
+        await asyncio.sleep(0.1)
+    # The rest would find no one.
     load.stop()
     await requests
     return load.tally, server.said()[1][log:]

@@ -84,6 +84,18 @@ class Load:
         """How long the body of a question is in the mean."""
         return statistics.mean(len(json.dumps(self.body(q))) for q in self.questions)
 
+    async def crowd(self) -> None:
+        """Asks for long answers at a time, more than there are KV pages for."""
+        (long,) = (q for q in self.questions if q.name == "a long answer")
+
+        async def ask(client: httpx.AsyncClient) -> Result:
+            response = await client.post(long.path, json=self.body(long))
+            return self.judge(long, whole(response.json()))
+
+        async with self.client() as client:
+            asked = [self.tally.count("crowd", ask(client)) for _ in range(CLIENTS)]
+            await asyncio.gather(*asked)
+
     async def run(self, requests: int, seed: int, faults: bool = True) -> None:
         """Sends ``requests``, some at a time, and waits for what becomes of them.
 

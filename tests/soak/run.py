@@ -92,6 +92,7 @@ async def soak(
     write_model(folder, SETTINGS[name])
     async with loaded(folder, name) as (server, load):
         began, samples = time.monotonic(), []
+        await load.crowd()
         for i in range(ROUNDS):
             late = time.monotonic() - began > minutes * 60
             if late and i >= WARM_UP + 3:
