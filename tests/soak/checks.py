@@ -21,7 +21,6 @@ class Outcome(enum.StrEnum):
     RIGHT = "right"
     REFUSED = "refused"
     LEFT = "left"  # by the client
-    KNOWN = "known 500"
     WRONG = "wrong"
     CRASHED = "crashed"  # a 5xx, or what is no HTTP
     HUNG = "hung"
@@ -47,7 +46,9 @@ def refusal(status: int, text: str, what: str) -> Result:
         sentence = body["error"]["message"] if "error" in body else body["detail"]
     except (ValueError, KeyError, TypeError):
         sentence = ""
-    return (Outcome.REFUSED, "") if sentence else (Outcome.WRONG, said)
+    # MAX's own words where it has none.
+    worded = sentence and sentence != "Value error."
+    return (Outcome.REFUSED, "") if worded else (Outcome.WRONG, said)
 
 
 class StreamError(Exception):

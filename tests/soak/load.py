@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from tests.soak.checks import LIMIT, Outcome, Result, Tally, refusal
-from tests.soak.malformed import KNOWN_FAILURES, TEXT, Malformed, malformed
+from tests.soak.malformed import TEXT, Malformed, malformed
 from tests.soak.questions import Answer, Question, Streamed, questions, whole
 from workbench.checkpoints import BASE
 
@@ -190,8 +190,6 @@ class Load:
     def judge_nonsense(self, wrong: Malformed, response: httpx.Response) -> Result:
         if response.status_code == 200 and wrong.harmless:
             return Outcome.RIGHT, ""
-        if response.status_code >= 500 and wrong.name in KNOWN_FAILURES:
-            return Outcome.KNOWN, ""
         return refusal(response.status_code, response.text, wrong.name)
 
     def judge(

@@ -30,10 +30,6 @@ class Malformed:
     harmless: bool = False
 
 
-# What MAX answers with a 500, by name. To be emptied.
-KNOWN_FAILURES = {"a list of prompts, streamed"}
-
-
 def _text(**body: Any) -> bytes:
     return json.dumps({"model": "m", "prompt": "a", "max_tokens": 1} | body).encode()
 
