@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
-from max.driver import Buffer, Device
+from max.driver import Buffer, Device, is_virtual_device_mode
 from max.engine import InferenceSession, Model
 from max.graph import BufferType, TensorType
 from max.graph.weights import (
@@ -38,6 +38,7 @@ from .build import build_graph
 from .errors import UserError
 from .idle_threads import threads_that_wait
 from .inputs import MistralInputs
+from .kv_room import with_room
 from .log_probabilities import EchoLogProbabilities
 from .model_config import MistralConfig
 from .orphans import end_with_the_server
@@ -109,6 +110,13 @@ class MistralModel(
             memory_plan=memory_plan,
             max_batch_size=max_batch_size or memory_plan.planned_max_batch_size,
         )
+        if memory_plan.available_cache_memory and not is_virtual_device_mode():
+            self.kv_params = with_room(
+                self.kv_params,
+                memory_plan.available_cache_memory,
+                self.max_seq_len,
+                pipeline_config.runtime.max_num_input_tokens,
+            )
         self._last_inputs: MistralInputs | None = None
         let_grammars_wait()
         end_with_the_server()

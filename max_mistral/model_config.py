@@ -45,6 +45,7 @@ from .kv_cache import (
     kv_places,
     make_kv_params,
 )
+from .kv_room import for_planning
 from .sharing import Sharing
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.names import HEAD
@@ -97,6 +98,8 @@ class MistralConfig(ArchConfigWithKVCache):
     """The weight format of a quantized checkpoint for GPUs."""
     data_parallel_degree: int = 1
     """How many replicas of the model share the devices."""
+    step_tokens: int | None = None
+    """How many tokens of a prompt a step reads at most; ``None`` for all."""
     use_subgraphs: bool = True
     """Whether blocks that are alike share one compiled subgraph."""
     kernel_mode: KernelMode = field(default_factory=kernels.mode)
@@ -206,8 +209,12 @@ class MistralConfig(ArchConfigWithKVCache):
         return hf.text_config(huggingface_config).num_hidden_layers
 
     def get_kv_params(self) -> KVCacheParamInterface:
-        """Returns the KV cache parameters."""
-        return self.kv_params
+        """Returns the KV cache parameters, by which MAX plans memory.
+
+        Where there are windows they are wider than :attr:`kv_params` has them; see
+        :func:`.kv_room.for_planning`.
+        """
+        return for_planning(self.kv_params, self.step_tokens)
 
     def get_max_seq_len(self) -> int:
         """Returns the longest sequence in tokens, prompt and output together."""
@@ -349,6 +356,7 @@ class MistralConfig(ArchConfigWithKVCache):
                 else read_quantization(huggingface_config, encoding)
             ),
             data_parallel_degree=model.data_parallel_degree,
+            step_tokens=pipeline_config.runtime.max_num_input_tokens,
             use_subgraphs=model.use_subgraphs,
         )
 

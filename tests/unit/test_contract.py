@@ -976,6 +976,24 @@ def grammars_and_pieces():
 
 
 @seam(
+    "MAX plans memory by `get_kv_params`, and takes the model's `kv_params` for its KV "
+    "manager, whose blocks `JengaKVCacheManager._plan_geometry` lays out",
+    "_plan_geometry",
+    "if MAX plans what a step needs beside a window, drop `kv_room.py`; its tests show "
+    "whether it does",
+)
+def room_for_a_step():
+    manager = "max.pipelines.kv_cache.paged_kv_cache.jenga_cache_manager"
+    takes(f"{manager}:JengaKVCacheManager._plan_geometry", 2)
+    says("max.pipelines.lib.memory_estimation", r"params=arch_config.get_kv_params\(\)")
+    for name in ("text_generation", "overlap_text_generation"):
+        says(
+            f"max.pipelines.lib.pipeline_variants.{name}",
+            r"kv_params = self._pipeline_model.kv_params",
+        )
+
+
+@seam(
     'MAX\'s worker is a process of the name "Model Worker"',
     "end_with_the_server",
     "put the new name into `orphans.py`, or drop it if MAX's worker ends by itself",
