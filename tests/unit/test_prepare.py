@@ -1,11 +1,13 @@
 """What prepare does to the folders around it: nothing."""
 
 import os
+import random
 import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from max_mistral.prepare.atomic import new_folder
 from tests.unit.test_gguf import write_gguf
 from workbench.checkpoints import BASE, write_native
 
+# Of prepare, at random moments.
+KILLS = int(os.environ.get("MAX_MISTRAL_KILLS", "100"))
 FILES = {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -154,6 +158,27 @@ def test_a_kill_leaves_no_half_of_a_folder(tmp_path):
     # What is left is not in the way.
     prepare(write_gguf(tmp_path / "m.gguf"), tmp_path / "out")
     assert set(contents(tmp_path / "out")) == FILES
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_any_moment_leaves_a_whole_folder_or_none(tmp_path):
+    source = write_gguf(tmp_path / "m.gguf")
+    prepare(source, tmp_path / "whole")
+    want, rng, whole = contents(tmp_path / "whole"), random.Random(0), 0
+    for i in range(KILLS):
+        destination = tmp_path / f"out{i}"
+        child = os.fork()
+        if child == 0:
+            prepare(source, destination)
+            os._exit(0)
+        time.sleep(rng.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if destination.exists():
+            assert contents(destination) == want
+            whole += 1
+    # Kills before it was there, and after.
+    assert 0 < whole < KILLS
 
 
 def run_main(monkeypatch, capsys, *arguments):
