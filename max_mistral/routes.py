@@ -16,6 +16,7 @@ Two functions of ``max.serve.router.openai_routes`` are replaced:
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import sys
 from typing import Any
@@ -35,6 +36,7 @@ def hook_routes() -> None:
     parse = routes._parse_openai_request_body
     cut = routes._content_before_tool_call_marker
 
+    @functools.wraps(parse)
     async def parse_and_check(request: Any, request_id: str, model: Any) -> Any:
         try:
             body = await parse(request, request_id, model)
@@ -54,6 +56,7 @@ def hook_routes() -> None:
             ) from error
         return await _checked(request, body, pipeline.tokenizer)
 
+    @functools.wraps(cut)
     def content_without_calls(parser: Any, response: str) -> str:
         own = getattr(parser, "content_without_calls", None)
         return own(response) if own else cut(parser, response)

@@ -59,7 +59,7 @@ def questions(max_length: int) -> list[Question]:
     found.append(text("a long answer", "abc", max_tokens=max_length * 2 // 3))
     found.append(text("another long answer", [7, 8], max_tokens=max_length // 2))
     found.append(text("a stop", "stop", max_tokens=40, stop=["a", "<filler_290>"]))
-    found.append(text("an echo", "echo this", max_tokens=5, echo=True))
+    found.append(text("an echo", "echo this", max_tokens=5, echo=True, logprobs=1))
     found.append(text("probabilities", "likely", max_tokens=5, logprobs=2))
     tools = {"tools": TOOLS, "max_tokens": 60, "parallel_tool_calls": False}
     found.append(chat("a required call", "x", **tools, tool_choice="required"))
