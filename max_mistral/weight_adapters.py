@@ -29,12 +29,12 @@ from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
 from .weights.names import (
     EMBEDDING,
     HEAD,
-    IMAGE_TOWERS,
     check_tensors,
     dropped_tensors,
     expected_tensors,
     find_scheme,
     find_text_tower,
+    image_towers,
     in_text_tower,
 )
 from .weights.packed import ENCODINGS, PackedWeight, pack_matrix, runs_packed
@@ -67,7 +67,7 @@ def convert_safetensor_state_dict(
     source = pipeline_config.model.model_path
     scheme = find_scheme(state_dict, huggingface_config)
     tower = find_text_tower(state_dict)
-    images = IMAGE_TOWERS[scheme] if tower or scheme == "native" else ()
+    images = image_towers(scheme, tower)
     tensors = {
         name: weight.data()
         for name, weight in state_dict.items()

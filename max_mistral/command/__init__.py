@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .. import prepare
 from ..errors import UserError
@@ -18,6 +16,7 @@ from .doctor import print_report
 from .errors import UsageError
 from .flags import Flags
 from .plan import make_plan
+from .program import max_program
 
 _HELP = """\
 usage: max-mistral serve MODEL [flags of max serve]
@@ -103,8 +102,7 @@ def _run_max(subcommand: str, arguments: list[str]) -> None:
 
 
 def _find_max() -> str:
-    beside = Path(sys.executable).parent / "max"
-    found = str(beside) if beside.exists() else shutil.which("max")
+    found = max_program()
     if found is None:
         raise UserError(
             f"There is no max command beside {sys.executable} or on PATH. Install it "

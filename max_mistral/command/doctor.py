@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -23,16 +21,10 @@ from ..own_folders import cache_roots, is_ours
 from .kernel_check import check_kernels
 from .memory import free_memory, gigabytes
 from .model_cache import FOLDER
+from .program import max_program
 
 _PACKAGES = (
-    *(
-        "max_mistral",
-        "max",
-        "mojo-compiler",
-        "mistral-common",
-        "transformers",
-        "tokenizers",
-    ),
+    *("max_mistral", "max", "mojo-compiler", "mistral-common", "transformers"),
     *("tokenizers", "huggingface-hub", "safetensors", "gguf", "numpy", "torch"),
 )
 # Those that the kernels, or MAX's, have code of their own for.
@@ -75,9 +67,7 @@ def _versions() -> Iterator[str]:
             yield f"{package} {version(package)}"
         except PackageNotFoundError:
             yield f"{package} is not installed"
-    beside = Path(sys.executable).parent / "max"
-    found = beside if beside.exists() else shutil.which("max")
-    yield f"max command: {found or 'none'}"
+    yield f"max command: {max_program() or 'none'}"
 
 
 def _machine() -> Iterator[str]:

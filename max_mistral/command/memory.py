@@ -59,7 +59,7 @@ def fit_context(
         UserError: (a ``ValueError``) if there is no room for a context at all.
     """
     limit = hf.max_seq_len(config, None)
-    free = free_memory() if _on_cpu(devices) else _free_on(devices)
+    free = free_memory() if on_cpu(devices) else _free_on(devices)
     weights = _weight_bytes(checkpoint, config, devices)
     room = (free * _UTILIZATION - weights) * _SHARE
     fitting = int(max(room, 0)) // _token_bytes(config, devices)
@@ -89,7 +89,7 @@ def _free_on(gpus: Sequence[DeviceSpec]) -> int:
 def _weight_bytes(
     checkpoint: Checkpoint, config: PretrainedConfig, devices: Sequence[DeviceSpec]
 ) -> int:
-    if _on_cpu(devices) and kernels.mode() == "off":
+    if on_cpu(devices) and kernels.mode() == "off":
         expected = expected_tensors(config, "graph", tied=config.tie_word_embeddings)
         return _FLOAT32 * sum(math.prod(t.shape) for t in expected.values())
     return sum(path.stat().st_size for path in checkpoint.weights)
@@ -97,12 +97,13 @@ def _weight_bytes(
 
 def _token_bytes(config: PretrainedConfig, devices: Sequence[DeviceSpec]) -> int:
     """Of one token's keys and values. A window is not counted on."""
-    number = _FLOAT32 if _on_cpu(devices) else _BFLOAT16
+    number = _FLOAT32 if on_cpu(devices) else _BFLOAT16
     heads = config.num_key_value_heads * hf.head_dim(config)
     return 2 * config.num_hidden_layers * heads * number
 
 
-def _on_cpu(devices: Sequence[DeviceSpec]) -> bool:
+def on_cpu(devices: Sequence[DeviceSpec]) -> bool:
+    """Whether the model is to run on a CPU."""
     return any(device.device_type == "cpu" for device in devices)
 
 

@@ -28,7 +28,7 @@ from .checkpoint import Checkpoint, is_gguf, read_checkpoint
 from .errors import UsageError
 from .flags import Flags
 from .hub import fetch
-from .memory import Fit, fit_context, gigabytes
+from .memory import Fit, fit_context, gigabytes, on_cpu
 from .model_cache import prepared
 
 _PLUGIN = "max_mistral"
@@ -196,15 +196,14 @@ def _pick_encoding(
     # Or raises, for a file that is damaged.
     stored_tensors(checkpoint.weights)
     quantization = read_quantization(config, None)
-    on_cpu = any(device.device_type == "cpu" for device in devices)
     if quantization is not None:
-        if on_cpu:
+        if on_cpu(devices):
             quantization.check_runs([DeviceRef.CPU()], DType.float32)
         return (), "gptq" if isinstance(quantization, GPTQ) else None
     # MAX does not look for weights in float16.
     half = any("F16" in _dtypes(path) for path in checkpoint.weights)
     named = checkpoint.weights if half else ()
-    if on_cpu:
+    if on_cpu(devices):
         return named, "float32"
     return named, "bfloat16" if half else None
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from max.dtype import DType
-from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, Weight, ops
+from max.graph import (
+    BufferValue,
+    DeviceRef,
+    DimLike,
+    TensorType,
+    TensorValue,
+    Weight,
+    ops,
+)
 from max.nn.layer import Module
 from max.nn.norm import RMSNorm
 
@@ -172,6 +180,29 @@ def multiply(
     )[0].tensor
 
 
+def embed(
+    tokens: TensorValue, weight: TensorValue, encoding: Encoding, hidden_size: DimLike
+) -> TensorValue:
+    """Returns rows of a packed weight.
+
+    Args:
+        tokens: int64 ``[tokens]``, which rows.
+        weight: uint8, as ``packing.pack`` lays it out.
+        encoding: Its.
+        hidden_size: Its columns.
+
+    Returns:
+        float32 ``[tokens, hidden_size]``.
+    """
+    return ops.custom(
+        "mistral_embedding",
+        CPU,
+        [tokens, weight],
+        [TensorType(DType.float32, [tokens.shape[0], hidden_size], CPU)],
+        parameters={"kind": int(encoding)},
+    )[0].tensor
+
+
 class PackedQKV(QKVProjections):
     """The three projections of attention, in one operation."""
 
@@ -229,15 +260,7 @@ class PackedEmbedding(Module):
         self, tokens: TensorValue, signal_buffers: Sequence[BufferValue]
     ) -> list[TensorValue]:
         """Maps int64 ``[tokens]`` to float32 ``[tokens, hidden_size]``."""
-        return [
-            ops.custom(
-                "mistral_embedding",
-                CPU,
-                [tokens, self.weight],
-                [TensorType(DType.float32, [tokens.shape[0], self.hidden_size], CPU)],
-                parameters={"kind": int(self.encoding)},
-            )[0].tensor
-        ]
+        return [embed(tokens, self.weight, self.encoding, self.hidden_size)]
 
 
 class PackedHead(PackedLinear):

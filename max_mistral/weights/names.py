@@ -120,7 +120,7 @@ DROPPED = {
 # A vision-language checkpoint keeps its text tower under one of two prefixes
 # (Hugging Face) or none (native), and beside it what only images need.
 TEXT_TOWERS = ("language_model.", "model.language_model.")
-IMAGE_TOWERS = {
+_IMAGE_TOWERS = {
     "huggingface": (
         "vision_tower.",
         "multi_modal_projector.",
@@ -168,6 +168,16 @@ def find_text_tower(names: Collection[str]) -> str:
         if any(name.startswith(tower) for name in names):
             return tower
     return ""
+
+
+def image_towers(scheme: str, tower: str) -> tuple[str, ...]:
+    """Returns what the names of a checkpoint's image towers begin with.
+
+    Args:
+        scheme: Whose names its tensors have.
+        tower: The prefix of its text tower, if it has one.
+    """
+    return _IMAGE_TOWERS[scheme] if tower or scheme == "native" else ()
 
 
 def find_scheme(names: Collection[str], config: PretrainedConfig) -> str:

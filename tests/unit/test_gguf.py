@@ -38,14 +38,7 @@ def write_gguf(
         writer.add_rope_scaling_orig_ctx_len(4)
         writer.add_rope_scaling_yarn_log_mul(1.0)
         writer.add_attn_temperature_scale(0.1)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(["<s>", "a", "b", "ab"])
-    writer.add_token_types([3, 1, 1, 1])
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    if eos is not None:
-        writer.add_eos_token_id(eos)
+    add_four_tokens(writer, eos)
     rng = np.random.default_rng(0)
     shapes = {
         "token_embd.weight": (4, 8),
@@ -68,6 +61,17 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def add_four_tokens(writer: gguf.GGUFWriter, eos: int | None = 2) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["<s>", "a", "b", "ab"])
+    writer.add_token_types([3, 1, 1, 1])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    if eos is not None:
+        writer.add_eos_token_id(eos)
 
 
 def test_split_rotary_undoes_llama_cpp():

@@ -28,6 +28,7 @@ from max_mistral.layers.packed import (
     Normed,
     PackedLinear,
     PackedQKV,
+    embed,
     linear,
     multiply,
     rounds,
@@ -130,13 +131,7 @@ def run():
             x = dense if encoding in DENSE else quantized
             for how in HOWS.values():
                 outputs.append(linear(x, [encoding], **how(encoding)))
-            outputs += ops.custom(
-                "mistral_embedding",
-                cpu,
-                [ids, weight],
-                [TensorType(DType.float32, [ids.shape[0], x.shape[1]], cpu)],
-                parameters={"kind": int(encoding)},
-            )
+            outputs.append(embed(ids, weight, encoding, x.shape[1]))
         outputs.append(linear(dense, list(DENSE)))
         outputs.append(linear(quantized, MIXED, rounded=True))
         # What comes before and after is part of the operation.

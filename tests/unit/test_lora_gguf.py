@@ -15,6 +15,7 @@ from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
 from max_mistral.weights.gguf_file import GGUFCheckpoint, dequantize_rows
 from max_mistral.weights.heads import join_rotary
+from tests.unit.test_gguf import add_four_tokens
 from tests.unit.test_prepare import run_main
 
 HIDDEN, HEADS, KV, DIM, RANK = 256, 4, 2, 16, 4
@@ -73,13 +74,7 @@ def base(tmp_path):
     writer.add_context_length(64)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_custom_alignment(4096)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(["<s>", "a", "b", "ab"])
-    writer.add_token_types([3, 1, 1, 1])
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
+    add_four_tokens(writer)
     rng = np.random.default_rng(0)
     for name, shape in SHAPES.items():
         kind = KINDS.get(name, Kind.F32)

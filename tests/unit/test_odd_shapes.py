@@ -12,6 +12,7 @@ from max.graph import DeviceRef, Graph, TensorType, ops
 
 from max_mistral import kernels
 from max_mistral.kernels.packing import Encoding, pack
+from max_mistral.layers.packed import embed
 from tests.unit.test_kernels import (
     activations,
     quantization,
@@ -65,13 +66,7 @@ def run():
                     [TensorType(x.dtype, [x.shape[0], counted.shape[0]], cpu)],
                     parameters=kind | {"rounded": rounded, "normed": False},
                 )
-            outputs += ops.custom(
-                "mistral_embedding",
-                cpu,
-                [ids, value],
-                [TensorType(x.dtype, [ids.shape[0], x.shape[1]], cpu)],
-                parameters={"kind": int(encoding)},
-            )
+            outputs.append(embed(ids, value.tensor, encoding, x.shape[1]))
         graph.output(*outputs)
     model = InferenceSession(devices=[CPU()]).load(graph)
 

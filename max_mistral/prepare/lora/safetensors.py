@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from transformers import PretrainedConfig
 
 from ...errors import UserError
-from ...weights.names import IMAGE_TOWERS, find_scheme, find_text_tower
+from ...weights.names import find_scheme, find_text_tower, image_towers
 from ...weights.safetensors_file import SafeTensor, read_tensors
 from .adapter import FLOATS, Change
 from .plan import Output, encode, merged, plan
@@ -42,7 +42,7 @@ def merge_safetensors(
     """
     tensors = read_tensors(shards)
     scheme, tower = find_scheme(tensors, config), find_text_tower(tensors)
-    images = IMAGE_TOWERS[scheme] if tower or scheme == "native" else ()
+    images = image_towers(scheme, tower)
     text = {n: t for n, t in tensors.items() if not n.startswith(images)}
     source = str(shards[0].parent)
     outputs = plan(text, config, changes, scheme, tower, source)
