@@ -22,6 +22,10 @@ from transformers import PreTrainedTokenizerBase
 LARGEST_OPTION = 1_000_000
 LONGEST_OPTION = 4096
 
+# MAX looks for each stop string in a text of eight times the longest at each token.
+MOST_STOPS = 64
+LONGEST_STOPS = 4096
+
 # MAX adds these to every request that speaks of reasoning, whatever the template.
 _REASONING = {"enable_thinking", "thinking", "reasoning_effort"}
 _SWITCHES = {"add_generation_prompt", "continue_final_message"}
@@ -67,8 +71,8 @@ def bounded_sampling(
         unreachable: The checkpoint's own stop ids that the model cannot emit.
 
     Raises:
-        InputError: (a ``ValueError``) if a number is NaN or infinite, or a
-            stop id is not in the vocabulary.
+        InputError: (a ``ValueError``) if a number is NaN or infinite, a stop id
+            is not in the vocabulary, or a stop string is empty, too long or no Unicode.
     """
     for name in _FLOATS:
         value = getattr(params, name)
@@ -76,6 +80,7 @@ def bounded_sampling(
             raise InputError(f"{name} is {value}; it must be a finite number.")
     stops = [i for i in params.stop_token_ids or () if i not in unreachable]
     check_token_ids(stops, vocab_size)
+    _check_stop_strings(params.stop or [])
     longest = params.max_new_tokens
     if longest is not None and max_length is not None:
         longest = min(longest, max_length)
@@ -87,6 +92,18 @@ def bounded_sampling(
         # MAX uses the lower 64 bits, and cannot send more to its worker.
         seed=params.seed & 0xFFFF_FFFF_FFFF_FFFF,
     )
+
+
+def _check_stop_strings(stops: Sequence[str]) -> None:
+    if "" in stops:
+        raise InputError("stop has an empty text; give one character or more.")
+    if len(stops) > MOST_STOPS or sum(map(len, stops)) > LONGEST_STOPS:
+        raise InputError(
+            f"stop has {len(stops)} texts of {sum(map(len, stops))} characters in all, "
+            f"but may have {MOST_STOPS} texts of {LONGEST_STOPS} characters."
+        )
+    if any("\ud800" <= char <= "\udfff" for stop in stops for char in stop):
+        raise InputError("stop has half of a surrogate pair; no answer has one.")
 
 
 def check_template_names(options: Mapping[str, Any]) -> None:

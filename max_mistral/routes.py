@@ -2,7 +2,8 @@
 
 MAX 26.7 asks an architecture for its tokenizer and its parsers; what a route
 does before it has them, or with fields that it never passes on, is its own.
-Two functions of ``max.serve.router.openai_routes`` are replaced:
+Two functions of ``max.serve.router.openai_routes`` and a method of
+``max.serve.pipelines.llm.TokenGeneratorPipeline`` are replaced:
 
 ``_parse_openai_request_body``, with which both routes begin
     Our part checks each body: JSON that cannot be read, an unknown model, a
@@ -11,11 +12,14 @@ Two functions of ``max.serve.router.openai_routes`` are replaced:
     ``parallel_tool_calls``, a 0 that is not "none") or refused by name.
 ``_content_before_tool_call_marker``, of an answer whose calls are all broken
     MAX keeps what stood before the marker; the parser knows the rest too.
+``next_token_chunk``, from which both routes read the answer
+    Where the request has stop strings, it ends before the first of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import json
 import sys
@@ -26,6 +30,7 @@ from pydantic import ValidationError
 
 from .chat import read_tool_choice
 from .request_fields import check_chat_fields, check_completion_fields, check_fields
+from .stop_strings import TokenByToken, until_stop
 
 
 def hook_routes() -> None:
@@ -61,9 +66,33 @@ def hook_routes() -> None:
         own = getattr(parser, "content_without_calls", None)
         return own(response) if own else cut(parser, response)
 
+    pipelines: Any = routes.TokenGeneratorPipeline
+    pipelines.next_token_chunk = _ending_at_stops(pipelines.next_token_chunk)
     parse_and_check.checks_bodies = True  # type: ignore[attr-defined]
     routes._parse_openai_request_body = parse_and_check
     routes._content_before_tool_call_marker = content_without_calls
+
+
+def _ending_at_stops(next_token_chunk: Any) -> Any:
+    """Returns MAX's method, but that what it returns ends before a stop string.
+
+    ``MAX_SERVE_STREAM_MIN_CHUNK_TOKENS`` does not count for such an answer, which
+    comes a token at a time.
+    """
+
+    @functools.wraps(next_token_chunk)
+    async def chunks(pipeline: Any, request: Any, **options: Any) -> Any:
+        stops = request.sampling_params.stop
+        if not stops:
+            return await next_token_chunk(pipeline, request, **options)
+        worker = TokenByToken(pipeline.model_worker)
+        pipeline = copy.copy(pipeline)
+        pipeline.model_worker = worker
+        pipeline._min_chunk_tokens = 1
+        answer = await next_token_chunk(pipeline, request, **options)
+        return until_stop(answer, worker, stops)
+
+    return chunks
 
 
 async def _checked(request: Any, body: Any, tokenizer: Any) -> Any:

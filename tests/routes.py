@@ -16,7 +16,12 @@ import httpx
 import msgspec
 from fastapi import FastAPI
 from max.pipelines import PIPELINE_REGISTRY
-from max.pipelines.context import GenerationStatus, TextContext, TextGenerationOutput
+from max.pipelines.context import (
+    GenerationStatus,
+    LogProbabilities,
+    TextContext,
+    TextGenerationOutput,
+)
 from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib.registry import _apply_thinking_region
 from max.pipelines.modeling.types import PipelineTask
@@ -39,6 +44,8 @@ class Playback(ModelWorkerProxy):
 
     Attributes:
         asked: What it was sent with the last request.
+        cancelled: The requests that it was told to cancel.
+        streams: How many answers are being read.
     """
 
     def __init__(self) -> None:
@@ -46,9 +53,12 @@ class Playback(ModelWorkerProxy):
         self.at_a_time = 1
         self.status = GenerationStatus.END_OF_SEQUENCE
         self.asked: TextContext | None = None
+        self.cancelled: list[Any] = []
+        self.streams = 0
 
     def cancel(self, request_id: Any) -> None:
-        """Does nothing: an answer is over at once."""
+        """Takes note, and goes on: what a worker has sent already still comes."""
+        self.cancelled.append(request_id)
 
     async def stream(self, request_id: Any, context: Any) -> Any:
         """Returns a stream of chunks, as MAX's proxy of a process does."""
@@ -58,16 +68,35 @@ class Playback(ModelWorkerProxy):
 
         async def chunks() -> Any:
             tokens, size = list(self.answer), self.at_a_time
-            for at in range(0, len(tokens), size):
-                last = at + size >= len(tokens)
-                output = TextGenerationOutput(
-                    request_id=request_id,
-                    tokens=tokens[at : at + size],
-                    final_status=self.status if last else GenerationStatus.ACTIVE,
-                )
-                yield [output], at
+            self.streams += 1
+            try:
+                for at in range(0, len(tokens), size):
+                    last = at + size >= len(tokens)
+                    some = tokens[at : at + size]
+                    output = TextGenerationOutput(
+                        request_id=request_id,
+                        tokens=some,
+                        log_probabilities=scores(some, at)
+                        if context.log_probabilities
+                        else None,
+                        final_status=self.status if last else GenerationStatus.ACTIVE,
+                    )
+                    yield [output], at
+            except BaseException:
+                self.cancel(request_id)
+                raise
+            finally:
+                self.streams -= 1
 
         return chunks()
+
+
+def scores(tokens: Sequence[int], start: int) -> list[LogProbabilities]:
+    """Made-up log-probabilities: minus a token's place in the answer."""
+    return [
+        LogProbabilities([-float(i)], [{token: -float(i)}], [token])
+        for i, token in enumerate(tokens, start)
+    ]
 
 
 def configure(folder: Path, **flags: Any) -> PipelineConfig:

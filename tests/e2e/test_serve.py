@@ -78,10 +78,44 @@ def test_max_tokens(ask):
 
 def test_a_stop_string(ask):
     whole = ask().choices[0].message.content
-    (choice,) = ask(stop=["Paris"]).choices
-    assert choice.finish_reason == "stop"
-    assert whole.startswith(choice.message.content.removesuffix("Paris"))
-    assert len(choice.message.content) < len(whole)
+    # The second begins and ends within a token.
+    for stop in ("Paris", whole[5:13]):
+        (choice,) = ask(stop=["no such text", stop]).choices
+        before = whole[: whole.index(stop)]
+        assert (choice.message.content, choice.finish_reason) == (before, "stop")
+        *some, last = [c for part in ask(stop=stop, stream=True) for c in part.choices]
+        assert "".join(c.delta.content or "" for c in [*some, last]) == before
+        assert last.finish_reason == "stop"
+        assert all(c.finish_reason is None for c in some)
+
+
+def test_a_stop_string_of_a_completion(client, ask):
+    """Of several at a time, each of which would go on for long."""
+    model = client.models.list().data[0].id
+
+    def complete(**kwargs):
+        prompt = "Once upon a time, there was a king."
+        sampling = {"max_tokens": 200, "temperature": 0}
+        return client.completions.create(
+            model=model, prompt=prompt, **sampling | kwargs
+        )
+
+    text = complete(max_tokens=60).choices[0].text
+    stops = [text[at : at + 6] for at in (0, 17, 30, 101)]
+    wanted = [(text[: text.index(stop)], "stop") for stop in stops]
+
+    def whole(stop):
+        (choice,) = complete(stop=stop).choices
+        return choice.text, choice.finish_reason
+
+    def streamed(stop):
+        chunks = complete(stop=stop, stream=True)
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        return "".join(c.text for c in choices), choices[-1].finish_reason
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.map(way, stops * 3) for way in (whole, streamed)]
+        assert [list(answer) for answer in answers] == [wanted * 3] * 2
 
 
 def test_log_probabilities(ask):

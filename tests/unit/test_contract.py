@@ -680,6 +680,35 @@ def broken_calls():
 
 
 @seam(
+    "both routes read an answer from `TokenGeneratorPipeline.next_token_chunk(request, "
+    "parse_reasoning=)`, which takes it from `self.model_worker.stream(id, context)` "
+    "and merges chunks where `_min_chunk_tokens` is above 1",
+    "next_token_chunk _min_chunk_tokens TokenByToken until_stop",
+    "see whether MAX cuts an answer before its stop string by itself now; then drop "
+    "`stop_strings.py`",
+)
+def stopped_answers():
+    pipeline = "max.serve.pipelines.llm:TokenGeneratorPipeline"
+    takes(f"{pipeline}.next_token_chunk", 2, "parse_reasoning")
+    says(
+        pipeline,
+        r"response_stream = await self\.model_worker\.stream\(",
+        r"async for responses, batch_id in response_stream",
+        r"if self\._min_chunk_tokens > 1:\s+return _coalesce_chunks",
+        r"generator = await self\.next_token_chunk\(\s*request, parse_reasoning=",
+    )
+    for each in ("OpenAIChatResponseGenerator", "OpenAICompletionResponseGenerator"):
+        chunks = r"await self\.pipeline\.next_token_chunk\("
+        says(f"{ROUTES}:{each}", chunks, r"self\.pipeline\.all_tokens\(")
+    output = find("max.pipelines.context:TextGenerationOutput")
+    fields = {field.name for field in dataclasses.fields(output)}
+    assert fields >= {"tokens", "final_status", "log_probabilities"}
+    chunk = find("max.serve.pipelines.llm:TokenGeneratorOutput")
+    fields = {field.name for field in dataclasses.fields(chunk)}
+    assert fields >= {"status", "decoded_tokens", "stop_sequence"}
+
+
+@seam(
     "`get_prompts_from_openai_request([])` returns an empty list, which the route "
     "indexes",
     "get_prompts_from_openai_request check_completion_fields",

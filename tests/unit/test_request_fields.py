@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from max_mistral.request_limits import LONGEST_STOPS, MOST_STOPS
 from tests.routes import EOS, Routes
 
 PATHS = ("completions", "chat/completions")
@@ -191,6 +192,11 @@ def test_one_of_each_is_taken(plain):
         ("presence_penalty", -3, "[-2.0, 2.0]"),
         ("repetition_penalty", 0, "greater than 0"),
         ("model", "gpt-4", "'gpt-4', which is not served"),
+        ("stop", "", "empty text"),
+        ("stop", ["a", ""], "empty text"),
+        ("stop", ["a", "\ud800"], "surrogate"),
+        ("stop", ["a"] * (MOST_STOPS + 1), f"may have {MOST_STOPS} texts"),
+        ("stop", "a" * (LONGEST_STOPS + 1), f"{LONGEST_STOPS + 1} characters"),
     ],
 )
 def test_a_value_out_of_its_range_is_named(plain, path, field, value, words):
