@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from max import tree
 from max.driver import Buffer
 from max.graph import BufferType, DeviceRef, TensorType
@@ -10,6 +13,7 @@ from max.nn.kv_cache.cache_params import KVCacheParamInterface
 from max.pipelines.architectures.llama3.batch_processor import (
     Llama3BatchProcessorBase,
 )
+from max.pipelines.context import TextContext
 
 from .inputs import MistralInputs, input_tree
 
@@ -32,6 +36,14 @@ class MistralBatchProcessor(Llama3BatchProcessorBase[MistralInputs]):
         replicas = self.runtime.pipeline_config.model.data_parallel_degree
         return tree.leaves(input_tree(kv_params, device_refs, replicas))
 
+    def _stage_ragged_token_inputs(
+        self, context_batch: Sequence[TextContext]
+    ) -> tuple[Buffer, Buffer, Buffer]:
+        staged = super()._stage_ragged_token_inputs(context_batch)
+        # The base hands them to no one.
+        self._host_row_offsets = staged[-1]
+        return staged
+
     def prepare_next_token_inputs(
         self, next_tokens: Buffer, previous: MistralInputs
     ) -> MistralInputs:
@@ -43,6 +55,8 @@ class MistralBatchProcessor(Llama3BatchProcessorBase[MistralInputs]):
         """
         assert self._input_row_offsets_prealloc is not None
         rows = previous.input_row_offsets.shape[0]
+        host_rows = Buffer.from_numpy(np.arange(rows, dtype=np.uint32))
+        has_replicas = previous.data_parallel_splits is not None
         return MistralInputs(
             next_tokens.to(self.runtime.devices[0]),
             self._input_row_offsets_prealloc[:rows],
@@ -50,6 +64,7 @@ class MistralBatchProcessor(Llama3BatchProcessorBase[MistralInputs]):
             previous.return_n_logits,
             kv_cache_inputs=previous.kv_cache_inputs,
             data_parallel_splits=previous.data_parallel_splits,
+            host_row_offsets=host_rows if has_replicas else None,
         )
 
     def _make_inputs(
@@ -73,4 +88,7 @@ class MistralBatchProcessor(Llama3BatchProcessorBase[MistralInputs]):
             return_n_logits,
             kv_cache_inputs=kv_cache_inputs,
             data_parallel_splits=data_parallel_splits,
+            host_row_offsets=(
+                None if data_parallel_splits is None else self._host_row_offsets
+            ),
         )

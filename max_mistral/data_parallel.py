@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 
+from max.dtype import DType
 from max.graph import BufferValue, TensorValue, ops
 from max.graph.weights import WeightData
-from max.nn.data_parallelism import split_batch
+from max.nn.data_parallelism import split_batch_replicated
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.layer import LayerList
 
@@ -45,14 +46,20 @@ class DataParallelMistral(FlatGraph):
         signal_buffers: list[BufferValue],
         kv_collections: list[list[PagedCacheValues]],
         data_parallel_splits: TensorValue | None = None,
+        host_row_offsets: TensorValue | None = None,
     ) -> tuple[TensorValue, ...]:
         """Maps tokens to logits as :class:`Mistral` does; see :class:`FlatGraph`."""
         assert data_parallel_splits is not None
+        assert host_row_offsets is not None
         first = self.config.devices[0]
-        split_tokens, split_rows = split_batch(
-            self.config.devices[:: self.width],
-            tokens,
-            input_row_offsets,
+        leaders = self.config.devices[:: self.width]
+        # By the offsets on the host, for a captured device graph cannot wait for
+        # those of the device.
+        split_tokens, split_rows = split_batch_replicated(
+            leaders,
+            [tokens.to(device) for device in leaders],
+            [input_row_offsets.to(device) for device in leaders],
+            host_row_offsets.cast(DType.int64),
             data_parallel_splits,
         )
         outputs = []

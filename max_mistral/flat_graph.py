@@ -47,6 +47,7 @@ class FlatGraph(Module):
         signal_buffers: list[BufferValue],
         kv_collections: list[list[PagedCacheValues]],
         data_parallel_splits: TensorValue | None = None,
+        host_row_offsets: TensorValue | None = None,
     ) -> tuple[TensorValue, ...]:
         """Returns the graph's outputs.
 
@@ -59,6 +60,8 @@ class FlatGraph(Module):
                 device; see :mod:`.kv_cache`.
             data_parallel_splits: int64 ``[replicas + 1]``, on the host: where
                 each replica's requests start; ``None`` without replicas.
+            host_row_offsets: ``input_row_offsets`` on the host; ``None`` without
+                replicas.
         """
 
     def trace(
@@ -92,6 +95,7 @@ class FlatGraph(Module):
                 [value.buffer for value in tree.leaves(inputs["signals"])],
                 [caches[i : i + devices] for i in range(0, len(caches), devices)],
                 batch.get("data_parallel_splits"),
+                batch.get("host_row_offsets"),
             )
 
         ours = [kernels.library()] if self.config.encodings else []

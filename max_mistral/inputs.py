@@ -19,8 +19,11 @@ from max.pipelines.lib.interfaces.batch_processor import (
 
 from .errors import UserError
 
-BATCH = ("tokens", "row_offsets", "return_n_logits", "data_parallel_splits")
-"""MAX's names of a batch's inputs; the last one is there with replicas only."""
+BATCH = (
+    *("tokens", "row_offsets", "return_n_logits"),
+    *("data_parallel_splits", "host_row_offsets"),
+)
+"""MAX's names of a batch's inputs; the last two are there with replicas only."""
 
 
 @dataclass
@@ -32,7 +35,8 @@ class MistralInputs(ModelInputs):
 
     Raises:
         UserError: (a ``ValueError``) if ``lora_ids``, ``lora_ranks`` or
-            ``hidden_states`` is given: this graph has no place for them.
+            ``hidden_states`` is given: this graph has no place for them; or only
+            one of the two inputs of replicas.
     """
 
     tokens: Buffer
@@ -53,6 +57,9 @@ class MistralInputs(ModelInputs):
     """Where each replica's requests start, int64 ``[replicas + 1]``, on the host;
     ``None`` without replicas."""
 
+    host_row_offsets: Buffer | None = field(default=None, kw_only=True)
+    """``input_row_offsets`` on the host; ``None`` without replicas."""
+
     lora_ids: Buffer | None = field(default=None, kw_only=True)
     """Not supported; only ``None``."""
 
@@ -66,6 +73,11 @@ class MistralInputs(ModelInputs):
                     f"MistralInputs got {name}, which max_mistral does not "
                     f"support. Leave {name} out."
                 )
+        if (self.data_parallel_splits is None) != (self.host_row_offsets is None):
+            raise UserError(
+                "MistralInputs got only one of data_parallel_splits and "
+                "host_row_offsets. Give both, for replicas, or neither."
+            )
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
@@ -75,8 +87,9 @@ class MistralInputs(ModelInputs):
             "row_offsets": self.input_row_offsets,
             "return_n_logits": self.return_n_logits,
         }
-        if self.data_parallel_splits is not None:
+        if self.data_parallel_splits is not None and self.host_row_offsets is not None:
             batch["data_parallel_splits"] = self.data_parallel_splits
+            batch["host_row_offsets"] = self.host_row_offsets
         ordered = in_order(batch, self.signal_buffers, self.kv_cache_inputs)
         return tuple(tree.leaves(ordered))
 

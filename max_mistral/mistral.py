@@ -91,6 +91,7 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
         signal_buffers: list[BufferValue],
         kv_collections: list[list[PagedCacheValues]],
         data_parallel_splits: TensorValue | None = None,
+        host_row_offsets: TensorValue | None = None,
     ) -> tuple[TensorValue, ...]:
         """Maps tokens to float32 logits; writes the KV cache as it goes.
 
@@ -102,6 +103,7 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
             kv_collections: The paged KV caches, each a list with one for each
                 device; see :mod:`.kv_cache`.
             data_parallel_splits: ``None``: this is one replica.
+            host_row_offsets: ``None`` too.
 
         Returns:
             ``(next_token_logits [batch, vocab_size],)``; with
@@ -109,6 +111,7 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
             vocab_size]`` and their ``offsets [batch + 1]``.
         """
         assert data_parallel_splits is None
+        assert host_row_offsets is None
         hs = self.embed_tokens(tokens, signal_buffers)
         freqs_cis = [self.rope.freqs_cis.to(device) for device in self.devices]
         row_offsets = [input_row_offsets]

@@ -40,6 +40,7 @@ from .idle_threads import threads_that_wait
 from .inputs import MistralInputs
 from .kv_room import with_room
 from .log_probabilities import EchoLogProbabilities
+from .matmuls import use_right_matmul
 from .model_config import MistralConfig
 from .orphans import end_with_the_server
 from .prompt_chunks import let_grammars_wait
@@ -145,8 +146,10 @@ class MistralModel(
 
         Raises:
             UserError: (a ``ValueError``) if the checkpoint does not fit its
-                config.
+                config, or no matmul is right on this GPU; see :mod:`.matmuls`.
         """
+        config = self.arch_config_as(MistralConfig)
+        use_right_matmul(config, self.pipeline_config, session, self.devices[0])
         return self.load_graphs(session)[GraphRole.DECODER]
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:

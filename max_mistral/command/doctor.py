@@ -26,13 +26,17 @@ from .program import max_program
 _PACKAGES = (
     *("max_mistral", "max", "mojo-compiler", "mistral-common", "transformers"),
     *("tokenizers", "huggingface-hub", "safetensors", "gguf", "numpy", "torch"),
+    "nvidia-cublas",
 )
 # Those that the kernels, or MAX's, have code of their own for.
 _CPU_FEATURES = (
     *("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve"),
 )
-_VARIABLES = ("MAX_MISTRAL_KERNELS", "MODULAR_CACHE_DIR", "XDG_CACHE_HOME", "HF_HOME")
+_VARIABLES = (
+    *("MAX_MISTRAL_KERNELS", "MAX_MISTRAL_SELF_CHECK"),
+    *("MODULAR_CACHE_DIR", "XDG_CACHE_HOME", "HF_HOME"),
+)
 
 
 def print_report(*, check: bool) -> None:

@@ -250,9 +250,12 @@ def batch_inputs():
     from max.graph import DeviceRef
 
     cpu = DeviceRef.CPU()
-    fields = ("tokens", "row_offsets", "return_n_logits", "data_parallel_splits")
+    fields = (
+        *("tokens", "row_offsets", "return_n_logits"),
+        *("data_parallel_splits", "host_row_offsets"),
+    )
     found = find(f"{RAGGED}:ragged_batch_inputs")(cpu, fields, data_parallel_degree=2)
-    dtypes = [DType.int64, DType.uint32, DType.int64, DType.int64]
+    dtypes = [DType.int64, DType.uint32, DType.int64, DType.int64, DType.uint32]
     assert list(found) == list(fields)
     assert [each.dtype for each in found.values()] == dtypes
     assert int(found["data_parallel_splits"].shape[0]) == 3
@@ -347,13 +350,15 @@ def _two_caches():
 
 @seam(
     "`Llama3BatchProcessorBase` stages a batch and calls `_make_inputs` with keywords",
-    "_make_inputs Llama3BatchProcessorBase",
+    "_make_inputs _stage_ragged_token_inputs Llama3BatchProcessorBase",
     "see MAX's `Llama3BatchProcessor`, and `MistralInputs` for what the graph takes",
 )
 def make_inputs():
     names = "tokens input_row_offsets return_n_logits signal_buffers kv_cache_inputs"
     names += " data_parallel_splits"
     takes(f"{LLAMA}._make_inputs", 1, names)
+    takes(f"{LLAMA}._stage_ragged_token_inputs", 2)
+    says(f"{LLAMA}._stage_ragged_token_inputs", r"return .*, host_row_offsets\n")
     called = [rf"\b{name}=" for name in names.split()]
     says(f"{LLAMA}.prepare_initial_token_inputs", r"self\._make_inputs\(", *called)
     has(LLAMA, "process_outputs get_symbolic_inputs runtime")
@@ -478,12 +483,12 @@ def stacked_linear():
 
 
 @seam(
-    "`split_batch(devices, tokens, row_offsets, splits)`",
-    "split_batch",
+    "`split_batch_replicated(devices, tokens, row_offsets, host_row_offsets, splits)`",
+    "split_batch_replicated",
     "see how MAX's DeepSeek shares a batch among replicas",
 )
 def split_batch():
-    takes("max.nn.data_parallelism:split_batch", 4)
+    takes("max.nn.data_parallelism:split_batch_replicated", 5)
 
 
 # Log-probabilities.
@@ -1004,6 +1009,26 @@ def grammars_and_pieces():
     has("max.pipelines.context:TextContext", "matcher set_matcher")
     end = find(f"{lib}.utils:update_context_and_prepare_responses")
     assert list(inspect.signature(end).parameters)[1] == "flat_batch"
+
+
+@seam(
+    "`InferenceSession._use_vendor_blas(mode)` acts on what the session loads from "
+    "then on, and `configure_session` comes before MAX makes the model",
+    "_use_vendor_blas",
+    "if MAX's own bfloat16 matmul is right on Hopper by then, drop `matmuls.py`, "
+    "`self_check.py` and `cublas.py`",
+)
+def vendor_blas():
+    takes("max.engine:InferenceSession._use_vendor_blas", 2)
+    modes = r'"false", "off", "no", "0"'
+    says("max.engine:InferenceSession._use_vendor_blas", modes)
+    for name in ("text_generation", "overlap_text_generation"):
+        says(
+            f"max.pipelines.lib.pipeline_variants.{name}",
+            r"(?s)configure_session\(session\).*pipeline_model\(\s*pipeline_config=",
+        )
+    fields = find("max.pipelines.lib:PipelineRuntimeConfig").model_fields
+    assert {"use_vendor_blas", "precompiled_mefs"} <= fields.keys()
 
 
 @seam(

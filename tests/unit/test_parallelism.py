@@ -1,16 +1,22 @@
 """How devices share a model: what is refused, what is copied, what the graph takes."""
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 from max import tree
-from max.driver import Buffer, DeviceSpec
+from max.driver import CPU, Buffer, DeviceSpec
 from max.dtype import DType
 from max.nn.transformer import ReturnLogits
+from max.pipelines.architectures.llama3.batch_processor import (
+    Llama3BatchProcessorBase,
+)
 
 from max_mistral import MistralConfig, MistralInputs
+from max_mistral.batch_processor import MistralBatchProcessor
 from max_mistral.errors import UserError
 from max_mistral.weights.heads import repeat_heads
 from tests.harness import build, load_safetensors, virtual_gpus
@@ -35,7 +41,10 @@ def trace(pipeline_config, return_logits=ReturnLogits.LAST_TOKEN, gpu="sm_90a"):
     with virtual_gpus(gpu):
         graph = build(pipeline_config, return_logits)
         types = tree.leaves(graph.input_tree())
-        graph.trace(*types)
+        traced = str(graph.trace(*types))
+    # A captured device graph cannot wait for the device.
+    assert "transfer" in traced or len(pipeline_config.model.device_specs) == 1
+    assert not re.search(r'transfer.* to <"cpu"', traced)
     return types
 
 
@@ -161,9 +170,44 @@ def test_the_inputs_are_the_graphs(tmp_path):
     two = trace(pipeline(tmp_path, 2, data_parallel_degree=2))
     four = trace(pipeline(tmp_path, 4, data_parallel_degree=2))
     kv = len(one) - 3
-    assert len(two) == 3 + 1 + 2 * kv
+    assert len(two) == 3 + 2 + 2 * kv
     assert len(four) - len(two) > 4  # four signals, and the KV of two more devices
     some = Buffer.from_numpy(np.zeros(1, np.int64))
-    inputs = MistralInputs(some, some, [], some, data_parallel_splits=some)
-    without = replace(inputs, data_parallel_splits=None)
-    assert len(inputs.buffers) == len(without.buffers) + 1
+    with_replicas = {"data_parallel_splits": some, "host_row_offsets": some}
+    inputs = MistralInputs(some, some, [], some, **with_replicas)
+    without = replace(inputs, data_parallel_splits=None, host_row_offsets=None)
+    assert len(inputs.buffers) == len(without.buffers) + 2
+
+
+def test_only_one_of_the_inputs_of_replicas_is_refused():
+    some = Buffer.from_numpy(np.zeros(1, np.int64))
+    for name in ("data_parallel_splits", "host_row_offsets"):
+        with pytest.raises(UserError, match="only one of"):
+            MistralInputs(some, some, [], some, **{name: some})
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_replicas_get_the_offsets_on_the_host(monkeypatch, replicas):
+    tokens, rows, host_rows = (
+        Buffer.from_numpy(np.arange(size, dtype=np.uint32)) for size in (7, 3, 3)
+    )
+    monkeypatch.setattr(
+        Llama3BatchProcessorBase,
+        "_stage_ragged_token_inputs",
+        lambda self, batch: (tokens, rows, host_rows),
+    )
+    model = SimpleNamespace(data_parallel_degree=replicas, device_specs=[0] * replicas)
+    processor = MistralBatchProcessor.__new__(MistralBatchProcessor)
+    processor.runtime = SimpleNamespace(
+        pipeline_config=SimpleNamespace(model=model), devices=[CPU()], signal_buffers=[]
+    )
+    processor._input_row_offsets_prealloc = rows
+    inputs = processor.prepare_initial_token_inputs(
+        [[None] * (2 // replicas)] * replicas
+    )
+    assert inputs.host_row_offsets is (host_rows if replicas == 2 else None)
+    following = processor.prepare_next_token_inputs(tokens[:2], inputs)
+    if replicas == 2:
+        assert following.host_row_offsets.to_numpy().tolist() == [0, 1, 2]
+    else:
+        assert following.host_row_offsets is None

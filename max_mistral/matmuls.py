@@ -1,0 +1,163 @@
+"""Which matmul a model runs: the first that is right on the GPU at hand."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from max.driver import Device, accelerator_api, is_virtual_device_mode
+from max.engine import InferenceSession
+from max.pipelines.lib import PipelineConfig
+
+from .cublas import INSTALL, load_cublas
+from .errors import UserError
+from .gpu import gpu_architecture
+from .model_config import MistralConfig
+from .self_check import ROWS, Wrong, products, wrong_products
+
+logger = logging.getLogger("max.pipelines")
+
+Matmul = Literal["MAX's own matmul", "the vendor's BLAS"]
+OWN: Matmul = "MAX's own matmul"
+VENDOR: Matmul = "the vendor's BLAS"
+
+VARIABLE = "MAX_MISTRAL_SELF_CHECK"
+
+
+def self_check() -> bool:
+    """Whether the environment's ``MAX_MISTRAL_SELF_CHECK`` is ``on``, the default.
+
+    Raises:
+        UserError: (a ``ValueError``) if it is neither ``on`` nor ``off``.
+    """
+    found = os.environ.get(VARIABLE, "on")
+    if found not in ("on", "off"):
+        raise UserError(f"{VARIABLE} is {found!r}. Set it to on or off.")
+    return found == "on"
+
+
+def use_right_matmul(
+    config: MistralConfig,
+    pipeline_config: PipelineConfig,
+    session: InferenceSession,
+    device: Device,
+) -> None:
+    """Has ``session`` compile what it loads from now on with a matmul that is right.
+
+    On a GPU, MAX's own is tried at the model's shapes and, if it is wrong, the
+    vendor's. Not on a CPU, nor where there is only a GPU's name to compile for.
+
+    Args:
+        config: The model's; need not be finalized.
+        pipeline_config: What the user asked for.
+        session: Compiles the model; nothing of it yet.
+        device: One of those that it will run on.
+
+    Raises:
+        UserError: (a ``ValueError``) if none is right.
+    """
+    is_on = self_check()
+    asked = pipeline_config.runtime.use_vendor_blas.lower()
+    is_vendor = asked not in ("false", "off", "no", "0")
+    if device.is_host or is_virtual_device_mode():
+        return
+    matmul = VENDOR if is_vendor else OWN
+    if is_vendor and accelerator_api() == "cuda":
+        load_cublas()
+    if is_on:
+        start = time.perf_counter()
+        choices = choices_for(is_vendor, accelerator_api())
+        matmul = choose(choices, lambda m: _finding(m, config, pipeline_config, device))
+        logger.info(
+            "%s computes this model's products as it should on this GPU (%s), with "
+            "1 to %d rows: checked in %.0f s.",
+            *(matmul[0].upper() + matmul[1:], gpu_architecture()),
+            *(max(ROWS), time.perf_counter() - start),
+        )
+    if matmul is VENDOR:
+        if not is_vendor and pipeline_config.runtime.precompiled_mefs:
+            raise UserError(
+                f"{OWN} is wrong on this GPU, and the graphs in --precompiled-mefs "
+                "were compiled with it. Compile them with --use-vendor-blas true and "
+                "start with that too, or leave --precompiled-mefs out."
+            )
+        session._use_vendor_blas("true")
+
+
+def choices_for(is_vendor: bool, api: str) -> list[Matmul]:
+    """Returns the matmuls to try, in this order.
+
+    Args:
+        is_vendor: Whether the user asked for the vendor's.
+        api: The GPUs', such as ``"cuda"``.
+    """
+    if is_vendor:
+        return [VENDOR]
+    # AMD's ends the process where device graphs are captured, as MAX says.
+    return [OWN, VENDOR] if api == "cuda" else [OWN]
+
+
+def choose(
+    matmuls: Sequence[Matmul], finding: Callable[[Matmul], str | None]
+) -> Matmul:
+    """Returns the first that nothing is found against; says in the log what was.
+
+    Args:
+        matmuls: In the order in which they are tried.
+        finding: Returns what is wrong with one, or ``None``.
+
+    Raises:
+        UserError: (a ``ValueError``) with all findings, if none is right.
+    """
+    findings: list[str] = []
+    for matmul in matmuls:
+        found = finding(matmul)
+        if found is None:
+            if findings:
+                logger.warning(
+                    "%s; %s runs instead. See modular/modular #6883.",
+                    "; ".join(findings),
+                    matmul,
+                )
+            return matmul
+        findings.append(f"{matmul} {found}")
+    raise UserError(
+        f"On this GPU ({gpu_architecture()}) this model's answers would be wrong: "
+        f"{'; '.join(findings)}. See modular/modular #6883 and #7146. Install "
+        f"NVIDIA's cuBLAS ({INSTALL}) or run --quantization-encoding float32. "
+        f"{VARIABLE}=off starts without this check."
+    )
+
+
+def _finding(
+    matmul: Matmul,
+    config: MistralConfig,
+    pipeline_config: PipelineConfig,
+    device: Device,
+) -> str | None:
+    """Returns what is wrong with a matmul on this device."""
+    if matmul is VENDOR and accelerator_api() == "cuda" and load_cublas() is None:
+        return "is not installed"
+    # Its own session, since nothing takes the choice of a matmul back.
+    session = InferenceSession(devices=[device])
+    pipeline_config.configure_session(session)
+    if matmul is VENDOR:
+        session._use_vendor_blas("true")
+    try:
+        wrong = wrong_products(session, device, products(config), config.dtype)
+    except Exception as error:
+        if matmul is OWN:
+            raise  # as the model would
+        return f"does not run: {error}"
+    return describe(wrong)
+
+
+def describe(wrong: Sequence[Wrong]) -> str | None:
+    """Returns what a message says of wrong products; ``None`` of none."""
+    if not wrong:
+        return None
+    more = f", and {len(wrong) - 1} more like it" if len(wrong) > 1 else ""
+    return f"gets {wrong[0]} wrong{more}"
