@@ -101,12 +101,19 @@ class MistralEmbeddingModel(PipelineModel[TextContext, MistralEmbeddingConfig, M
         self.model = self.load_graphs(session)[GraphRole.ENCODER]
 
     @override
-    def _prepare_initial_token_inputs(
+    def prepare_initial_token_inputs(
         self,
         replica_batches: Sequence[Sequence[TextContext]],
         kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None,
         return_n_logits: int = 1,
     ) -> MistralTexts:
+        """Returns the inputs of a batch; :meth:`execute` cuts it into steps.
+
+        Args:
+            replica_batches: One batch of contexts.
+            kv_cache_inputs: Not used; a step has a cache of its own.
+            return_n_logits: Not used.
+        """
         (contexts,) = replica_batches
         return MistralTexts(contexts)
 

@@ -8,6 +8,7 @@ sentence-transformers ``models/Pooling.py``; llama.cpp ``llama.h``.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,13 @@ def _check_modules(folder: str, revision: str | None) -> None:
         if step not in _STEPS:
             _refuse(str(path), f"a step of type {shown(module.get('type'))}")
         if step == "Pooling":
-            name = f"{module.get('path')}/config.json"
+            where = module.get("path")
+            if not isinstance(where, str) or not re.fullmatch(r"\w[\w.-]*", where):
+                raise UserError(
+                    f"{path} has a step at {shown(where)}; expected the name of a "
+                    "folder beside it. Fetch it again."
+                )
+            name = f"{where}/config.json"
             config = find_file(folder, name, revision)
             if config is None:
                 raise UserError(

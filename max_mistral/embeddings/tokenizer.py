@@ -11,6 +11,7 @@ from max.pipelines.context.exceptions import PromptTooLongError
 from max.pipelines.lib import PipelineConfig
 from typing_extensions import override
 
+from ..errors import UserError
 from ..fields import Fields, read_json
 from ..hf_files import find_file
 from ..tokenizer import MistralTokenizer
@@ -40,6 +41,11 @@ class MistralEmbeddingTokenizer(MistralTokenizer):
             config = Fields(str(path), read_json(path).get)
             if config.boolean("add_eos_token", default=False):
                 self._last_token = self.delegate.eos_token_id
+                if self._last_token is None:
+                    raise UserError(
+                        f"{path} has add_eos_token, but no eos_token. Copy the "
+                        "tokenizer that belongs to the checkpoint."
+                    )
 
     @override
     async def encode(

@@ -14,7 +14,9 @@ from transformers import AutoTokenizer
 from max_mistral import ARCHITECTURES, mistral_arch
 from max_mistral.embeddings import MistralEmbeddingConfig, MistralEmbeddingTokenizer
 from max_mistral.errors import UserError
+from max_mistral.prepare import prepare
 from tests.harness import load_safetensors
+from tests.unit.test_gguf import write_gguf as write_tiny_gguf
 from workbench.checkpoints import BASE, write_checkpoint, write_gguf, write_headless
 from workbench.runner import make_pipeline_config
 
@@ -125,6 +127,8 @@ def test_a_recipe_that_is_ours(headless, pooling):
         ({"pooling": {"pooling_mode": "mean"}}, "'mean'"),
         ({"modules": [*MODULES, DENSE]}, r"Dense"),
         ({"pooling": None}, "1_Pooling/config.json"),
+        ({"modules": [{**MODULES[1], "path": "../x"}]}, r"a step at '\.\./x'"),
+        ({"modules": [{**MODULES[1], "path": None}]}, "a step at None"),
         ({"modules": "{"}, "not valid JSON"),
         ({"modules": {"a": 1}}, "a list of objects"),
         ({"modules": [1]}, "a list of objects"),
@@ -167,10 +171,9 @@ def with_tokenizer(folder, template, **config):
     return folder
 
 
-def encode(folder, given, max_length=256):
-    tokenizer = MistralEmbeddingTokenizer(
-        str(folder), configure(folder), max_length=max_length
-    )
+def encode(folder, given, max_length=256, **flags):
+    config = configure(folder, max_length=None, **flags)
+    tokenizer = MistralEmbeddingTokenizer(str(folder), config, max_length=max_length)
     return asyncio.run(tokenizer.encode(given)).tolist()
 
 
@@ -204,6 +207,20 @@ def test_the_end_counts_for_the_length(headless):
     assert len(encode(folder, "a" * 6, max_length=8)) == 8
     with pytest.raises(PromptTooLongError, match="9"):
         encode(folder, "a" * 7, max_length=8)
+
+
+def test_an_end_that_is_no_token(headless):
+    folder = with_tokenizer(headless, "<s> $A", add_eos_token=True, eos_token=None)
+    with pytest.raises(UserError, match="no eos_token"):
+        encode(folder, "ab")
+
+
+def test_a_gguf_file_says_how_a_text_ends(tmp_path):
+    path = write_tiny_gguf(tmp_path / "m.gguf", add_eos=True)
+    prepare(path, tmp_path / "m")
+    assert encode(tmp_path / "m", "ab", weight_path=[path]) == [3, 2]
+    # To transformers, and so before an answer, nothing changes.
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").encode("ab") == [3]
 
 
 def test_add_eos_token_must_be_a_boolean(headless):
