@@ -218,9 +218,9 @@ def test_an_end_that_is_no_token(headless):
 def test_a_gguf_file_says_how_a_text_ends(tmp_path):
     path = write_tiny_gguf(tmp_path / "m.gguf", add_eos=True)
     prepare(path, tmp_path / "m")
-    assert encode(tmp_path / "m", "ab", weight_path=[path]) == [3, 2]
+    assert encode(tmp_path / "m", "aa", weight_path=[path]) == [1, 1, 2]
     # To transformers, and so before an answer, nothing changes.
-    assert AutoTokenizer.from_pretrained(tmp_path / "m").encode("ab") == [3]
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").encode("aa") == [1, 1]
 
 
 def test_add_eos_token_must_be_a_boolean(headless):
