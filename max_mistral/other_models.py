@@ -68,9 +68,10 @@ def refuse_other_models(
         name = get(kind)
         if isinstance(name, str) and name in _NAMES:
             _refuse(source, _NAMES[name], f"{kind} = {name!r}")
-        for head in get("architectures") or ():
+        heads = get("architectures")
+        for head in heads if isinstance(heads, list) else ():
             if isinstance(head, str) and head in _HEADS:
-                _refuse(source, _HEADS[head], f"architectures = {[head]!r}")
+                _refuse(source, _HEADS[head], f"architectures = {shown(heads)}")
     for get in parts:
         multimodal = get("multimodal")
         if isinstance(multimodal, dict) and multimodal.get("whisper_model_args"):
