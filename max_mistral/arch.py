@@ -10,6 +10,11 @@ from max.pipelines.modeling.types import PipelineTask
 
 from .batch_processor import MistralBatchProcessor
 from .chat import REASONING_PARSER, TOOL_PARSER
+from .embeddings import (
+    MistralEmbeddingConfig,
+    MistralEmbeddingModel,
+    MistralEmbeddingTokenizer,
+)
 from .model import MistralModel
 from .model_config import MistralConfig
 from .tokenizer import MistralTokenizer
@@ -53,7 +58,38 @@ mistral_arch = SupportedArchitecture(
     supports_device_graph_capture=True,
 )
 
+# With ``--task embeddings_generation``, and alone for a model without a head.
+EMBEDDING_EXAMPLES = {
+    "MistralModel": [
+        "intfloat/e5-mistral-7b-instruct",
+        "Salesforce/SFR-Embedding-Mistral",
+        "Linq-AI-Research/Linq-Embed-Mistral",
+    ],
+    **{name: ["intfloat/e5-mistral-7b-instruct"] for name in EXAMPLES},
+}
+
+mistral_embedding_arch = SupportedArchitecture(
+    name="MistralModel",
+    task=PipelineTask.EMBEDDINGS_GENERATION,
+    example_repo_ids=EMBEDDING_EXAMPLES["MistralModel"],
+    default_encoding=MistralEmbeddingConfig.DEFAULT_ENCODING,
+    supported_encodings=MistralEmbeddingConfig.SUPPORTED_ENCODINGS,
+    default_weights_format=WeightsFormat.safetensors,
+    weight_adapters=WEIGHT_ADAPTERS,
+    pipeline_model=MistralEmbeddingModel,
+    config=MistralEmbeddingConfig,
+    context_type=TextContext,
+    tokenizer=MistralEmbeddingTokenizer,
+    multi_gpu_supported=True,
+    supports_overlap_scheduler=False,
+    supports_device_graph_capture=False,
+)
+
 ARCHITECTURES = [
-    replace(mistral_arch, name=name, example_repo_ids=repo_ids)
-    for name, repo_ids in EXAMPLES.items()
+    replace(arch, name=name, example_repo_ids=repo_ids)
+    for arch, examples in (
+        (mistral_arch, EXAMPLES),
+        (mistral_embedding_arch, EMBEDDING_EXAMPLES),
+    )
+    for name, repo_ids in examples.items()
 ]

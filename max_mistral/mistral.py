@@ -12,6 +12,7 @@ What it can do, and where:
 - packed weights on a CPU, in any GGUF encoding     layers/packed.py, kernels/
 - tensor-parallel, with copied key-value heads      sharing.py, layers/sharding.py
 - replicas                                          data_parallel.py
+- embeddings of texts in place of logits            layers/pooling.py, embeddings/
 
 One definition serves one device and many. Every activation is a list with one
 tensor per device; on one device the lists have one element and there is no
@@ -47,6 +48,7 @@ from max.nn.transformer.transformer import forward_sequential_layers
 from .flat_graph import FlatGraph
 from .layers.block import MistralBlock, make_norm
 from .layers.embed_head import make_embedding, make_head
+from .layers.pooling import pool_last
 from .layers.query_scale import query_scale
 from .layers.rope import ScaledRotaryEmbedding
 from .layers.sharding import shard
@@ -81,7 +83,8 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
         )
         self.norm = make_norm(config)
         self.norm_shards = shard(self.norm, ShardingStrategy.replicate, config.devices)
-        self.lm_head = make_head(config, self.embed_tokens)
+        if not config.embeds:
+            self.lm_head = make_head(config, self.embed_tokens)
 
     def __call__(
         self,
@@ -108,7 +111,8 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
         Returns:
             ``(next_token_logits [batch, vocab_size],)``; with
             ``ReturnLogits.ALL`` or ``VARIABLE`` also ``logits [rows,
-            vocab_size]`` and their ``offsets [batch + 1]``.
+            vocab_size]`` and their ``offsets [batch + 1]``. A model that embeds
+            returns ``(embeddings [batch, hidden_size],)`` of length 1 instead.
         """
         assert data_parallel_splits is None
         assert host_row_offsets is None
@@ -140,6 +144,8 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
             name_for_subgraph=lambda group: f"{self.prefix}transformer_block_{group}",
             weight_prefix_for_layer=lambda idx: f"{self.prefix}layers.{idx}.",
         )
+        if self.config.embeds:
+            return (pool_last(self.norm_shards[0], hs[0], row_offsets[0]),)
         return self._postprocess_logits(
             hs, row_offsets, return_n_logits, signal_buffers
         )

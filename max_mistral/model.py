@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -36,7 +35,6 @@ from typing_extensions import override
 from .batch_processor import MistralBatchProcessor
 from .build import build_graph
 from .errors import UserError
-from .idle_threads import threads_that_wait
 from .inputs import MistralInputs
 from .kv_room import with_room
 from .log_probabilities import EchoLogProbabilities
@@ -44,6 +42,7 @@ from .matmuls import use_right_matmul
 from .model_config import MistralConfig
 from .orphans import end_with_the_server
 from .prompt_chunks import let_grammars_wait
+from .run_graph import run_graph
 from .weight_adapters import WEIGHT_ADAPTERS, convert_safetensor_state_dict
 
 
@@ -175,13 +174,9 @@ class MistralModel(
                 "kv_manager.runtime_inputs([contexts])."
             )
         self._last_inputs = model_inputs
-        on_cpu = self.devices[0].is_host
-        if on_cpu:
-            # MAX copies a step's inputs in the background, and on a CPU does not
-            # wait for it: on a busy machine the graph would read the step before's.
-            self.devices[0].synchronize()
-        with threads_that_wait() if on_cpu and last is None else nullcontext():
-            outputs = self.model.execute(*model_inputs.buffers)
+        outputs = run_graph(
+            self.model, self.devices[0], model_inputs.buffers, first=last is None
+        )
         assert self.batch_processor is not None
         return self.batch_processor.process_outputs(outputs)
 

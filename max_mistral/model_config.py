@@ -39,6 +39,7 @@ from .hf_rope import RopeScaling, query_scaling, rope_scaling, rope_theta
 from .kernels import KernelMode
 from .kernels.packing import Encoding
 from .kv_cache import (
+    FULL,
     check_cache,
     effective_windows,
     kv_groups,
@@ -98,6 +99,9 @@ class MistralConfig(ArchConfigWithKVCache):
     """The weight format of a quantized checkpoint for GPUs."""
     data_parallel_degree: int = 1
     """How many replicas of the model share the devices."""
+    embeds: bool = False
+    """Whether the graph returns an embedding of each request in place of logits.
+    Its KV cache is then of one layer, which each layer uses anew."""
     step_tokens: int | None = None
     """How many tokens of a prompt a step reads at most; ``None`` for all."""
     use_subgraphs: bool = True
@@ -171,6 +175,8 @@ class MistralConfig(ArchConfigWithKVCache):
     def kv_places(self) -> list[tuple[int, int]]:
         """Each layer's KV cache and place in it; see :mod:`.kv_cache`."""
         windows = self.sliding_windows or [None] * self.num_hidden_layers
+        if self.embeds:
+            return [(FULL, 0)] * len(windows)
         return kv_places(self.kv_params, windows)
 
     def layer_encodings(self, layer: int) -> dict[str, Encoding]:

@@ -34,6 +34,14 @@ _NAMES = {
     "mmproj": _TOWER,
 }
 
+# By ``architectures`` of config.json: a Mistral with another head.
+_SCORES = "a reward model or a classifier, for whose scores MAX 26.7 has no task"
+_HEADS = {
+    "MistralForSequenceClassification": _SCORES,
+    "MistralForTokenClassification": _SCORES,
+    "MistralForQuestionAnswering": _SCORES,
+}
+
 # The keys that say so where the name does not.
 _LATENT_KEYS = ("kv_lora_rank", "attention.kv_lora_rank")
 _EXPERT_KEYS = (
@@ -60,6 +68,10 @@ def refuse_other_models(
         name = get(kind)
         if isinstance(name, str) and name in _NAMES:
             _refuse(source, _NAMES[name], f"{kind} = {name!r}")
+        heads = get("architectures")
+        for head in heads if isinstance(heads, list) else ():
+            if isinstance(head, str) and head in _HEADS:
+                _refuse(source, _HEADS[head], f"architectures = {shown(heads)}")
     for get in parts:
         multimodal = get("multimodal")
         if isinstance(multimodal, dict) and multimodal.get("whisper_model_args"):

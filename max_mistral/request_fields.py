@@ -12,6 +12,7 @@ from typing import Any
 from max.pipelines.context import SamplingParams
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib import PipelineConfig
+from max.pipelines.modeling.types import PipelineTask
 
 # The value of each that asks for nothing.
 _PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}
@@ -23,6 +24,60 @@ _SAMPLING = {
     **{"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"},
     **{"min_tokens": "min_new_tokens"},
 }
+
+
+# As many texts as OpenAI takes.
+_MOST_TEXTS = 2048
+
+
+def check_task(body: Any, task: PipelineTask) -> None:
+    """Raises ``InputError`` if a server has another task than the route.
+
+    Args:
+        body: MAX's pydantic model of a request.
+        task: The server's.
+    """
+    wants_embeddings = hasattr(body, "input")
+    embeds = task == PipelineTask.EMBEDDINGS_GENERATION
+    if embeds and not wants_embeddings:
+        raise InputError(
+            "this server makes embeddings and generates no text: use /v1/embeddings, "
+            "or start it without --task embeddings_generation."
+        )
+    if wants_embeddings and not embeds:
+        raise InputError(
+            "this server generates text and makes no embeddings: start one with "
+            "--task embeddings_generation."
+        )
+
+
+def check_embedding_fields(body: Any) -> None:
+    """Checks a request for embeddings.
+
+    Raises:
+        InputError: (a ``ValueError``) that names the field.
+    """
+    if body.dimensions is not None:
+        raise InputError(
+            f"dimensions is {body.dimensions}, but an embedding is as long as the "
+            "model makes it; leave it out."
+        )
+    texts = as_prompts(body.input)
+    if not texts or not all(texts):
+        raise InputError(
+            "input is empty or has an empty text; give each at least one token."
+        )
+    if len(texts) > _MOST_TEXTS:
+        raise InputError(
+            f"input has {len(texts)} texts, but a request may have {_MOST_TEXTS}: send "
+            "several."
+        )
+
+
+def as_prompts(given: Any) -> list[Any]:
+    """Returns a prompt, a list of ids or a list of such as a list of them."""
+    alone = isinstance(given, str) or (given and isinstance(given[0], int))
+    return [given] if alone else given
 
 
 def check_fields(body: Any, config: PipelineConfig) -> None:
@@ -100,9 +155,7 @@ def check_completion_fields(body: Any, config: PipelineConfig) -> None:
         raise InputError(
             "echo gives the log probabilities of the prompt, so it needs logprobs."
         )
-    prompts = body.prompt
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        prompts = [prompts]
+    prompts = as_prompts(body.prompt)
     if not prompts:
         raise InputError("prompt is empty; give a text or a list of token ids.")
     if body.stream and len(prompts) > 1:

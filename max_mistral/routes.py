@@ -3,9 +3,10 @@
 MAX 26.7 asks an architecture for its tokenizer and its parsers; what a route
 does before it has them, or with fields that it never passes on, is its own.
 Two functions of ``max.serve.router.openai_routes`` and a method of
-``max.serve.pipelines.llm.TokenGeneratorPipeline`` are replaced:
+``max.serve.pipelines.llm.TokenGeneratorPipeline`` are replaced, and the handler
+of ``/v1/embeddings`` by that of :mod:`.embedding_route`:
 
-``_parse_openai_request_body``, with which both routes begin
+``_parse_openai_request_body``, with which all routes begin
     Our part checks each body: JSON that cannot be read, an unknown model, a
     number out of its range and an empty prompt are answered in words (else
     "Value error." or a 500); what MAX drops is honoured (``suffix``,
@@ -29,7 +30,14 @@ from max.pipelines.context.exceptions import InputError
 from pydantic import ValidationError
 
 from .chat import read_tool_choice
-from .request_fields import check_chat_fields, check_completion_fields, check_fields
+from .embedding_route import hook_embeddings
+from .request_fields import (
+    check_chat_fields,
+    check_completion_fields,
+    check_embedding_fields,
+    check_fields,
+    check_task,
+)
 from .stop_strings import TokenByToken, until_stop
 
 
@@ -71,6 +79,7 @@ def hook_routes() -> None:
     parse_and_check.checks_bodies = True  # type: ignore[attr-defined]
     routes._parse_openai_request_body = parse_and_check
     routes._content_before_tool_call_marker = content_without_calls
+    hook_embeddings(routes)
 
 
 def _ending_at_stops(next_token_chunk: Any) -> Any:
@@ -107,6 +116,10 @@ async def _checked(request: Any, body: Any, tokenizer: Any) -> Any:
         InputError: (a ``ValueError``) if it asks for what cannot be done.
     """
     config = request.app.state.pipeline_config
+    check_task(body, request.app.state.task)
+    if hasattr(body, "input"):
+        check_embedding_fields(body)
+        return body
     check_fields(body, config)
     # Where MAX takes 0 for none, what means the same.
     if body.seed == 0:

@@ -46,6 +46,7 @@ def convert_safetensor_state_dict(
     huggingface_config: PretrainedConfig,
     pipeline_config: PipelineConfig,
     kernel_mode: KernelMode | None = None,
+    headless: bool = False,
     **_: Any,
 ) -> dict[str, WeightData]:
     """Renames a checkpoint's tensors to the graph's and casts them to its dtype.
@@ -57,6 +58,7 @@ def convert_safetensor_state_dict(
         huggingface_config: Gives the names and shapes that must be there.
         pipeline_config: Gives the encoding that MAX resolved.
         kernel_mode: Which CPU kernels run; by default what the environment says.
+        headless: Whether the model has no use for a head.
 
     Raises:
         UserError: (a ``ValueError``) naming what is missing, unknown,
@@ -73,8 +75,9 @@ def convert_safetensor_state_dict(
         for name, weight in state_dict.items()
         if not name.startswith(images)
     }
-    tied = huggingface_config.tie_word_embeddings and not _has_own_head(
-        tensors, scheme, tower
+    tied = headless or (
+        huggingface_config.tie_word_embeddings
+        and not _has_own_head(tensors, scheme, tower)
     )
     expected = expected_tensors(huggingface_config, scheme, tied=tied, tower=tower)
     dropped = dropped_tensors(huggingface_config, scheme, tied=tied, tower=tower)
@@ -127,6 +130,7 @@ def convert_gguf_state_dict(
     huggingface_config: PretrainedConfig,
     pipeline_config: PipelineConfig,
     kernel_mode: KernelMode | None = None,
+    headless: bool = False,
     **_: Any,
 ) -> dict[str, WeightData]:
     """Reads the file itself: MAX's own reader lacks half of the types.
@@ -136,6 +140,7 @@ def convert_gguf_state_dict(
         huggingface_config: Gives the names and shapes that must be there.
         pipeline_config: Gives the file, the devices and the encoding.
         kernel_mode: Which CPU kernels run; by default what the environment says.
+        headless: Whether the model has no use for a head.
 
     Raises:
         UserError: (a ``ValueError``) if the file is no complete GGUF file of a
@@ -150,7 +155,7 @@ def convert_gguf_state_dict(
     dtype = activation_dtype(pipeline_config.model)
     checkpoint = GGUFCheckpoint(paths[0], vocabulary=False)
     packed = runs_packed(pipeline_config, kernel_mode)
-    found = checkpoint.weights(huggingface_config, packed=packed)
+    found = checkpoint.weights(huggingface_config, packed=packed, headless=headless)
     weights = {
         name: weight if isinstance(weight, PackedWeight) else weight.astype(dtype)
         for name, weight in found

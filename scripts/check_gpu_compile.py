@@ -95,6 +95,8 @@ class Case:
         ]
 
 
+# A window that the longest text outgrows. The name says the task.
+EMBEDS = DENSE | {"architectures": ["MistralModel"], "sliding_window": 128}
 REPLICAS = ("--data-parallel-degree", "2")
 CASES = {
     "bfloat16": Case(),
@@ -105,6 +107,8 @@ CASES = {
     "tensor-parallel-replicas": Case(REPLICAS, devices=4),
     "windows-on-some-layers": Case(config=like("ministral")),
     "scaled-queries": Case(config=like("ministral3")),
+    "embeddings": Case(config=EMBEDS),
+    "embeddings-tensor-parallel": Case(config=EMBEDS, devices=2),
     "fp8-kv-cache": Case(("--kv-cache-format", "float8_e4m3fn"), target="cuda:sm_100a"),
     # Log-probabilities need the scheduler without overlap.
     "echo-and-structured-output": Case(

@@ -24,13 +24,16 @@ from max_mistral.weight_adapters import convert_safetensor_state_dict
 Array = npt.NDArray[np.float32]
 
 
-def load_safetensors(pipeline_config: PipelineConfig) -> dict[str, WeightData]:
+def load_safetensors(
+    pipeline_config: PipelineConfig, **options: Any
+) -> dict[str, WeightData]:
     """Returns a checkpoint's tensors as its graph gets them."""
     model = pipeline_config.model
     return convert_safetensor_state_dict(
         dict(load_weights(model.resolved_weight_paths()).items()),
         huggingface_config=model.huggingface_config,
         pipeline_config=pipeline_config,
+        **options,
     )
 
 

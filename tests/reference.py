@@ -21,6 +21,8 @@ import numpy.typing as npt
 from workbench.checkpoints import CONFIGS, write_checkpoint
 
 GOLDENS = Path(__file__).parent / "fixtures" / "goldens"
+# Of the checkpoint "window".
+EMBEDDINGS = GOLDENS / "embeddings.npy"
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,35 @@ def score(folder: Path, tokens: list[int]) -> npt.NDArray[np.float32]:
         return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
 
 
+# Of one token, within a page of the cache, at the end of one, beyond the window.
+TEXTS = Case(prompt_lengths=(1, 7, 300, 640, 128, 2), steps=0)
+
+
+def embed(folder: Path, rows: list[list[int]]) -> npt.NDArray[np.float32]:
+    """Returns the last hidden state of each row, normalized, ``[rows, hidden]``.
+
+    Row by row: no batch, so no padding.
+    """
+    import torch
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.inference_mode():
+        states = [
+            model(torch.tensor([row]), use_cache=False).last_hidden_state[0, -1]
+            for row in rows
+        ]
+        return torch.nn.functional.normalize(torch.stack(states), dim=-1).numpy()
+
+
 def main() -> None:
     """Makes the goldens anew."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_checkpoint(Path(name), CONFIGS["window"])
+        texts = prompts(TEXTS, CONFIGS["window"]["vocab_size"])
+        np.save(EMBEDDINGS, embed(folder, texts))
     for name, config in CONFIGS.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), config)

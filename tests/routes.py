@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import numpy as np
 from fastapi import FastAPI
 from max.pipelines import PIPELINE_REGISTRY
 from max.pipelines.context import (
@@ -24,7 +25,7 @@ from max.pipelines.context import (
 )
 from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib.registry import _apply_thinking_region
-from max.pipelines.modeling.types import PipelineTask
+from max.pipelines.modeling.types import EmbeddingsGenerationOutput, PipelineTask
 from max.serve.config import Settings
 from max.serve.pipelines.llm import TokenGeneratorPipeline
 from max.serve.request import register_request
@@ -99,6 +100,21 @@ def scores(tokens: Sequence[int], start: int) -> list[LogProbabilities]:
     ]
 
 
+class EmbeddingPlayback(Playback):
+    """A model worker that embeds a text as its first id and how many it has."""
+
+    async def stream(self, request_id: Any, context: Any) -> Any:
+        """Returns a stream of one chunk, as MAX's proxy of a process does."""
+        self.asked = context
+
+        async def chunks() -> Any:
+            ids = context.tokens.active
+            numbers = np.array([ids[0], len(ids), 0.1], dtype=np.float32)
+            yield [EmbeddingsGenerationOutput(numbers)], 0
+
+        return chunks()
+
+
 def configure(folder: Path, **flags: Any) -> PipelineConfig:
     """Returns what ``max serve --model folder`` on a CPU makes of its flags."""
     return make_pipeline_config(folder, **{"max_batch_size": 1} | flags)
@@ -114,8 +130,12 @@ class Routes:
 
     def __init__(self, folder: Path, **flags: Any) -> None:
         self.config = configure(folder, **flags)
-        self.tokenizer: Any = PIPELINE_REGISTRY.retrieve_tokenizer(self.config)
-        self.worker = Playback()
+        task = flags.get("task", PipelineTask.TEXT_GENERATION)
+        self.tokenizer: Any = PIPELINE_REGISTRY.retrieve_tokenizer(
+            self.config, task=task
+        )
+        embeds = task == PipelineTask.EMBEDDINGS_GENERATION
+        self.worker = EmbeddingPlayback() if embeds else Playback()
         parser = self.config.runtime.reasoning_parser
         # As MAX's server does: a grammar waits for the end of thinking.
         _apply_thinking_region(self.tokenizer, parser)
@@ -130,7 +150,7 @@ class Routes:
         )
         app.state.pipeline_config = self.config
         app.state.settings = Settings()
-        app.state.task = PipelineTask.TEXT_GENERATION
+        app.state.task = task
         self._app = app
 
     def post(self, path: str, **body: Any) -> httpx.Response:

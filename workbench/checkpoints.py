@@ -14,6 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig
@@ -158,6 +160,65 @@ def write_checkpoint(
         _write_shards(folder, cast, shards)
     write_tokenizer(folder, config["vocab_size"])
     return folder
+
+
+def write_headless(folder: Path, config: dict[str, Any], **kwargs: Any) -> Path:
+    """Writes the checkpoint as ``MistralModel.save_pretrained`` does, as published
+    embedding models are: without a head, and without ``model.`` before the names."""
+    tensors = {
+        name.removeprefix("model."): tensor
+        for name, tensor in make_tensors(config).items()
+        if name != "lm_head.weight"
+    }
+    headless = config | {"architectures": ["MistralModel"]}
+    return write_checkpoint(folder, headless, tensors=tensors, **kwargs)
+
+
+def write_gguf(
+    path: Path,
+    config: dict[str, Any],
+    kind: GGMLQuantizationType,
+    metadata: dict[str, int | str] | None = None,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Writes a checkpoint's tensors as llama.cpp has them, without a tokenizer.
+
+    Returns them by Hugging Face's names, as the file's encoding rounds them.
+
+    Args:
+        path: The file.
+        config: The checkpoint's.
+        kind: How its matrices are encoded.
+        metadata: Goes into the file too.
+    """
+    writer = GGUFWriter(path, "llama")
+    for key, value in (metadata or {}).items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_uint32(key, value)
+    schemes = [
+        expected_tensors(
+            AutoConfig.for_model(**config), scheme, tied=config["tie_word_embeddings"]
+        )
+        for scheme in ("huggingface", "gguf")
+    ]
+    tensors = make_tensors(config)
+    for name, new in zip(*schemes, strict=True):
+        if tensors[name].ndim == 2:
+            encoded = quantize(tensors[name], kind)
+            tensors[name] = dequantize(encoded, kind)
+        values = tensors[name]
+        if new.endswith(("attn_q.weight", "attn_k.weight")):
+            values = interleave(values, values.shape[0] // config["head_dim"])
+        if values.ndim == 2:
+            writer.add_tensor(new, quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(new, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
 
 
 def _write_shards(folder: Path, tensors: dict[str, Any], shards: int) -> None:

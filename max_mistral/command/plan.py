@@ -23,6 +23,7 @@ from ..errors import UserError, shown
 from ..fields import read_json
 from ..formats import GPTQ
 from ..hf_quantization import read_quantization
+from ..other_models import refuse_other_models
 from ..weights.safetensors_file import stored_tensors
 from .checkpoint import Checkpoint, is_gguf, read_checkpoint
 from .errors import UsageError
@@ -162,7 +163,8 @@ def _model_folder(
 def _read_config(folder: Path) -> PretrainedConfig:
     raw = read_json(folder / "config.json")
     names = raw.get("architectures")
-    known = [arch.name for arch in ARCHITECTURES]
+    refuse_other_models(str(folder / "config.json"), raw.get)
+    known = list(dict.fromkeys(arch.name for arch in ARCHITECTURES))
     if not isinstance(names, list) or not any(name in known for name in names):
         raise UserError(
             f"{folder / 'config.json'} has architectures = {shown(names)}; max_mistral "

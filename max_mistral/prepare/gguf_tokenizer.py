@@ -81,6 +81,9 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
     if adds_bos and "bos_token" in config:
         add_bos(tokenizer, config["bos_token"])
     tokenizer.save(str(folder / "tokenizer.json"))
+    # Only embeddings go by it: a prompt does not end where an answer begins.
+    if file.boolean("tokenizer.ggml.add_eos_token", default=False):
+        config["add_eos_token"] = True
     if file.has("tokenizer.chat_template"):
         config["chat_template"] = file.string("tokenizer.chat_template")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))

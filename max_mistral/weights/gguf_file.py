@@ -153,7 +153,7 @@ class GGUFCheckpoint:
         return RopeScaling(rope_type="divisors", divisors=tuple(values.tolist()))
 
     def weights(
-        self, config: PretrainedConfig, *, packed: bool
+        self, config: PretrainedConfig, *, packed: bool, headless: bool = False
     ) -> Iterator[tuple[str, WeightData]]:
         """Yields each tensor under its name in the graph.
 
@@ -162,13 +162,14 @@ class GGUFCheckpoint:
         Args:
             config: The HF config that the tensors must fit.
             packed: Whether to pack the matrices.
+            headless: Whether to leave a head out.
 
         Raises:
             UserError: (a ``ValueError``) if the tensors do not fit the config,
                 or naming one that is not finite, or whose type the ``gguf``
                 package cannot read.
         """
-        tied = HEAD.gguf not in self.tensors
+        tied = headless or HEAD.gguf not in self.tensors
         expected = expected_tensors(config, "gguf", tied=tied)
         check_tensors(
             {name: tensor.shape for name, tensor in self.tensors.items()},

@@ -177,13 +177,20 @@ def image_towers(scheme: str, tower: str) -> tuple[str, ...]:
         scheme: Whose names its tensors have.
         tower: The prefix of its text tower, if it has one.
     """
-    return _IMAGE_TOWERS[scheme] if tower or scheme == "native" else ()
+    return _IMAGE_TOWERS.get(scheme, ()) if tower or scheme == "native" else ()
 
 
 def find_scheme(names: Collection[str], config: PretrainedConfig) -> str:
-    """Returns the scheme of most names, ``"native"`` or ``"huggingface"``."""
-    native = expected_tensors(config, "native", tied=False).keys()
-    return "native" if 2 * len(native & set(names)) > len(native) else "huggingface"
+    """Returns the scheme of most names: ``"native"``, ``"graph"`` or ``"huggingface"``.
+
+    A model without a head, saved by itself, has the graph's: Hugging Face's
+    without ``model.``.
+    """
+    for scheme in ("native", "graph"):
+        expected = expected_tensors(config, scheme, tied=False).keys()
+        if 2 * len(expected & set(names)) > len(expected):
+            return scheme
+    return "huggingface"
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,8 @@ def expected_tensors(
         config: The HF config, which gives layers and shapes.
         scheme: ``"huggingface"``, ``"native"``, ``"gguf"`` or ``"graph"``:
             whose names are the keys.
-        tied: Whether the head is the embedding, and so no tensor of its own.
+        tied: Whether the head is the embedding, or there is none, and so no
+            tensor of its own.
         tower: The prefix that :func:`find_text_tower` found.
     """
     sizes = dimensions(config)
@@ -221,13 +229,14 @@ def dropped_tensors(
     config: PretrainedConfig, scheme: str, *, tied: bool, tower: str = ""
 ) -> dict[str, str]:
     """Returns the tensors that a checkpoint may also hold, and why they are dropped."""
+    bare = "model." if scheme == "graph" else ""
     dropped = {
-        name.format(i=i): reason
+        name.removeprefix(bare).format(i=i): reason
         for name, reason in DROPPED.items()
         for i in _layers(name, config)
     }
     if tied:
-        dropped[getattr(HEAD, scheme)] = "tied to the embedding"
+        dropped[getattr(HEAD, scheme)] = "tied to the embedding, or not used"
     return {in_text_tower(name, tower): reason for name, reason in dropped.items()}
 
 

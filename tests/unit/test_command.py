@@ -249,6 +249,23 @@ def test_other_flags_go_through_unchanged(run, folder):
     assert found[-len(given) :] == given
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("MistralForSequenceClassification", "a reward model or a classifier"),
+        ("LlamaForCausalLM", "max_mistral runs MistralForCausalLM"),
+    ],
+)
+def test_another_architecture_is_refused_by_name(run, folder, name, words):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"architectures": [name]}
+    path.write_text(json.dumps(config))
+    status, found, err = run("serve", folder)
+    assert (status, found) == (1, [])
+    assert name in err
+    assert words in err
+
+
 def test_what_the_user_picks_is_not_picked(run, folder):
     given = [
         *("--devices=cpu", "--max-length=64", "--quantization-encoding", "float32"),

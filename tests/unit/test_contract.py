@@ -658,6 +658,45 @@ def unknown_model():
 
 
 @seam(
+    "`/v1/embeddings` is a route of the module's `router`; its handler makes a "
+    "`TextGenerationRequest` of each text, which `encode` of the pipeline embeds",
+    "record_request_start",
+    "compare `embedding_route.py` with MAX's `openai_create_embeddings`; drop ours if "
+    "that honours the fields and counts tokens by now",
+)
+def embeddings_route():
+    handler = f"{ROUTES}:openai_create_embeddings"
+    says(handler, r"get_prompts_from_openai_request\(embeddings_request\.input\)")
+    says(
+        f"{ROUTES}:OpenAIEmbeddingsResponseGenerator", r"self\.pipeline\.encode\(req\)"
+    )
+    takes(f"{ROUTES}:record_request_start", 0)
+    takes(f"{ROUTES}:record_request_end", 2)
+    has(ROUTES, "HTTPException JSONResponse router")
+    fields = find(f"{ROUTES}:CreateEmbeddingRequest").model_fields
+    assert fields.keys() == {"model", "input", "dimensions", "encoding_format", "user"}
+
+
+@seam(
+    "MAX's `EmbeddingsPipeline` makes the model with `memory_plan` and without "
+    "`max_batch_size`, gives it no KV cache, and reads a row of `logits` for each text",
+    "MistralEmbeddingModel",
+    "see how MAX's `architectures/qwen3_embedding` is called now",
+)
+def embeddings_pipeline():
+    pipeline = "max.pipelines.lib.embeddings_pipeline:EmbeddingsPipeline"
+    says(pipeline, r"kv_cache_inputs=None", r"model_outputs\.logits\.to_numpy\(\)")
+    says(pipeline, r"batch_embeddings\[batch_index\]", r"memory_plan=memory_plan")
+    scheduler = "max.serve.scheduler.embeddings_scheduler:EmbeddingsScheduler"
+    says(scheduler, r"batches=\[batch_to_execute\]")
+    keywords = "max_batch_size max_seq_len session available_cache_memory"
+    keywords += " is_di_enabled model_name max_num_input_tokens"
+    takes("max.pipelines.kv_cache:load_kv_manager", 1, keywords)
+    manager = "max.pipelines.kv_cache.paged_kv_cache.jenga_cache_manager"
+    has(f"{manager}:JengaKVCacheManager", "claim alloc release runtime_inputs")
+
+
+@seam(
     "a `seed` of 0 counts as none",
     "seed",
     "drop what we put in its place if 0 is a seed by now",

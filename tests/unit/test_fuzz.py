@@ -330,6 +330,7 @@ KEYS = {
     "tokenizer.ggml.bos_token_id": (4, 0),
     "tokenizer.ggml.eos_token_id": (4, 0),
     "tokenizer.ggml.add_bos_token": (7, True),
+    "tokenizer.ggml.add_eos_token": (7, True),
     "tokenizer.chat_template": (8, "{{ messages }}"),
 }
 TENSORS = [["token_embd.weight", [8, 4], 0, 0], ["rope_freqs.weight", [2], 0, 128]]

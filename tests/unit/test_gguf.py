@@ -20,7 +20,7 @@ from workbench.checkpoints import interleave
 
 
 def write_gguf(
-    path: Path, *, architecture="llama", drop=(), scaling=None, eos=2
+    path: Path, *, architecture="llama", drop=(), scaling=None, eos=2, add_eos=None
 ) -> Path:
     """Writes a one-layer GGUF of hidden size 8 with four tokens."""
     writer = gguf.GGUFWriter(path, architecture)
@@ -39,6 +39,8 @@ def write_gguf(
         writer.add_rope_scaling_yarn_log_mul(1.0)
         writer.add_attn_temperature_scale(0.1)
     add_four_tokens(writer, eos)
+    if add_eos is not None:
+        writer.add_add_eos_token(add_eos)
     rng = np.random.default_rng(0)
     shapes = {
         "token_embd.weight": (4, 8),

@@ -253,6 +253,7 @@ def test_a_model_of_other_maths_is_refused_by_name(tmp_path, key, value):
         ("tokenizer.ggml.unknown_token_id", -1),
         ("tokenizer.ggml.padding_token_id", 4),
         ("tokenizer.ggml.add_bos_token", "yes"),
+        ("tokenizer.ggml.add_eos_token", 1),
         ("tokenizer.chat_template", 7),
     ],
 )

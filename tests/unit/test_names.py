@@ -10,6 +10,7 @@ from max_mistral.weights.names import (
     check_tensors,
     dropped_tensors,
     expected_tensors,
+    find_scheme,
     find_text_tower,
     in_text_tower,
 )
@@ -52,6 +53,14 @@ def test_shapes_follow_head_dim_not_hidden_over_heads():
     assert shapes()["model.layers.1.self_attn.k_proj.weight"] == (32, 96)
     assert shapes()["model.layers.1.self_attn.o_proj.weight"] == (96, 4 * 32)
     assert shapes()["model.layers.0.mlp.down_proj.weight"] == (96, 160)
+
+
+@pytest.mark.parametrize("scheme", ["graph", "huggingface", "native"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_scheme_is_that_of_most_names(scheme, tied):
+    names = list(expected_tensors(CONFIG, scheme, tied=tied))
+    assert find_scheme(names, CONFIG) == scheme
+    assert find_scheme([*names[:-1], "other"], CONFIG) == scheme
 
 
 @pytest.mark.parametrize("scheme", ["graph", "huggingface", "native", "gguf"])

@@ -39,6 +39,13 @@ def pipeline_config(checkpoint):
         ({"model_type": "voxtral"}, "Voxtral, which hears audio"),
         ({"model_type": "llava"}, "LLaVA or Pixtral"),
         ({"model_type": "mamba2"}, "Mamba-Codestral"),
+        (
+            {
+                "model_type": "mistral",
+                "architectures": ["MistralForSequenceClassification"],
+            },
+            "a reward model or a classifier",
+        ),
         ({"model_type": "mistral", "num_local_experts": 8}, "mixture of experts"),
         ({"model_type": "mistral", **MLA}, "latent attention"),
     ],

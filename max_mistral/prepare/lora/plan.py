@@ -98,7 +98,7 @@ def plan(
             outputs.append(Output(name, tensor))
             continue
         graph = expected[name].graph
-        heads = None if scheme == "huggingface" else rotary_heads(graph, config)
+        heads = rotary_heads(graph, config) if scheme in ("native", "gguf") else None
         outputs.append(Output(name, tensor, changes.get(graph), heads))
     if tied and changes.keys() & _TIED:
         embedding = tensors[in_text_tower(getattr(EMBEDDING, scheme), tower)]
