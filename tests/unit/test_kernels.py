@@ -104,6 +104,11 @@ def encoded_blocks(source, scales_at, rows, width):
     return data.reshape(rows, -1), values, encoding
 
 
+def block_type(encoding):
+    """Whose blocks an encoding has; the names of those that GGUF lacks end with it."""
+    return gguf.GGMLQuantizationType[encoding.name.split("_IN_")[-1]]
+
+
 def activations(tokens, width):
     return np.random.default_rng(1).standard_normal((tokens, width)).astype(np.float32)
 
@@ -361,9 +366,7 @@ def test_mojo_and_python_agree_on_every_encoding():
 
 @pytest.mark.parametrize("encoding", [e for e in Encoding if not e.is_dense])
 def test_blocks_are_those_of_gguf(encoding):
-    # Of those that are none of GGUF's, the name ends with whose blocks they have.
-    kind = gguf.GGMLQuantizationType[encoding.name.split("_IN_")[-1]]
-    assert gguf.GGML_QUANT_SIZES[kind] == (
+    assert gguf.GGML_QUANT_SIZES[block_type(encoding)] == (
         encoding.block_columns,
         encoding.block_bytes,
     )
