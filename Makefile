@@ -17,7 +17,7 @@ export PYTHONWARNINGS := ignore:The parameter:UserWarning
 MAX_FLAGS := --custom-architectures max_mistral --model $(MODEL) \
 	--weight-path $(abspath $(GGUF)) --devices cpu --max-length 2048
 
-.PHONY: demo serve test fuzz soak lint check-gpu check-gpu-compile bench-cpu clean
+.PHONY: demo serve test test-qemu fuzz soak lint check-gpu check-gpu-compile bench-cpu clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -31,7 +31,12 @@ serve: $(MODEL)
 	$(BIN)/max serve $(MAX_FLAGS) --max-batch-size 8 --host 127.0.0.1 --port 8000
 
 test: $(VENV)/dev $(MODEL) lint
-	$(BIN)/python -m pytest --ignore tests/gpu $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --ignore tests/gpu --ignore tests/qemu $(PYTEST_FLAGS)
+
+# The CPU kernels on other CPUs, emulated. Needs Debian's qemu-user, gcc,
+# gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
+test-qemu: $(VENV)/dev
+	$(BIN)/python -m pytest tests/qemu $(PYTEST_FLAGS)
 
 # Other cases at every run, and more of them than in "make test".
 fuzz: $(VENV)/dev

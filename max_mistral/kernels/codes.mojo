@@ -2,7 +2,7 @@
 
 from std.memory import bitcast
 
-from .layout import LINE, PART, ROWS, TABLE, Floats, encoding
+from .layout import LINE, PART, ROWS, Floats, encoding
 
 comptime Codes = SIMD[DType.uint8, LINE]
 
@@ -35,24 +35,36 @@ def quads[
     comptime part_bytes = e.part_bytes()
     comptime extra_at = e.extra_bits_at()
     var codes = block.unsafe_offset(codes_at + part * part_bytes)
-    var line = codes.unsafe_load[width=LINE](i * LINE)
+    # All lines of 2 bits have some of these columns' bits.
+    comptime first = 0 if e.low_bits == 2 else i * LINE
+    var line = codes.unsafe_load[width=LINE](first)
     comptime if e.low_bits == 8:
         return (line, codes.unsafe_load[width=LINE]((4 + i) * LINE))
     else:
-        var low = line & 15
-        var high = _shifted[-4, 15](line)
+        var low: Codes
+        var high: Codes
+        comptime if e.low_bits == 4:
+            low = line & 15
+            high = _shifted[-4, 15](line)
+        else:
+            low = _shifted[-2 * i, 3](line)
+            high = _shifted[-2 * i, 3](codes.unsafe_load[width=LINE](LINE))
         comptime if e.extra_bits == 1:
+            # Bits i and 4 + i move to the place above the lines' bits.
+            comptime above = e.low_bits
+            comptime mask = UInt8(1 << above)
             var extra = codes.unsafe_load[width=LINE](extra_at)
-            low |= _shifted[4 - i, 16](extra)
-            high |= _shifted[-i, 16](extra)
+            low |= _shifted[above - i, mask](extra)
+            high |= _shifted[above - 4 - i, mask](extra)
         elif e.extra_bits == 2:
             var first = codes.unsafe_load[width=LINE](extra_at)
             var second = codes.unsafe_load[width=LINE](extra_at + LINE)
             low |= _shifted[4 - 2 * i, 48](first)
             high |= _shifted[4 - 2 * i, 48](second)
-        comptime if e.has_table:
-            low = TABLE._dynamic_shuffle(low)
-            high = TABLE._dynamic_shuffle(high)
+        comptime if e.has_table():
+            comptime table = e.table
+            low = table._dynamic_shuffle(low)
+            high = table._dynamic_shuffle(high)
         return (low, high)
 
 
@@ -70,20 +82,21 @@ def _float16s(block: ImmPointer[UInt8, _], at: Int) -> Floats:
 @inline(.always)
 def _lone_six_bits[
     kind: Int
-](block: ImmPointer[UInt8, _], part: Int) -> Floats:
-    """Reads the 6-bit sub-scales of a part, where there are no sub-minima."""
+](block: ImmPointer[UInt8, _], s: Int) -> Floats:
+    """Reads the 6-bit sub-scales of index `s`, where there are no sub-minima."""
     comptime e = encoding[kind]()
     comptime low_at = e.sub_scales_at()
-    comptime upper_at = low_at + e.parts() // 2 * ROWS
+    comptime upper_at = low_at + e.sub_scales() // 2 * ROWS
+    comptime Upper = DType.uint32 if e.sub_scales() == 16 else DType.uint16
     var low = (
-        block.unsafe_load[width=ROWS](low_at + part // 2 * ROWS).cast[.uint32]()
-    ) >> UInt32(part % 2 * 4)
+        block.unsafe_load[width=ROWS](low_at + s // 2 * ROWS).cast[.uint32]()
+    ) >> UInt32(s % 2 * 4)
     var upper = (
         block.unsafe_offset(upper_at)
-        .unsafe_bitcast[UInt16]()
+        .unsafe_bitcast[Scalar[Upper]]()
         .unsafe_load[width=ROWS]()
         .cast[.uint32]()
-    ) >> UInt32(2 * part)
+    ) >> UInt32(2 * s)
     return ((low & 15) | (upper & 3) << 4).cast[.float32]() - 32
 
 
@@ -108,6 +121,15 @@ def _six_bits[
 
 
 @inline(.always)
+def _four_bits[
+    kind: Int
+](block: ImmPointer[UInt8, _], s: Int) -> SIMD[DType.uint8, ROWS]:
+    """Reads the 4-bit sub-scales of index `s`, and above them the sub-minima."""
+    comptime sub_scales_at = encoding[kind]().sub_scales_at()
+    return block.unsafe_load[width=ROWS](sub_scales_at + s * ROWS)
+
+
+@inline(.always)
 def scales[
     kind: Int
 ](block: ImmPointer[UInt8, _], part: Int, half: Int) -> Floats:
@@ -121,7 +143,16 @@ def scales[
     comptime if e.sub_scale_bits == 6 and e.has_minima:
         return d * _six_bits[kind, False](block, part)
     elif e.sub_scale_bits == 6:
-        return d * _lone_six_bits[kind](block, part)
+        comptime each = PART // e.scale_columns
+        var sub_scales = _lone_six_bits[kind](
+            block, each * part + (half if each == 2 else 0)
+        )
+        comptime if e.unit != 1:
+            sub_scales *= e.unit
+        return d * sub_scales
+    elif e.sub_scale_bits == 4:
+        var both = _four_bits[kind](block, 2 * part + half)
+        return d * (both & 15).cast[.float32]()
     elif e.sub_scale_bits == 8:
         return (
             d
@@ -137,14 +168,19 @@ def scales[
 @inline(.always)
 def minima[
     kind: Int
-](block: ImmPointer[UInt8, _], part: Int, scale: Floats) -> Floats:
-    """Returns what is subtracted from `scale * code`, of 16 rows in a part."""
+](block: ImmPointer[UInt8, _], part: Int, half: Int, scale: Floats) -> Floats:
+    """Returns what is subtracted from `scale * code`, where `scale` is what
+    `scales` says.
+    """
     comptime e = encoding[kind]()
     comptime minima_at = e.minima_at()
     comptime if not e.has_minima:
         return scale * Float32(e.bias)
     elif e.sub_scale_bits == 6:
         return _float16s(block, minima_at) * _six_bits[kind, True](block, part)
+    elif e.sub_scale_bits == 4:
+        var both = _four_bits[kind](block, 2 * part + half)
+        return _float16s(block, minima_at) * (both >> 4).cast[.float32]()
     else:
         # GGUF adds this one.
         return -_float16s(block, minima_at)
@@ -166,5 +202,5 @@ def quantized_weight[
             var pair = quads[kind, i](block, part)
             code = (pair[1] if within >= 16 else pair[0])[row * 4 + within % 4]
     var scale = scales[kind](block, part, within // 16)
-    var minimum = minima[kind](block, part, scale)
+    var minimum = minima[kind](block, part, within // 16, scale)
     return scale[row] * code.cast[.float32]() - minimum[row]

@@ -29,6 +29,9 @@ A part holds the codes of 32 columns: lines of 64 bytes, then the extra bits. On
 line is one vector. Byte `4 r + j` of a line belongs to row `r`: four columns of a
 row lie side by side, as x86's `vpdpbusd` and Arm's `udot` take them.
 
+  2-bit lines, [2][16][4] (Q2_K, Q3_K, TQ2_0)
+      line h, byte 4 r + j:  bits 2 i and 2 i + 1 belong to column 16 h + 4 i + j
+
   8-bit lines, [8][16][4] (Q8_0)
       line i, byte 4 r + j:  column 4 i + j
 
@@ -36,23 +39,27 @@ row lie side by side, as x86's `vpdpbusd` and Arm's `udot` take them.
       line i, byte 4 r + j:  | column 16 + 4 i + j | column 4 i + j |
                               bits 7 to 4           bits 3 to 0
 
-  1 extra bit, [16][4] (the fifth bits of Q5_0, Q5_1 and Q5_K)
+  1 extra bit, [16][4] (Q3_K's third, the fifth of Q5_0, Q5_1 and Q5_K)
       byte 4 r + j:          bit i belongs to column 4 i + j, for i in 0 to 7
 
-  2 extra bits, [2][16][4] (Q6_K's upper bits)
-      line h, byte 4 r + j:  bits 2 i and 2 i + 1 belong to column 16 h + 4 i + j
+  2 extra bits, [2][16][4] (Q6_K's upper bits), as 2-bit lines
 
-IQ4_NL's and IQ4_XS's codes are places in a table of weights, `TABLE`.
+The codes of IQ4_NL, IQ4_XS and the three `..._IN_...` are places in a table of
+weights. Those three are no types of GGUF: a code of llama.cpp's other IQ types says
+what 4 or 8 columns are together, so `gguf_encode.py` takes them apart, into blocks
+of Q3_K and IQ4_XS that have a table and a `unit` of their own.
 
 Sub-scales are integers that multiply d; sub-minima multiply m.
 
+  4 bits, with sub-minima (Q2_K), one of each per 16 columns:
+      [16][16]     byte s of a row: | sub-minimum | sub-scale |
   6 bits, with sub-minima (Q4_K, Q5_K), one of each per 32 columns:
       [8][16]      byte p of a row: | sub-minimum's low 4 bits | sub-scale's |
       [16] uint32  bits 4 p to 4 p + 3:
                                     | sub-minimum's upper 2 bits | sub-scale's |
-  6 bits, no sub-minima (IQ4_XS), one per 32 columns, 32 too large:
-      [4][16]      byte p of a row: | low 4 bits of 2 p + 1 | of 2 p |
-      [16] uint16  bits 2 p and 2 p + 1: upper 2 bits of p
+  6 bits, no sub-minima (Q3_K, IQ4_XS), n of a row, 32 too large:
+      [n / 2][16]  byte p of a row: | low 4 bits of 2 p + 1 | of 2 p |
+      [16] 2 n bits, an integer: bits 2 s and 2 s + 1 are the upper 2 bits of s
   8 bits (Q6_K), one int8 per 16 columns, no sub-minima:
       [16][16]     byte s of a row
 
@@ -72,7 +79,7 @@ and a weight is `d * sub-scale * (lower 4 bits + 16 * upper 2 bits - 32)`.
 
 To add a GGUF type: give it a row at the end of `ENCODINGS`, and if its bits lie in
 a way that no other type has, teach `codes.mojo` to read it. In Python give it a
-row in `packing.Encoding` and its `_pieces`. `tests/unit/test_kernels.py` compares
+row in `packing.Encoding` and `_PIECES`. `tests/unit/test_kernels.py` compares
 the two tables and runs the kernels on every row.
 """
 
@@ -83,17 +90,29 @@ comptime Floats = SIMD[DType.float32, ROWS]
 # Columns of a part, and bytes of one of its lines.
 comptime PART = 32
 comptime LINE = 4 * ROWS
-# What IQ4_NL's and IQ4_XS's codes stand for, plus 128; llama.cpp `kvalues_iq4nl`.
-comptime TABLE = SIMD[DType.uint8, 16](
+# What a code stands for, plus the encoding's `bias`.
+comptime Table = SIMD[DType.uint8, 16]
+# Codes that are numbers.
+comptime NO_TABLE = Table(0)
+# llama.cpp's `kvalues_iq4nl`, plus 128.
+comptime IQ4 = Table(
     1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241
 )
+# The numbers in llama.cpp's grids with either sign: 8, 25, 43, plus 43;
+comptime IQ2 = Table(0, 18, 35, 51, 68, 86, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+# 4, 12, 20, 28, 36, 44, 52, 62, plus 62;
+comptime IQ3_XXS = Table(
+    0, 10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 124
+)
+# 1, 3, 5, 7, 9, 11, 13, 15, plus 15.
+comptime IQ3_S = Table(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 
 
 struct Encoding(ImplicitlyCopyable):
     """How a packed weight is encoded. Sizes and offsets are in bytes."""
 
     var name: StaticString
-    """As in GGUF."""
+    """As in GGUF, if it is one of GGUF's."""
     var dtype: DType
     """Of a dense weight; uint8 for codes."""
     var block_columns: Int
@@ -112,8 +131,10 @@ struct Encoding(ImplicitlyCopyable):
     """Columns that share a scale."""
     var sub_scale_bits: Int
     """Bits of a sub-scale, and of a sub-minimum if there are minima."""
-    var has_table: Bool
-    """Whether a code is a place in `TABLE`."""
+    var table: Table
+    """What codes stand for; `NO_TABLE` if for themselves."""
+    var unit: Float32
+    """What a scale is multiplied by, a power of two."""
 
     def __init__(
         out self,
@@ -128,7 +149,8 @@ struct Encoding(ImplicitlyCopyable):
         has_minima: Bool = False,
         scale_columns: Int = 32,
         sub_scale_bits: Int = 0,
-        has_table: Bool = False,
+        table: Table = NO_TABLE,
+        unit: Float32 = 1,
     ):
         self.name = name
         self.dtype = dtype
@@ -140,10 +162,14 @@ struct Encoding(ImplicitlyCopyable):
         self.has_minima = has_minima
         self.scale_columns = scale_columns
         self.sub_scale_bits = sub_scale_bits
-        self.has_table = has_table
+        self.table = table
+        self.unit = unit
 
     def is_dense(self) -> Bool:
         return self.dtype.is_floating_point()
+
+    def has_table(self) -> Bool:
+        return self.table[1] != 0
 
     def block_bytes(self) -> Int:
         return ROWS * self.row_bytes
@@ -159,14 +185,16 @@ struct Encoding(ImplicitlyCopyable):
     def sub_scales_at(self) -> Int:
         return self.minima_at() + (ROWS * 2 if self.has_minima else 0)
 
+    def sub_scales(self) -> Int:
+        """Sub-scales of a row, if it has any."""
+        return self.block_columns // self.scale_columns
+
     def codes_at(self) -> Int:
         """Where part 0 begins."""
         if self.is_dense():
             return 0
-        var sub_scales = self.block_columns // self.scale_columns
-        if self.has_minima:
-            sub_scales *= 2
-        return self.sub_scales_at() + ROWS * sub_scales * self.sub_scale_bits // 8
+        var each = self.sub_scale_bits * (2 if self.has_minima else 1)
+        return self.sub_scales_at() + ROWS * self.sub_scales() * each // 8
 
     def part_bytes(self) -> Int:
         """Bytes from one part to the next."""
@@ -234,7 +262,7 @@ comptime ENCODINGS = [
         row_bytes=18,
         low_bits=4,
         bias=128,
-        has_table=True,
+        table=IQ4,
     ),
     Encoding(
         "IQ4_XS",
@@ -243,7 +271,58 @@ comptime ENCODINGS = [
         low_bits=4,
         bias=128,
         sub_scale_bits=6,
-        has_table=True,
+        table=IQ4,
+    ),
+    Encoding(
+        "Q2_K",
+        block_columns=256,
+        row_bytes=84,
+        low_bits=2,
+        has_minima=True,
+        scale_columns=16,
+        sub_scale_bits=4,
+    ),
+    Encoding(
+        "Q3_K",
+        block_columns=256,
+        row_bytes=110,
+        low_bits=2,
+        extra_bits=1,
+        bias=4,
+        scale_columns=16,
+        sub_scale_bits=6,
+    ),
+    Encoding("TQ2_0", block_columns=256, row_bytes=66, low_bits=2, bias=1),
+    Encoding(
+        "IQ2_IN_Q3_K",
+        block_columns=256,
+        row_bytes=110,
+        low_bits=2,
+        extra_bits=1,
+        bias=43,
+        scale_columns=16,
+        sub_scale_bits=6,
+        table=IQ2,
+        unit=0.125,
+    ),
+    Encoding(
+        "IQ3_XXS_IN_IQ4_XS",
+        block_columns=256,
+        row_bytes=136,
+        low_bits=4,
+        bias=62,
+        sub_scale_bits=6,
+        table=IQ3_XXS,
+        unit=0.25,
+    ),
+    Encoding(
+        "IQ3_S_IN_IQ4_XS",
+        block_columns=256,
+        row_bytes=136,
+        low_bits=4,
+        bias=15,
+        sub_scale_bits=6,
+        table=IQ3_S,
     ),
 ]
 comptime KINDS = len(materialize[ENCODINGS]())

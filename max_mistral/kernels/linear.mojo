@@ -30,9 +30,9 @@ comptime SMALLEST_SHARE = 32 * 1024
 
 
 def _kind(kinds: Int, i: Int) -> Int:
-    """The kind of weight `i`; `kinds` holds four bits for each."""
-    comptime assert KINDS <= 16, "four bits are too few"
-    return (kinds >> (4 * i)) & 15
+    """The kind of weight `i`; `kinds` holds a byte for each."""
+    comptime assert KINDS <= 256, "a byte is too small"
+    return (kinds >> (8 * i)) & 255
 
 
 @fieldwise_init
@@ -91,7 +91,7 @@ struct Linear:
         """Writes `y`, `[tokens, sum(rows)]`, from `x`, `[tokens, columns]`.
 
         Parameters:
-            kinds: Four bits per weight, the first lowest: its index in
+            kinds: A byte per weight, the first lowest: its index in
                 `layout.ENCODINGS`. Either all weights are dense or none is.
             portable: Whether to do without AVX-512.
             rounded: Whether to round the activations: to bfloat16 if the weights
@@ -110,6 +110,7 @@ struct Linear:
             ctx: What runs the threads.
         """
         comptime count = weights.size
+        comptime assert count < 8, "an integer has seven bytes beside its sign"
         comptime dense_weights = is_dense[_kind(kinds, 0)]()
         comptime rounds_x = rounded and rounds[_kind(kinds, 0), portable]()
         comptime max_mr = max_rows[portable]()

@@ -1,7 +1,7 @@
 """Packs weights into the layout that the kernels read (``layout.mojo``).
 
-To add a GGUF type: give it a row in :class:`Encoding` and a function in
-``_PIECES``, and do what ``layout.mojo`` says in Mojo.
+To add a GGUF type: give it a row in :class:`Encoding` and in ``_PIECES``,
+and do what ``layout.mojo`` says in Mojo.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
+
+from . import pieces
+from .pieces import Bytes
 
 ROWS = 16
-Bytes = npt.NDArray[np.uint8]
 
 
 class Encoding(enum.IntEnum):
@@ -38,6 +39,14 @@ class Encoding(enum.IntEnum):
     Q5_1 = 10, 32, 24, 0, 2
     IQ4_NL = 11, 32, 18, 0
     IQ4_XS = 12, 256, 136, 0
+    Q2_K = 13, 256, 84, 80, 82
+    Q3_K = 14, 256, 110, 108
+    TQ2_0 = 15, 256, 66, 64
+    # No types of GGUF: blocks of one, whose codes stand for what those of others do;
+    # see ``weights/gguf_encode.py``.
+    IQ2_IN_Q3_K = 16, 256, 110, 108
+    IQ3_XXS_IN_IQ4_XS = 17, 256, 136, 0
+    IQ3_S_IN_IQ4_XS = 18, 256, 136, 0
 
     block_columns: int
     block_bytes: int
@@ -123,165 +132,21 @@ def _pack_panels(part: Bytes, encoding: Encoding, columns: int, out: Bytes) -> N
     assert at == target.shape[-1]
 
 
-def _quads(codes: Bytes) -> Bytes:
-    """Interleaves codes: ``[..., 16, 4 n]`` to ``[..., n, 16, 4]``."""
-    quads = codes.reshape(*codes.shape[:-1], -1, 4)
-    return quads.swapaxes(-3, -2)
-
-
-def _parts(codes: Bytes, size: int) -> Bytes:
-    """Cuts a block into its parts: ``[..., 16, 8 size]`` to ``[..., 8, 16, size]``."""
-    return codes.reshape(*codes.shape[:-1], -1, size).swapaxes(-3, -2)
-
-
-def _pieces_q8_0(blocks: Bytes) -> list[Bytes]:
-    # In: float16 d, int8 [32].
-    return [blocks[..., :2], _quads(blocks[..., 2:] ^ np.uint8(0x80))]
-
-
-def _pieces_q4_0(blocks: Bytes) -> list[Bytes]:
-    # In: float16 d, 16 bytes with column k low and k + 16 high.
-    return [blocks[..., :2], _quads(blocks[..., 2:])]
-
-
-def _pieces_q4_1(blocks: Bytes) -> list[Bytes]:
-    # In: float16 d, float16 m, nibbles as in Q4_0.
-    return [blocks[..., :2], blocks[..., 2:4], _quads(blocks[..., 4:])]
-
-
-def _fifth_bits(bits: Bytes) -> Bytes:
-    """Interleaves fifth bits: bit k of 4 bytes to bit i of byte j, k = 4 i + j."""
-    apart = np.unpackbits(bits, axis=-1, bitorder="little")
-    # [..., 16, 8 (i), 4 (j)] -> [..., 16, 4]
-    apart = apart.reshape(*bits.shape[:-1], 8, 4)
-    return np.packbits(apart, axis=-2, bitorder="little").reshape(bits.shape)
-
-
-def _pieces_q5_0(blocks: Bytes) -> list[Bytes]:
-    # In: float16 d, 32 fifth bits, nibbles as in Q4_0.
-    return [blocks[..., :2], _quads(blocks[..., 6:]), _fifth_bits(blocks[..., 2:6])]
-
-
-def _pieces_q5_1(blocks: Bytes) -> list[Bytes]:
-    # In: float16 d, float16 m, 32 fifth bits, nibbles as in Q4_0.
-    return [
-        *(blocks[..., :2], blocks[..., 2:4]),
-        *(_quads(blocks[..., 8:]), _fifth_bits(blocks[..., 4:8])),
-    ]
-
-
-def _pieces_iq4_xs(blocks: Bytes) -> list[Bytes]:
-    # In: float16 d, uint16 with upper 2 bits of 8 sub-scales, 4 bytes with their low
-    # 4 bits, 128 bytes of nibbles, each part's 16 as in Q4_0.
-    return [
-        blocks[..., :2],
-        blocks[..., 4:8].swapaxes(-1, -2),
-        blocks[..., 2:4],
-        _quads_of_parts(blocks[..., 8:], 16),
-    ]
-
-
-def _scales_k4(blocks: Bytes) -> list[Bytes]:
-    """The scales of Q4_K and Q5_K: d, dmin, and 8 sub-scales and -minima of 6 bits.
-
-    A GGUF block begins with float16 d, float16 dmin and 12 bytes with the others;
-    llama.cpp reads them in ``get_scale_min_k4`` of ``ggml-quants.c``.
-    """
-    packed = blocks[..., 4:16]
-    low, middle, high = packed[..., :4], packed[..., 4:8], packed[..., 8:]
-    scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], -1)
-    minima = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], -1)
-    lower = np.bitwise_or(scales & 15, minima << 4, dtype="u1")
-    upper = np.bitwise_or(scales >> 4, minima >> 4 << 2, dtype="u1")
-    upper = np.bitwise_or(upper[..., ::2], upper[..., 1::2] << 4, dtype="u1")
-    return [blocks[..., :2], blocks[..., 2:4], lower.swapaxes(-1, -2), upper]
-
-
-def _nibbles_k(codes: Bytes) -> Bytes:
-    """Pairs nibbles anew: GGUF's bytes hold columns c and c + 32, ours c and c + 16."""
-    pairs = codes.reshape(*codes.shape[:-1], 4, 32)
-    # [..., 4, 2, 32]: 64 columns as two parts of 32
-    parts = np.stack([pairs & 15, pairs >> 4], -2)
-    return _joined(parts).reshape(*codes.shape[:-1], 128)
-
-
-def _joined(codes: Bytes) -> Bytes:
-    """Joins 32 nibbles, ``[..., 32]``, to 16 bytes: column k low, k + 16 high."""
-    return np.bitwise_or(codes[..., :16], np.left_shift(codes[..., 16:], 4), dtype="u1")
-
-
-def _pieces_q4_k(blocks: Bytes) -> list[Bytes]:
-    # In: scales, 128 bytes of nibbles.
-    return [
-        *_scales_k4(blocks),
-        _quads_of_parts(_nibbles_k(blocks[..., 16:]), 16),
-    ]
-
-
-def _pieces_q5_k(blocks: Bytes) -> list[Bytes]:
-    # In: scales, 32 bytes of fifth bits, 128 bytes of nibbles. Bit p of byte c
-    # belongs to column c of part p.
-    bits = np.unpackbits(blocks[..., 16:48, None], axis=-1, bitorder="little")
-    parts = bits.swapaxes(-1, -2)  # [..., 8, 32]
-    # Out: bit i of byte j belongs to column 4 i + j.
-    # [..., 8 parts, 8 (i), 4 (j)] -> [..., 8 parts, 4]
-    fifth = np.packbits(
-        parts.reshape(*parts.shape[:-1], 8, 4), axis=-2, bitorder="little"
-    )
-    return [
-        *_scales_k4(blocks),
-        _side_by_side(
-            _quads_of_parts(_nibbles_k(blocks[..., 48:]), 16),
-            _parts(fifth.reshape(*fifth.shape[:-3], 32), 4),
-        ),
-    ]
-
-
-def _pieces_q6_k(blocks: Bytes) -> list[Bytes]:
-    # In: 128 bytes of nibbles, 64 of bit pairs, 16 int8 sub-scales, float16 d. Each
-    # 128 columns have 64 bytes of nibbles, with column c low and c + 64 high, and
-    # 32 bytes of bit pairs, where pair p of byte c belongs to column 32 p + c.
-    low, pairs = blocks[..., :128], blocks[..., 128:192]
-    low = low.reshape(*low.shape[:-1], 2, 64)
-    low = np.stack([low & 15, low >> 4], -2).reshape(*low.shape[:-2], 8, 32)
-    low = _joined(low)
-    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    apart = (
-        pairs.reshape(*pairs.shape[:-1], 2, 1, 32) >> shifts & np.uint8(3)
-    ).reshape(*low.shape[:-2], 8, 2, 4, 4)
-    # Out: pair i of byte j of line h belongs to column 16 h + 4 i + j.
-    lines = np.bitwise_or.reduce(apart << shifts, axis=-2)
-    # [..., 16, 8, 2, 4] -> [..., 8, 2, 16, 4]
-    lines = np.moveaxis(lines, -4, -2)
-    return [
-        blocks[..., 208:],
-        blocks[..., 192:208].swapaxes(-1, -2),
-        _side_by_side(_quads_of_parts(low.reshape(*low.shape[:-2], 128), 16), lines),
-    ]
-
-
-def _quads_of_parts(codes: Bytes, size: int) -> Bytes:
-    """Interleaves each part: ``[..., 16, 8 size]`` to ``[..., 8, size / 4, 16, 4]``."""
-    return _quads(_parts(codes, size))
-
-
-def _side_by_side(*pieces: Bytes) -> Bytes:
-    """Joins pieces, ``[panels, blocks, 8, ...]`` each, part by part."""
-    flat = [piece.reshape(*piece.shape[:3], -1) for piece in pieces]
-    return np.concatenate(flat, -1)
-
-
-# What a packed block consists of, in order, from GGUF blocks: uint8
-# ``[panels, blocks, 16, block_bytes]``.
 _PIECES: dict[Encoding, Callable[[Bytes], list[Bytes]]] = {
-    Encoding.Q8_0: _pieces_q8_0,
-    Encoding.Q4_0: _pieces_q4_0,
-    Encoding.Q4_1: _pieces_q4_1,
-    Encoding.Q4_K: _pieces_q4_k,
-    Encoding.Q5_K: _pieces_q5_k,
-    Encoding.Q6_K: _pieces_q6_k,
-    Encoding.Q5_0: _pieces_q5_0,
-    Encoding.Q5_1: _pieces_q5_1,
-    Encoding.IQ4_NL: _pieces_q4_0,
-    Encoding.IQ4_XS: _pieces_iq4_xs,
+    Encoding.Q8_0: pieces.q8_0,
+    Encoding.Q4_0: pieces.q4_0,
+    Encoding.Q4_1: pieces.q4_1,
+    Encoding.Q4_K: pieces.q4_k,
+    Encoding.Q5_K: pieces.q5_k,
+    Encoding.Q6_K: pieces.q6_k,
+    Encoding.Q5_0: pieces.q5_0,
+    Encoding.Q5_1: pieces.q5_1,
+    Encoding.IQ4_NL: pieces.q4_0,
+    Encoding.IQ4_XS: pieces.iq4_xs,
+    Encoding.Q2_K: pieces.q2_k,
+    Encoding.Q3_K: pieces.q3_k,
+    Encoding.TQ2_0: pieces.tq2_0,
+    Encoding.IQ2_IN_Q3_K: pieces.q3_k,
+    Encoding.IQ3_XXS_IN_IQ4_XS: pieces.iq4_xs,
+    Encoding.IQ3_S_IN_IQ4_XS: pieces.iq4_xs,
 }

@@ -164,7 +164,7 @@ def quantized_tile[
                 var block = w.unsafe_offset(r * panel + b * block_bytes)
                 comptime for half in range(halves):
                     var scale = scales[kind](block, part, half)
-                    var minimum = minima[kind](block, part, scale)
+                    var minimum = minima[kind](block, part, half, scale)
                     comptime for m in range(MR):
                         comptime at = m * NR + r
                         var factor = scale

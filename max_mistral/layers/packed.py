@@ -154,7 +154,7 @@ def multiply(
     Returns:
         float32 ``[tokens, sum(out_dims)]``.
     """
-    kinds = sum(int(encoding) << 4 * i for i, encoding in enumerate(encodings))
+    kinds = sum(int(encoding) << 8 * i for i, encoding in enumerate(encodings))
     normed = isinstance(x, Normed)
     if isinstance(x, Normed):
         norm, epsilon, x = x.weight, x.epsilon, x.x

@@ -1,7 +1,4 @@
-"""A GGUF file's metadata, and its tensors as weights.
-
-The ``gguf`` package dequantizes every type with NumPy.
-"""
+"""A GGUF file's metadata, and its tensors as weights."""
 
 from __future__ import annotations
 
@@ -12,9 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 from max.graph.weights import WeightData
 from tqdm import tqdm
 from transformers import PretrainedConfig
@@ -25,6 +19,7 @@ from ..hf_rope import RopeScaling
 from ..kernels.packing import Encoding
 from ..other_models import refuse_other_models
 from .finite import check_bytes
+from .gguf_encode import dequantize_rows, encode
 from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
@@ -207,28 +202,3 @@ class GGUFCheckpoint:
             yield graph, WeightData.from_numpy(np.ascontiguousarray(values), graph)
         for change, count in repacked.items():
             logger.info("%d tensors of %s are kept as %s", count, self.path, change)
-
-
-def encode(
-    data: npt.NDArray[np.uint8], kind: GGMLQuantizationType, shape: tuple[int, ...]
-) -> tuple[npt.NDArray[np.uint8], Encoding]:
-    """Returns a matrix's bytes in an encoding that has a kernel.
-
-    Types without one become float16, whose rounding (2^-11) is far below their own.
-    """
-    if kind.name in Encoding.__members__:
-        return data, Encoding[kind.name]
-    values = dequantize_rows(data, kind, shape)
-    return values.astype(np.float16).view(np.uint8), Encoding.F16
-
-
-def dequantize_rows(
-    data: npt.NDArray[np.uint8], kind: GGMLQuantizationType, shape: tuple[int, ...]
-) -> npt.NDArray[np.float32]:
-    """Returns a tensor's bytes as float32 of ``shape``."""
-    try:
-        return dequantize(data.reshape(*shape[:-1], -1), kind).reshape(shape)
-    except NotImplementedError as error:
-        raise UserError(
-            f"A tensor is of the GGML type {kind.name}, which cannot be read."
-        ) from error

@@ -2,7 +2,6 @@
 
 import re
 
-import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from max_mistral.weights.finite import check_bytes
 from max_mistral.weights.gguf_file import GGUFCheckpoint
 from tests.harness import load_safetensors
 from tests.unit.test_gguf import write_gguf
+from tests.unit.test_kernels import block_type
 from workbench.checkpoints import BASE, DTYPES, make_tensors, write_checkpoint
 from workbench.quantized import LAYOUTS, pipeline, write_quantized
 from workbench.runner import make_pipeline_config
@@ -91,7 +91,7 @@ def test_in_the_scales_of_blocks(encoding):
     for _ in range(200):
         data = rng.integers(0, 256, (rows, blocks * size), np.uint8)
         with np.errstate(all="ignore"):
-            values = dequantize(data, gguf.GGMLQuantizationType[encoding.name])
+            values = dequantize(data, block_type(encoding))
         bad = ~np.isfinite(values).reshape(-1, width).all(1)
         if not bad.any():
             check_bytes("w", data, encoding, blocks * width, "m.gguf")

@@ -33,6 +33,7 @@ from max_mistral.layers.packed import (
     multiply,
     rounds,
 )
+from max_mistral.weights.gguf_encode import encode
 
 EPS = float(np.finfo(np.float32).eps)
 LAYOUTS = Path(__file__).with_name("layouts.mojo")
@@ -53,7 +54,19 @@ SCALES = {
     Encoding.Q5_1: [0, 2],
     Encoding.Q4_K: [0, 2],
     Encoding.Q5_K: [0, 2],
+    Encoding.Q2_K: [80, 82],
+    Encoding.Q3_K: [108],
+    Encoding.TQ2_0: [64],
+    "TQ1_0": [52],
 }
+# The types of GGUF that become an encoding which is none.
+SOURCES = {
+    Encoding.IQ2_IN_Q3_K: "IQ2_S",
+    Encoding.IQ3_XXS_IN_IQ4_XS: "IQ3_XXS",
+    Encoding.IQ3_S_IN_IQ4_XS: "IQ3_S",
+}
+# Others that become an encoding which has another source already.
+OTHER_SOURCES = ["TQ1_0", "IQ2_XXS", "IQ2_XS"]
 
 
 def columns(encoding):
@@ -67,15 +80,33 @@ def random_weight(encoding, rows=ROWS, width=None):
     if encoding in DENSE:
         values = rng.standard_normal((rows, width)).astype(DENSE[encoding])
         return values.view(np.uint8), values.astype(np.float64)
-    size, bytes_ = encoding.block_columns, encoding.block_bytes
+    source = SOURCES.get(encoding, encoding.name)
+    data, want, found = encoded_blocks(source, SCALES.get(encoding, [0]), rows, width)
+    assert found == encoding
+    return data, want
+
+
+def encoded_blocks(source, scales_at, rows, width):
+    """Returns random blocks of a GGUF type as they are encoded for the kernels.
+
+    Bytes by rows, values in float64, and the encoding.
+    """
+    kind = gguf.GGMLQuantizationType[source]
+    rng = np.random.default_rng(int(kind))
+    size, bytes_ = gguf.GGML_QUANT_SIZES[kind]
     count = rows * width // size
     blocks = rng.integers(0, 256, (count, bytes_), dtype=np.uint8)
-    for at in SCALES.get(encoding, [0]):
+    for at in scales_at:
         scales = rng.uniform(-0.1, 0.1, (count, 1)).astype(np.float16)
         blocks[:, at : at + 2] = scales.view(np.uint8)
-    data = blocks.reshape(rows, -1)
-    kind = gguf.GGMLQuantizationType[encoding.name]
-    return data, dequantize(data, kind).astype(np.float64)
+    data, encoding = encode(blocks, kind, (rows, width))
+    values = dequantize(blocks.reshape(rows, -1), kind).astype(np.float64)
+    return data.reshape(rows, -1), values, encoding
+
+
+def block_type(encoding):
+    """Whose blocks an encoding has; the names of those that GGUF lacks end with it."""
+    return gguf.GGMLQuantizationType[encoding.name.split("_IN_")[-1]]
 
 
 def activations(tokens, width):
@@ -144,14 +175,18 @@ def run():
         outputs.append(linear(Normed(dense, norm, EPSILON), [Encoding.F32]))
         graph.output(*outputs)
     model = InferenceSession(devices=[CPU()]).load(graph)
-    buffers = [Buffer.from_numpy(pack(w, e, columns(e))) for e, w in weights.items()]
+    packed_weights = {
+        e: Buffer.from_numpy(pack(w, e, columns(e))) for e, w in weights.items()
+    }
 
-    def run(tokens, ids=TOKENS):
+    def run(tokens, ids=TOKENS, other=None):
+        """Runs it on other weights, by their encoding, if there are any."""
+        buffers = packed_weights | (other or {})
         found = model.execute(
             Buffer.from_numpy(activations(tokens, DENSE_COLUMNS)),
             Buffer.from_numpy(activations(tokens, QUANTIZED_COLUMNS)),
             Buffer.from_numpy(np.array(ids, np.int64)),
-            *buffers,
+            *buffers.values(),
         )
         arrays = [output.to_numpy() for output in found]
         rest = iter(arrays)
@@ -278,6 +313,16 @@ def test_an_embedding_is_exact(many, encoding):
         np.testing.assert_allclose(found, want, rtol=0, atol=4 * EPS * scale)
 
 
+@pytest.mark.parametrize("source", OTHER_SOURCES)
+def test_an_embedding_that_is_encoded_anew_is_exact(run, source):
+    data, want, encoding = encoded_blocks(
+        source, SCALES.get(source, [0]), ROWS, QUANTIZED_COLUMNS
+    )
+    packed = Buffer.from_numpy(pack(data, encoding, QUANTIZED_COLUMNS))
+    found = run(1, other={encoding: packed})[encoding]["embedding"]
+    np.testing.assert_allclose(found, want[TOKENS], rtol=4 * EPS, atol=1e-30)
+
+
 # The last panel is padded to 112 rows.
 @pytest.mark.parametrize("token", [-1, 112, 99999999, 2**63 - 1, -(2**63)])
 def test_a_token_without_a_row_raises(run, token):
@@ -321,8 +366,7 @@ def test_mojo_and_python_agree_on_every_encoding():
 
 @pytest.mark.parametrize("encoding", [e for e in Encoding if not e.is_dense])
 def test_blocks_are_those_of_gguf(encoding):
-    kind = gguf.GGMLQuantizationType[encoding.name]
-    assert gguf.GGML_QUANT_SIZES[kind] == (
+    assert gguf.GGML_QUANT_SIZES[block_type(encoding)] == (
         encoding.block_columns,
         encoding.block_bytes,
     )

@@ -13,7 +13,8 @@ from transformers import AutoConfig
 
 from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
-from max_mistral.weights.gguf_file import GGUFCheckpoint, dequantize_rows
+from max_mistral.weights.gguf_encode import dequantize_rows
+from max_mistral.weights.gguf_file import GGUFCheckpoint
 from max_mistral.weights.heads import join_rotary
 from tests.unit.test_gguf import add_four_tokens
 from tests.unit.test_prepare import run_main

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from ...errors import UserError, shown
 from ...fields import read_json
-from ...weights.gguf_file import dequantize_rows
+from ...weights.gguf_encode import dequantize_rows
 from ...weights.names import EMBEDDING, TEXT_TOWERS, expected_tensors
 from ...weights.safetensors_file import SafeTensor, read_tensors
 from .config import AdapterConfig

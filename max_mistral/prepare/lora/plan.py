@@ -14,7 +14,7 @@ from gguf.quants import quantize
 from transformers import AutoConfig, PretrainedConfig
 
 from ...errors import UserError
-from ...weights.gguf_file import dequantize_rows
+from ...weights.gguf_encode import dequantize_rows
 from ...weights.heads import join_rotary, rotary_heads, split_rotary
 from ...weights.names import (
     EMBEDDING,

@@ -1,0 +1,162 @@
+"""The CPU kernels as one C function, which needs nothing of Mojo's runtime."""
+
+from kernels import codes, dense, kv_cache, softmax, spans, tiles
+from kernels.layout import KINDS, ROWS, Floats, is_dense, panel_bytes
+from std.math import ceildiv
+
+comptime Integers = ImmPointer[Int, ImmutAnyOrigin]
+comptime Input = ImmPointer[UInt8, ImmutAnyOrigin]
+comptime Output = MutPointer[UInt8, MutAnyOrigin]
+# Of `tests/unit/test_attention_kernel.py`.
+comptime HEAD_DIMS = [64, 20, 128, 32]
+
+
+@export
+def kernel(
+    a: Integers,
+    first: Input,
+    second: Input,
+    third: Input,
+    output: Output,
+    scratch: Output,
+) abi("C"):
+    """Runs what `a[0]` says: 0 is a linear layer, 1 an embedding, 2 attention.
+
+    What they take is below. `test_qemu.py` says how large `scratch` is.
+    """
+    if a.unsafe_load(0) == 2:
+        comptime for head_dim in HEAD_DIMS:
+            if a.unsafe_load(1) == head_dim:
+                _attention[head_dim](a, first, second, third, output, scratch)
+        return
+    comptime for kind in range(KINDS):
+        if a.unsafe_load(1) == kind:
+            if a.unsafe_load(0) == 0:
+                _linear[kind](a, first, second, output, scratch)
+            else:
+                _embedding[kind](a, first, output)
+
+
+def _linear[
+    kind: Int
+](a: Integers, activations: Input, weight: Input, output: Output, scratch: Output):
+    """As `linear.mojo`, in one thread. `a` are 0, kind, tokens, rows, columns."""
+    var tokens = a.unsafe_load(2)
+    var rows = a.unsafe_load(3)
+    var columns = a.unsafe_load(4)
+    var x = activations.unsafe_bitcast[Float32]()
+    var y = output.unsafe_bitcast[Float32]()
+    comptime dense_weights = is_dense[kind]()
+    comptime max_mr = tiles.max_rows[False]()
+    var x_row = tiles.row_bytes[dense_weights, False](columns)
+
+    @inline(.always)
+    def write(token: Int, column: Int, sums: Floats, count: Int) {imm}:
+        for i in range(min(count, ROWS)):
+            y.unsafe_store(token * rows + column + i, sums[i])
+
+    var m = 0
+    comptime for step in range(4):
+        comptime MR = max_mr >> step
+        comptime if MR > 0:
+            while tokens - m >= MR:
+                tiles.interleave_rows[dense_weights, False, MR](
+                    scratch.unsafe_offset(m * x_row),
+                    x.unsafe_offset(m * columns),
+                    columns,
+                )
+                m += MR
+    tiles.multiply_panels[kind, False, False](
+        write,
+        scratch,
+        weight,
+        tiles.Matrix(panel_bytes[kind](columns), rows, 0),
+        0,
+        ceildiv(rows, ROWS),
+        tokens,
+        columns,
+        x_row,
+    )
+
+
+def _embedding[kind: Int](a: Integers, weight: Input, output: Output):
+    """All rows. `a` are 1, kind, rows, columns."""
+    var columns = a.unsafe_load(3)
+    var y = output.unsafe_bitcast[Float32]()
+    for i in range(a.unsafe_load(2)):
+        var panel = weight.unsafe_offset(
+            i // ROWS * panel_bytes[kind](columns)
+        )
+        for k in range(columns):
+            var value: Float32
+            comptime if is_dense[kind]():
+                value = dense.dense_weight[kind](panel, i % ROWS, k)
+            else:
+                value = codes.quantized_weight[kind](panel, i % ROWS, k)
+            y.unsafe_store(i * columns + k, value)
+
+
+def _attention[
+    head_dim: Int
+](
+    a: Integers,
+    new: Input,
+    blocks: Input,
+    pages: Input,
+    output: Output,
+    scratch: Output,
+):
+    """As `attention.mojo`, of one request and in one thread. `new` are its queries.
+
+    `a` are 2, head_dim, tokens, heads, kv_heads, page_size, window, layer, layers,
+    tokens cached before.
+    """
+    var tokens = a.unsafe_load(2)
+    var heads = a.unsafe_load(3)
+    var width = a.unsafe_load(4) * head_dim
+    var page_size = a.unsafe_load(5)
+    var window = a.unsafe_load(6)
+    var layers = a.unsafe_load(8)
+    var q = new.unsafe_bitcast[Float32]()
+    var cache = kv_cache.Cache(
+        blocks.unsafe_bitcast[Float32](),
+        pages.unsafe_bitcast[UInt32](),
+        2 * layers * page_size * width,
+        page_size,
+        a.unsafe_load(7),
+        layers,
+        width,
+    )
+    comptime size = softmax.state_size(head_dim)
+    var y = output.unsafe_bitcast[Float32]()
+    var total = scratch.unsafe_bitcast[Float32]()
+    var states = total.unsafe_offset(spans.TILE * heads * size)
+    var queries = states.unsafe_offset(spans.TILE * heads * size)
+    for first in range(0, tokens, spans.TILE):
+        var count = min(spans.TILE, tokens - first)
+        var at = first * heads * head_dim
+        var rows = count * heads
+        var position = a.unsafe_load(9) + first
+        kv_cache.copy_rows[head_dim](
+            queries, q.unsafe_offset(at), head_dim, rows
+        )
+        softmax.clear[head_dim](total, rows)
+        var begin = max(0, position - window + 1) // spans.SPAN * spans.SPAN
+        while begin < position + count:
+            softmax.clear[head_dim](states, rows)
+            spans.span[head_dim](
+                states,
+                queries,
+                cache,
+                heads,
+                0,
+                a.unsafe_load(4),
+                count,
+                position,
+                window,
+                begin,
+                0.1,
+            )
+            softmax.merge[head_dim](total, states, rows)
+            begin += spans.SPAN
+        softmax.finish[head_dim](y.unsafe_offset(at), total, rows)

@@ -1,0 +1,30 @@
+/* Runs the kernels on what it reads, and writes what they return.
+
+   In, until the end: 64-bit integers (10 for the kernel, the bytes of its three
+   inputs, of its output and of its scratch), then the inputs. Out: the outputs. */
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+extern void kernel(const int64_t *sizes, const void *first, const void *second,
+                   const void *third, void *output, void *scratch);
+
+int main(void) {
+  int64_t head[15];
+  while (fread(head, sizeof head, 1, stdin) == 1) {
+    void *arrays[5];
+    for (int i = 0; i < 5; i++) {
+      arrays[i] = malloc(head[10 + i] + 1);
+      if (!arrays[i] || (i < 3 && fread(arrays[i], 1, head[10 + i], stdin) !=
+                                      (size_t)head[10 + i]))
+        return 1;
+    }
+    kernel(head, arrays[0], arrays[1], arrays[2], arrays[3], arrays[4]);
+    if (fwrite(arrays[3], 1, head[13], stdout) != (size_t)head[13])
+      return 1;
+    for (int i = 0; i < 5; i++)
+      free(arrays[i]);
+  }
+  return 0;
+}

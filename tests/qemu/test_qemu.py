@@ -1,0 +1,128 @@
+"""The CPU kernels as other CPUs run them, under qemu's emulation.
+
+``entry.mojo`` is compiled for each, linked with ``main.c``, which needs no more than
+a C library, and runs on all cases in one go. Run by ``make test-qemu``.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mojo.run import subprocess_run_mojo
+
+from max_mistral import kernels
+from max_mistral.kernels.packing import Encoding, pack
+from tests.unit import test_attention_kernel as attention
+from tests.unit.test_kernels import activations, random_weight, rounding
+from tests.unit.test_odd_shapes import SHAPES
+
+HERE = Path(__file__).parent
+# CPU as the compiler calls it: triple, C compiler, emulator, the CPU that it plays.
+TARGETS = {
+    "haswell": ("x86_64-unknown-linux-gnu", "gcc", "qemu-x86_64", "Haswell"),
+    "neoverse-n1": (
+        "aarch64-unknown-linux-gnu",
+        "aarch64-linux-gnu-gcc",
+        "qemu-aarch64",
+        "neoverse-n1",
+    ),
+}
+PACKAGES = "qemu-user gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+LINEAR, EMBEDDING, ATTENTION = range(3)
+
+
+def linear_cases():
+    """Yields sizes, inputs and the scratch's bytes of each encoding and shape."""
+    for encoding in Encoding:
+        for tokens, rows, widths in SHAPES:
+            columns = widths[encoding.block_columns]
+            weight = random_weight(encoding, rows, columns)[0]
+            packed = pack(weight, encoding, columns)
+            sizes = [LINEAR, int(encoding), tokens, rows, columns]
+            scratch = 8 * tokens * (columns + 1) + 64
+            yield sizes, [activations(tokens, columns), packed], tokens * rows, scratch
+            yield [EMBEDDING, int(encoding), rows, columns], [packed], rows * columns, 0
+
+
+def attention_cases():
+    """The same of each shape and request of attention."""
+    for name, shape in attention.SHAPES.items():
+        heads, kv_heads, head_dim, page_size, window = shape
+        queries, blocks, table = attention.inputs(name)
+        at = 0
+        for (new, cached), pages in zip(attention.BATCH, table, strict=True):
+            sizes = [ATTENTION, head_dim, new, heads, kv_heads, page_size]
+            sizes += [window or 2**31, attention.LAYER, attention.LAYERS, cached]
+            inputs = [queries[at : at + new], blocks, pages]
+            # Two states and a query for each of 8 tokens, a vector longer at most.
+            yield sizes, inputs, new * heads * head_dim, 4 * 8 * heads * 3 * 192
+            at += new
+
+
+def record(sizes, inputs, floats, scratch):
+    """A case as ``main.c`` reads it."""
+    arrays = [np.ascontiguousarray(array).tobytes() for array in inputs]
+    arrays += [b""] * (3 - len(arrays))
+    head = [*sizes, *[0] * (10 - len(sizes)), *map(len, arrays), 4 * floats, scratch]
+    return np.array(head, np.int64).tobytes() + b"".join(arrays)
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def found(request, tmp_path_factory):
+    """Yields what each case returns on a CPU, one after another."""
+    triple, compiler, emulator, plays = TARGETS[request.param]
+    missing = [tool for tool in (compiler, emulator) if not shutil.which(tool)]
+    if missing:
+        pytest.fail(f"{missing} are not there; Debian has them in {PACKAGES}.")
+    folder = tmp_path_factory.mktemp(request.param)
+    code, program = folder / "entry.o", folder / "kernels"
+    command = ["build", "-I", str(Path(kernels.__file__).parent.parent)]
+    command += ["--emit", "object", "--target-triple", triple]
+    command += ["--target-cpu", request.param, str(HERE / "entry.mojo")]
+    subprocess_run_mojo(
+        [*command, "-o", str(code)], check=True, capture_output=True, text=True
+    )
+    command = [compiler, "-static", str(HERE / "main.c"), str(code), "-o", str(program)]
+    subprocess.run(command, check=True)
+    cases = [*linear_cases(), *attention_cases()]
+    done = subprocess.run(
+        [emulator, "-cpu", plays, str(program)],
+        input=b"".join(record(*case) for case in cases),
+        capture_output=True,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    ends = np.cumsum([floats for _, _, floats, _ in cases])
+    values = np.frombuffer(done.stdout, np.float32)
+    assert len(values) == ends[-1]
+    return [sizes for sizes, *_ in cases], np.split(values, ends[:-1])
+
+
+def test_linear_layers_and_embeddings(found):
+    outputs = zip(*found, strict=True)
+    for encoding in Encoding:
+        for tokens, rows, widths in SHAPES:
+            columns = widths[encoding.block_columns]
+            weight = random_weight(encoding, rows, columns)[1]
+            x = activations(tokens, columns).astype(np.float64)
+            sizes, y = next(outputs)
+            assert sizes == [LINEAR, int(encoding), tokens, rows, columns]
+            error = np.abs(y.reshape(tokens, rows) - x @ weight.T)
+            assert (error <= rounding(encoding, weight, x)).all(), encoding
+            sizes, y = next(outputs)
+            assert sizes == [EMBEDDING, int(encoding), rows, columns]
+            near = rounding(encoding, weight, np.eye(columns)).T
+            assert (np.abs(y.reshape(rows, columns) - weight) <= near).all(), encoding
+
+
+@pytest.mark.parametrize("name", attention.SHAPES)
+def test_attention(found, name):
+    head_dim = attention.SHAPES[name][2]
+    outputs = [
+        y for sizes, y in zip(*found, strict=True) if sizes[:2] == [ATTENTION, head_dim]
+    ]
+    assert len(outputs) == len(attention.BATCH)
+    want, bound = attention.reference(name)
+    error = np.abs(np.concatenate(outputs) - want.ravel()).max()
+    assert error <= bound, (error, bound)
