@@ -1,6 +1,7 @@
 """What MAX registers: one declaration per architecture name in ``config.json``."""
 
 from dataclasses import replace
+from typing import cast
 
 from max.graph.weights import WeightsFormat
 from max.pipelines.context import TextContext
@@ -15,6 +16,7 @@ from .embeddings import (
     MistralEmbeddingModel,
     MistralEmbeddingTokenizer,
 )
+from .lookup.choice import make_pipeline
 from .model import MistralModel
 from .model_config import MistralConfig
 from .tokenizer import MistralTokenizer
@@ -44,6 +46,8 @@ mistral_arch = SupportedArchitecture(
     default_weights_format=WeightsFormat.safetensors,
     weight_adapters=WEIGHT_ADAPTERS,
     pipeline_model=MistralModel,
+    # MAX calls it with keywords, as it would call a class.
+    pipeline_cls=cast(type, make_pipeline),
     config=MistralConfig,
     batching=MistralBatchProcessor,
     context_type=TextContext,

@@ -2,9 +2,9 @@
 
 MAX's own pipeline and scheduler, in this process, on schedules drawn at random:
 when each request comes, how many run together, in what chunks prompts are read,
-whether prefixes are reused, and how much room the KV cache has, down to so
-little that requests are preempted. Each must answer as it did alone, to the
-last bit of its log-probabilities.
+whether prefixes are reused, how many tokens are drafted for it, and how much room
+the KV cache has, down to so little that requests are preempted. Each must answer
+as it did alone and without drafts, to the last bit of its log-probabilities.
 """
 
 import dataclasses
@@ -25,6 +25,9 @@ from max.serve.scheduler.config import TokenGenerationSchedulerConfig
 from max.serve.scheduler.text_generation_scheduler import TokenGenerationScheduler
 
 from max_mistral.kv_room import for_planning, with_room
+from max_mistral.lookup import pipeline as lookup
+from max_mistral.lookup.drafts import Draft
+from max_mistral.lookup.odds import MOST
 from tests.reference import CASES
 from workbench.checkpoints import CONFIGS
 from workbench.runner import make_pipeline_config
@@ -42,12 +45,17 @@ VOCABULARY = 320
 MOST_STEPS = 2000
 
 
+GREEDY = (("top_k", 1),)
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt, and how many tokens it is answered with."""
 
     prompt: tuple[int, ...]
     answer: int
+    sampling: tuple[tuple[str, float], ...] = GREEDY
+    """Of ``SamplingParams``."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class Schedule:
     """Whether prefixes are reused."""
     room: float = MOST_REQUESTS
     """How many requests of the greatest length the KV cache holds."""
+    drafts: int = 0
+    """Most tokens drafted for a request in a step."""
 
 
 @dataclass
@@ -89,13 +99,24 @@ class Server:
 
     Attributes:
         happened: How often requests were preempted, prefixes reused and evicted,
-            and pages given back that a window left behind.
+            pages given back that a window left behind, and drafts right and wrong.
     """
 
     def __init__(self, pipeline):
         self.pipeline = pipeline
         self.longest = pipeline._pipeline_model.max_seq_len
         self.happened = Counter()
+        commit = pipeline._commit
+
+        def counted(batch, drafts, *args):
+            found = commit(batch, drafts, *args)
+            counts = pipeline.batch_spec_decode_metrics()
+            self.happened["right"] += counts.draft_tokens_accepted
+            wrong = counts.draft_tokens_generated - counts.draft_tokens_accepted
+            self.happened["wrong"] += wrong
+            return found
+
+        pipeline._commit = counted
 
     def kv_manager(self, schedule):
         params = with_prefixes(
@@ -166,7 +187,7 @@ class Server:
             request_id=RequestID(),
             max_length=len(request.prompt) + request.answer,
             tokens=TokenBuffer(np.array(request.prompt, np.int64)),
-            sampling_params=SamplingParams(top_k=1, ignore_eos=True),
+            sampling_params=SamplingParams(**dict(request.sampling), ignore_eos=True),
             log_probabilities=3,
         )
 
@@ -184,6 +205,30 @@ class Server:
                 for pages in manager.get_req_blocks_per_leaf(context).values():
                     self.happened["left behind"] += pages.count(0)
         return self.cached(manager)
+
+
+class Drafts:
+    """In place of what lookup finds and decides: of each request's own answer, as
+    many of its next tokens as a schedule has, here and there with a wrong one."""
+
+    def __init__(self, monkeypatch):
+        self.rng = np.random.default_rng(11)
+        self.texts, self.most = [], 0
+        monkeypatch.setattr(lookup, "propose", self.propose)
+        monkeypatch.setattr(lookup, "how_many", self.how_many)
+
+    def propose(self, text, room):
+        size = min(room, int(self.rng.integers(self.most + 1)))
+        for known in self.texts:
+            if size > 0 and np.array_equal(known[: len(text)], text):
+                tokens = known[len(text) : len(text) + size].copy()
+                wrong = self.rng.random(len(tokens)) < 0.1
+                tokens[wrong] = self.rng.integers(3, VOCABULARY, wrong.sum())
+                return Draft(tokens, 2)
+        return Draft(text[:0], 2)
+
+    def how_many(self, candidates, cost):
+        return [candidate.tokens for candidate in candidates]
 
 
 def with_prefixes(params, on):
@@ -212,8 +257,18 @@ def draw_requests(rng, longest):
             prompt = trunks[rng.integers(2)].copy()
             own = rng.choice([0, PAGE, length, length])
             prompt[own:] = rng.integers(3, VOCABULARY, longest - own)
-            requests.append(Request(tuple(map(int, prompt[:length])), answer))
+            prompt = tuple(map(int, prompt[:length]))
+            requests.append(Request(prompt, answer, draw_sampling(rng)))
     return requests
+
+
+def draw_sampling(rng):
+    """Greedy, or by chance: of all tokens or of the likeliest ones."""
+    if rng.random() < 0.5:
+        return GREEDY
+    chance = {"temperature": 0.8, "seed": int(rng.integers(2**32))}
+    chance |= {"top_k": int(rng.choice([-1, 40])), "top_p": float(rng.choice([1, 0.9]))}
+    return tuple(chance.items())
 
 
 def draw_schedule(rng, requests):
@@ -229,6 +284,7 @@ def draw_schedule(rng, requests):
         mixed=bool(rng.random() < 0.5),
         prefixes=bool(rng.random() < 0.7),
         room=float(rng.choice([LITTLE_ROOM, 1.5, 2, MOST_REQUESTS])),
+        drafts=int(rng.choice([0, 3, MOST])),
     )
 
 
@@ -236,7 +292,7 @@ def crowd(requests, prefixes):
     """Answers that all need a second page, where there is not one for each."""
     growing = [r for r in requests if len(r.prompt) < PAGE < len(r.prompt) + r.answer]
     arrivals = [Arrival(growing[i % len(growing)], 0) for i in range(MOST_REQUESTS)]
-    together = {"together": MOST_REQUESTS, "room": LITTLE_ROOM}
+    together = {"together": MOST_REQUESTS, "room": LITTLE_ROOM, "drafts": 3}
     return Schedule(tuple(arrivals), prefixes=prefixes, **together)
 
 
@@ -250,7 +306,8 @@ def again(requests):
 # Full attention; and windows on three of four layers, whose pages are given back.
 # Their graphs are those of other tests: MAX compiles each once.
 @pytest.mark.parametrize(("name", "echo"), [("mha_tied", False), ("ministral", True)])
-def test_a_request_is_answered_as_alone(checkpoints, name, echo):
+def test_a_request_is_answered_as_alone(checkpoints, monkeypatch, name, echo):
+    drafts = Drafts(monkeypatch)
     config = make_pipeline_config(
         checkpoints[name],
         max_length=CASES[name].max_length,
@@ -265,12 +322,14 @@ def test_a_request_is_answered_as_alone(checkpoints, name, echo):
         (answer,) = server.run(Schedule((Arrival(request, 0),)))
         assert len(answer.tokens) == len(answer.scores) == request.answer
         alone[request] = answer
+        drafts.texts.append(np.array([*request.prompt, *answer.tokens], np.int64))
     assert not server.happened["preempted"] + server.happened["reused"]
 
     schedules = [crowd(requests, prefixes) for prefixes in (False, True)]
     schedules.append(again(requests))
     schedules += [draw_schedule(rng, requests) for _ in range(SCHEDULES)]
     for number, schedule in enumerate(schedules):
+        drafts.most = schedule.drafts
         answers = server.run(schedule)
         for arrival, answer in zip(schedule.arrivals, answers, strict=True):
             want = alone[arrival.request]
@@ -280,5 +339,6 @@ def test_a_request_is_answered_as_alone(checkpoints, name, echo):
             assert answer.scores == want.scores[:end], (number, arrival, schedule)
 
     windows = bool(CONFIGS[name]["sliding_window"])
-    happened = ["preempted", "reused", "left behind" if windows else "evicted"]
+    happened = ["right", "wrong"]
+    happened += ["preempted", "reused", "left behind" if windows else "evicted"]
     assert all(server.happened[what] for what in happened), server.happened

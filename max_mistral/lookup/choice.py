@@ -1,0 +1,26 @@
+"""Which pipeline runs a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from max.pipelines.lib import PipelineConfig
+from max.pipelines.lib.registry import get_pipeline_for_task
+from max.pipelines.modeling.types import PipelineTask
+
+from ..kernels import mode
+from . import enabled
+from .pipeline import LookupPipeline
+
+
+def make_pipeline(*, pipeline_config: PipelineConfig, **kwargs: Any) -> Any:
+    """Returns MAX's pipeline, or on a CPU one that drafts; MAX calls it as a class.
+
+    MAX's own kernels may round otherwise where a step has more rows, so they
+    (``MAX_MISTRAL_KERNELS=off``) never get drafts.
+    """
+    on_cpu = all(d.device_type == "cpu" for d in pipeline_config.model.device_specs)
+    if enabled() and on_cpu and mode() != "off":
+        return LookupPipeline(pipeline_config=pipeline_config, **kwargs)
+    pipeline = get_pipeline_for_task(PipelineTask.TEXT_GENERATION, pipeline_config)
+    return pipeline(pipeline_config=pipeline_config, **kwargs)

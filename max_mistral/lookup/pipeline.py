@@ -1,0 +1,212 @@
+"""MAX's pipeline for CPUs, with steps that verify drafts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from max.pipelines.context import (
+    LogProbabilities,
+    TextContext,
+    TextGenerationOutput,
+)
+from max.pipelines.lib import TextGenerationPipeline
+from max.pipelines.modeling.types import (
+    PipelineOutputsDict,
+    RequestID,
+    TextGenerationInputs,
+)
+from max.pipelines.sampling import FusedSamplingProcessor, apply_logits_processors
+from max.pipelines.speculative.utils import _SpeculativeDecodingMetrics
+
+from .drafts import Draft, propose
+from .grammar import masks_of_rows
+from .odds import MOST, Candidate, Cost, Odds, how_many
+from .rows import sampled_rows, with_drafts
+
+Tokens = npt.NDArray[np.int64]
+
+
+@dataclass
+class Counts(_SpeculativeDecodingMetrics):
+    """What MAX's log and metrics say of a step: drafts differ in length here."""
+
+    drafted: int = 0
+    came: int = 0
+
+    @property
+    def draft_tokens_generated(self) -> int:
+        """How many tokens were drafted."""
+        return self.drafted
+
+    @property
+    def output_tokens(self) -> int:
+        """How many tokens came of the step."""
+        return self.came
+
+
+class LookupPipeline(TextGenerationPipeline[TextContext]):
+    """Generates text, several tokens a step where the text repeats itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cost = Cost()
+        self._odds: dict[RequestID, Odds] = {}
+        self._counts: Counts | None = None
+
+    def batch_spec_decode_metrics(self) -> _SpeculativeDecodingMetrics | None:
+        """Returns the counts of the last step, if it had drafts; MAX asks."""
+        return self._counts
+
+    def release(self, request_id: RequestID) -> None:
+        """Forgets a request."""
+        self._odds.pop(request_id, None)
+        super().release(request_id)
+
+    def _execute(
+        self, inputs: TextGenerationInputs[TextContext]
+    ) -> PipelineOutputsDict[TextGenerationOutput]:
+        self._counts = None
+        batch = inputs.flat_batch
+        if not batch or not all(self._may_draft(context) for context in batch):
+            return super()._execute(inputs)
+        began = time.perf_counter()
+        before = [len(context.tokens) for context in batch]
+        proposed = [self._propose(context) for context in batch]
+        odds = [self._odds.setdefault(c.request_id, Odds()) for c in batch]
+        candidates = [
+            Candidate(draft.agreed, len(draft.tokens), each)
+            for draft, each in zip(proposed, odds, strict=True)
+        ]
+        chosen = how_many(candidates, self._cost)
+        rows = len(batch) + sum(chosen)
+        if any(chosen):
+            drafts = [
+                draft.tokens[:count]
+                for draft, count in zip(proposed, chosen, strict=True)
+            ]
+            outputs = self._verify(inputs, drafts)
+        else:
+            outputs = super()._execute(inputs)
+        for context, draft, each, length in zip(
+            batch, proposed, odds, before, strict=True
+        ):
+            came = context.tokens.all[length:].tolist()
+            each.learn(draft.agreed, draft.tokens.tolist(), came)
+        self._cost.observe(rows, time.perf_counter() - began)
+        return outputs
+
+    def _may_draft(self, context: TextContext) -> bool:
+        """Whether a request decodes, and nothing but its row's token matters."""
+        sampling = self._pipeline_config.sampling
+        return (
+            context.tokens.active_length == 1
+            and context.tokens.generated_length > 0
+            and not context.log_probabilities_echo
+            and not context.label_token_ids
+            and not context.sampling_params.logits_processors
+            and not (sampling.enable_min_tokens and context.min_tokens)
+        )
+
+    def _propose(self, context: TextContext) -> Draft:
+        """Returns a draft as long as the rest of the context's page."""
+        tokens = context.tokens
+        page = self._kv_manager.params.page_size
+        room = page - 1 - tokens.processed_length % page
+        room = min(room, context.max_length - len(tokens) - 1, MOST)
+        draft = propose(tokens.all, room)
+        # Nothing comes after an end.
+        ends = np.isin(draft.tokens, list(context.eos_tracker.eos_token_ids))
+        if ends.any():
+            draft = draft._replace(tokens=draft.tokens[: ends.argmax() + 1])
+        return draft
+
+    def _verify(
+        self, inputs: TextGenerationInputs[TextContext], drafts: Sequence[Tokens]
+    ) -> PipelineOutputsDict[TextGenerationOutput]:
+        """Runs a step with a row for each draft, and takes those that were right."""
+        batch = inputs.flat_batch
+        sampler, mask = self._sampler_without_bitmask, None
+        if self.initialize_bitmask(batch) is not None:
+            mask, drafts = masks_of_rows(self._structured_output, batch, drafts)
+            sampler = self._sampler_with_bitmask
+        assert sampler is not None
+        model = self._pipeline_model
+        caches = self._kv_manager.runtime_inputs([batch])
+        step: Any = model.prepare_initial_token_inputs([batch], caches)
+        # MAX copies them in the background.
+        self._devices[0].synchronize()
+        step = with_drafts(step, drafts)
+        rows: list[Any] = sampled_rows(batch, drafts)
+        processor = FusedSamplingProcessor(
+            sampler=sampler,
+            pipeline_config=self._pipeline_config,
+            context_batch=rows,
+            device=self._sampler_device,
+            bitmask=mask,
+            vocab_size=self.vocab_size,
+            identity_logit_offsets=FusedSamplingProcessor.allocate_identity_logit_offsets(
+                self._pipeline_config, self._sampler_device, len(rows)
+            ),
+        )
+        outputs = self._launch_forward_pass(step, batch, step=0)
+        logits, offsets = processor.logits_for_sampling(
+            logits=outputs.logits,
+            next_token_logits=outputs.next_token_logits,
+            logit_offsets=outputs.logit_offsets,
+        )
+        apply_logits_processors(rows, logits, offsets, [processor])
+        assert processor.new_tokens is not None
+        scores: list[LogProbabilities | None] = [None] * len(rows)
+        if inputs.enable_log_probs:
+            wanted = [
+                count
+                for count, draft in zip(inputs.batch_top_log_probs, drafts, strict=True)
+                for _ in range(1 + len(draft))
+            ]
+            scores = model.compute_log_probabilities(
+                self.session,
+                step,
+                outputs,
+                processor.new_tokens,
+                wanted,
+                [False] * len(rows),
+            )
+        tokens = processor.generated_tokens.to_numpy()[:, 0].tolist()
+        return self._commit(batch, drafts, tokens, scores)
+
+    def _commit(
+        self,
+        batch: Sequence[TextContext],
+        drafts: Sequence[Tokens],
+        tokens: Sequence[int],
+        scores: Sequence[LogProbabilities | None],
+    ) -> PipelineOutputsDict[TextGenerationOutput]:
+        """Appends to each request its rows' tokens, up to the first not drafted."""
+        counts = Counts(MOST, num_verifications=sum(map(bool, map(len, drafts))))
+        assert counts.accepted_per_position is not None
+        found: dict[RequestID, TextGenerationOutput] = {}
+        row = 0
+        for context, draft in zip(batch, drafts, strict=True):
+            for i in range(len(draft) + 1):
+                token = tokens[row + i]
+                context.advance_token_buffer(token, scores[row + i])
+                context.advance_fsm(token)
+                counts.came += 1
+                right = i < len(draft) and token == draft[i]
+                if right:
+                    counts.accepted_per_position[i] += 1
+                if context.is_done or not right:
+                    break
+            row += 1 + len(draft)
+            counts.drafted += len(draft)
+            output = context.to_generation_output()
+            if output.tokens:
+                found[context.request_id] = output
+            self._kv_manager.step(context)
+        self._counts = counts
+        return found
