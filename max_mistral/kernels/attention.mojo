@@ -9,7 +9,7 @@ from std.atomic import Atomic
 from std.math import ceildiv
 
 from .spans import SPAN, TILE, span
-from .kv_cache import Cache, copy_rows
+from .kv_cache import Cache, check_step, copy_rows
 from .softmax import Reads, clear, finish, merge, padded, state_size
 
 
@@ -100,12 +100,12 @@ struct Attention:
 
     @staticmethod
     def execute[
-        head_dim: Int, window: Int, target: StaticString
+        dtype: DType, head_dim: Int, window: Int, target: StaticString
     ](
         y: OutputTensor[dtype=DType.float32, rank=3, ...],
         q: InputTensor[dtype=DType.float32, rank=3, ...],
         row_offsets: InputTensor[dtype=DType.uint32, rank=1, ...],
-        blocks: MutableInputTensor[dtype=DType.float32, rank=6, ...],
+        blocks: MutableInputTensor[dtype=dtype, rank=6, ...],
         cache_lengths: InputTensor[dtype=DType.uint32, rank=1, ...],
         lookup_table: InputTensor[dtype=DType.uint32, rank=2, ...],
         page_stride: InputTensor[dtype=DType.int64, rank=1, ...],
@@ -115,6 +115,7 @@ struct Attention:
     ) raises:
         """Writes `y`, `[tokens, heads, head_dim]` as `q` is.
 
+        `blocks` are as `Cache` has them, of any floating-point `dtype`.
         `row_offsets` are `[requests + 1]`, `cache_lengths` `[requests]`, what
         each has in the cache from earlier steps; this step's keys and values
         are in `blocks` too. `page_stride` is -1 if pages are packed.
@@ -123,6 +124,14 @@ struct Attention:
         var qp = q.unsafe_ptr()
         var heads = q.dim_size(1)
         var page_size = blocks.dim_size(3)
+        check_step(
+            q.dim_size(0),
+            row_offsets,
+            cache_lengths,
+            lookup_table,
+            blocks.dim_size(0),
+            page_size,
+        )
         var layers = blocks.dim_size(2)
         var kv_heads = blocks.dim_size(4)
         var width = kv_heads * head_dim

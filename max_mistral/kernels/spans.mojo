@@ -1,4 +1,4 @@
-"""Causal attention over MAX's paged KV cache, in float32.
+"""Causal attention over MAX's paged KV cache, computed in float32.
 
 A token's keys are taken in spans of fixed places, each with a softmax of its
 own, and the spans are merged in order (Dao et al., "Flash-Decoding"). So a
@@ -9,7 +9,7 @@ spans.
 from std.math import ceildiv, exp, fma
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
-from .kv_cache import Cache, copy_rows
+from .kv_cache import Cache, copy_rows, load
 from .softmax import NONE, W, Lanes, Reads, Writes, padded, rescale, state_size
 
 # Keys of a span, and of a step, whose keys and values stay in the cache.
@@ -35,7 +35,7 @@ def _sums(vectors: Array[Lanes, W]) -> Lanes:
 
 @inline(.always)
 def _tile[
-    head_dim: Int, MR: Int, ahead: Bool
+    dtype: DType, //, head_dim: Int, MR: Int, ahead: Bool
 ](
     states: Writes,
     state: Array[Int, MR],
@@ -43,8 +43,8 @@ def _tile[
     query: Array[Int, MR],
     first: Array[Int, MR],
     end: Array[Int, MR],
-    keys: Reads,
-    values: Reads,
+    keys: ImmPointer[Scalar[dtype], _],
+    values: ImmPointer[Scalar[dtype], _],
     stride: Int,
     next: Int,
     count: Int,
@@ -53,6 +53,7 @@ def _tile[
     """`MR` rows by at most `STEP` keys.
 
     Parameters:
+        dtype: Of keys and values.
         head_dim: Lanes of a head.
         MR: How many rows.
         ahead: Whether to fetch the keys and values of the step after this one.
@@ -82,7 +83,7 @@ def _tile[
             var k = Array[Lanes, KR](fill=0)
             comptime for c in range(KR):
                 var key = min(j + c, count - 1) * stride + i * W
-                k[c] = keys.unsafe_load[width=W](key)
+                k[c] = load(keys, key)
                 comptime if ahead:
                     prefetch[AHEAD](keys.unsafe_offset(key + next))
             comptime for m in range(MR):
@@ -125,9 +126,7 @@ def _tile[
                 )
         for j in range(count):
             comptime for i in range(vectors):
-                var v = values.unsafe_load[width=W](
-                    j * stride + (block + i) * W
-                )
+                var v = load(values, j * stride + (block + i) * W)
                 comptime if ahead:
                     prefetch[AHEAD](
                         values.unsafe_offset(
@@ -216,7 +215,13 @@ def span[
                     last[m] = min(count, position + token + 1 - start)
 
                 @inline(.always)
-                def run[ahead: Bool](k: Reads, v: Reads, stride: Int) {imm}:
+                def run[
+                    dtype: DType, //, ahead: Bool
+                ](
+                    k: ImmPointer[Scalar[dtype], _],
+                    v: ImmPointer[Scalar[dtype], _],
+                    stride: Int,
+                ) {imm}:
                     _tile[head_dim, MR, ahead](
                         states,
                         state,

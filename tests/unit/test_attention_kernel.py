@@ -23,6 +23,8 @@ SHAPES = {
     "windowed": (4, 4, 128, 128, 100),
     "small_pages": (4, 2, 32, 48, 3),
 }
+DTYPES = [DType.float32, DType.bfloat16]
+CASES = [(name, dtype) for name in SHAPES for dtype in DTYPES]
 # Tokens of this step and tokens cached before, by request. 300 and 513 are
 # beyond a span of keys; 384 fill their pages, whatever size those have.
 BATCH = [(1, 0), (1, 300), (13, 0), (9, 500), (1, 513), (2, 62), (1, 383)]
@@ -35,7 +37,9 @@ def inputs(name):
     queries = rng.standard_normal((tokens, heads, head_dim)).astype(np.float32)
     need = [-(-(new + cached) // page_size) for new, cached in BATCH]
     shape = (sum(need) + 1, 2, LAYERS, page_size, kv_heads, head_dim)
-    blocks = rng.standard_normal(shape).astype(np.float32)
+    # Numbers that bfloat16 has too.
+    bits = rng.standard_normal(shape).astype(np.float32).view(np.uint32)
+    blocks = (bits & 0xFFFF0000).view(np.float32)
     # Each request's pages are anywhere, the last one's last at the very end; the
     # rest of its row is the null page.
     table = np.zeros((len(BATCH), max(need)), np.uint32)
@@ -44,6 +48,13 @@ def inputs(name):
         row[:count] = pages[:count][::-1]
         del pages[:count]
     return queries, blocks, table
+
+
+def stored(blocks, dtype):
+    """The numbers as the cache holds them: bfloat16 is the upper half of float32."""
+    if dtype == DType.float32:
+        return blocks
+    return (blocks.view(np.uint32) >> 16).astype(np.uint16)
 
 
 def reference(name):
@@ -77,12 +88,13 @@ def reference(name):
 def run():
     cpu = DeviceRef.CPU()
     types, outputs = [], []
-    for name, (heads, kv_heads, head_dim, page_size, _) in SHAPES.items():
+    for name, dtype in CASES:
+        heads, kv_heads, head_dim, page_size, _ = SHAPES[name]
         block = [f"{name}_pages", 2, LAYERS, page_size, kv_heads, head_dim]
         types += [
             TensorType(DType.float32, [f"{name}_tokens", heads, head_dim], cpu),
             TensorType(DType.uint32, [f"{name}_ends"], cpu),
-            BufferType(DType.float32, block, cpu),
+            BufferType(dtype, block, cpu),
             TensorType(DType.uint32, [f"{name}_batch"], cpu),
             TensorType(DType.uint32, [f"{name}_batch", f"{name}_most"], cpu),
             TensorType(DType.int64, [1], cpu),
@@ -91,7 +103,8 @@ def run():
         "attention", input_types=types, custom_extensions=[kernels.library()]
     ) as graph:
         values = list(graph.inputs)
-        for i, (_, _, head_dim, _, window) in enumerate(SHAPES.values()):
+        for i, (name, _) in enumerate(CASES):
+            _, _, head_dim, _, window = SHAPES[name]
             scalars = [
                 ops.constant(LAYER, DType.uint32, device=cpu),
                 ops.constant(SCALE, DType.float32, device=cpu),
@@ -106,32 +119,35 @@ def run():
         graph.output(*outputs)
     model = InferenceSession(devices=[CPU()]).load(graph)
 
-    def run(requests, lay=lambda blocks: (blocks, -1)):
-        """Runs some requests of the batch; returns each shape's rows, by request.
+    def run(requests, lay=lambda blocks: (blocks, -1), spoil=lambda inputs: None):
+        """Runs some requests of the batch; returns each case's rows, by request.
 
         ``lay`` takes the cache's pages and returns them in memory of their own and
-        how many floats they lie apart.
+        how many numbers they lie apart. ``spoil`` may change a case's arrays.
         """
         chosen = [BATCH[i] for i in requests]
         ends = np.cumsum([0] + [new for new, _ in chosen]).astype(np.uint32)
         starts = np.cumsum([0] + [new for new, _ in BATCH])
         buffers = []
-        for name in SHAPES:
+        for name, dtype in CASES:
             queries, blocks, table = inputs(name)
             rows = [queries[starts[i] : starts[i + 1]] for i in requests]
-            pool, stride = lay(blocks)
-            buffers += [
-                np.concatenate([queries[:0], *rows]),
-                ends,
-                pool,
-                np.array([cached for _, cached in chosen], np.uint32),
-                np.ascontiguousarray(table[requests]),
-                np.array([stride], np.int64),
-            ]
-        found = model.execute(*map(Buffer.from_numpy, buffers))
+            pool, stride = lay(stored(blocks, dtype))
+            arrays = {
+                "queries": np.concatenate([queries[:0], *rows]),
+                "ends": ends.copy(),
+                "pool": pool,
+                "lengths": np.array([cached for _, cached in chosen], np.uint32),
+                "table": np.ascontiguousarray(table[requests]),
+                "stride": np.array([stride], np.int64),
+            }
+            spoil(arrays)
+            made = {key: Buffer.from_numpy(array) for key, array in arrays.items()}
+            buffers += (made | {"pool": made["pool"].view(dtype)}).values()
+        found = model.execute(*buffers)
         return {
-            name: np.split(output.to_numpy(), ends[1:-1])
-            for name, output in zip(SHAPES, found, strict=True)
+            case: np.split(output.to_numpy(), ends[1:-1])
+            for case, output in zip(CASES, found, strict=True)
         }
 
     return run
@@ -142,10 +158,10 @@ def together(run):
     return run(list(range(len(BATCH))))
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_it_is_attention(together, name):
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_it_is_attention(together, name, dtype):
     want, bound = reference(name)
-    error = np.abs(np.concatenate(together[name]) - want).max()
+    error = np.abs(np.concatenate(together[name, dtype]) - want).max()
     assert error <= bound, (error, bound)
     # One key too many or too few would show.
     assert bound < 1 / min(513, SHAPES[name][-1] or 513)
@@ -153,18 +169,19 @@ def test_it_is_attention(together, name):
 
 @pytest.mark.parametrize("request_", range(len(BATCH)))
 def test_a_request_is_the_same_alone(run, together, request_):
-    for name, (rows,) in run([request_]).items():
-        assert np.array_equal(rows, together[name][request_])
+    for case, (rows,) in run([request_]).items():
+        assert np.array_equal(rows, together[case][request_])
 
 
 def test_pages_may_lie_apart_by_a_given_stride(run, together):
     def every_other(blocks):
-        pool = np.full((2 * len(blocks), *blocks.shape[1:]), np.nan, np.float32)
+        pool = np.empty((2 * len(blocks), *blocks.shape[1:]), blocks.dtype)
+        pool.view(np.uint8)[:] = 0xFF  # not a number
         pool[::2] = blocks
         return pool, 2 * blocks[0].size
 
-    for name, rows in run(list(range(len(BATCH))), every_other).items():
-        assert all(map(np.array_equal, rows, together[name]))
+    for case, rows in run(list(range(len(BATCH))), every_other).items():
+        assert all(map(np.array_equal, rows, together[case]))
 
 
 def test_pages_may_lie_beyond_32_bits(run, together, tmp_path):
@@ -174,14 +191,52 @@ def test_pages_may_lie_beyond_32_bits(run, together, tmp_path):
         stride = -(-(2**32) // (len(blocks) - 2))
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         shape = ((len(blocks) - 1) * stride + blocks[0].size,)
-        memory = np.memmap(path, np.float32, "w+", shape=shape).view(np.ndarray)
+        memory = np.memmap(path, blocks.dtype, "w+", shape=shape).view(np.ndarray)
         for i, page in enumerate(blocks):
             memory[i * stride : i * stride + page.size] = page.ravel()
         return memory[: blocks.size].reshape(blocks.shape), stride
 
-    for name, rows in run(list(range(len(BATCH))), far).items():
-        assert all(map(np.array_equal, rows, together[name]))
+    for case, rows in run(list(range(len(BATCH))), far).items():
+        assert all(map(np.array_equal, rows, together[case]))
 
 
 def test_no_requests(run):
     assert all(rows.shape[0] == 0 for (rows,) in run([]).values())
+
+
+def put(key, at, value):
+    def spoil(arrays):
+        arrays[key][at] = value
+
+    return spoil
+
+
+# Requests of 9 tokens after 500 and of 1 after 383, in pages of 128 or of 48.
+SPOILT = {
+    "a page that is not there": (
+        put("table", (0, 0), 10**6),
+        "request 0 has the page 1000000, but the KV cache has the pages 0 to",
+    ),
+    "too few pages": (
+        lambda arrays: arrays.update(table=arrays["table"][:, :3].copy()),
+        "request 0 has 509 tokens, but the lookup table has pages for 384",
+    ),
+    "more cached than there are pages": (
+        put("lengths", 1, 2**32 - 1),
+        "request 1 has 4294967296 tokens, but the lookup table has pages for",
+    ),
+    "too few row offsets": (
+        lambda arrays: arrays.update(ends=arrays["ends"][:2].copy()),
+        "there are 2 row offsets, but with 2 requests there should be 3",
+    ),
+    "tokens before the first": (put("ends", 0, 1), "from 1 to 10, but should"),
+    "tokens beyond the last": (put("ends", 2, 11), "from 0 to 11, but should"),
+    "row offsets that fall": (put("ends", 1, 12), "fall from 12 to 10"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_inputs_that_lead_outside_are_refused(run, what):
+    spoil, message = SPOILT[what]
+    with pytest.raises(ValueError, match=message):
+        run([3, 6], spoil=spoil)
