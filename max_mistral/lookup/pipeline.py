@@ -122,7 +122,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         # Nothing comes after an end.
         ends = np.isin(draft.tokens, list(context.eos_tracker.eos_token_ids))
         if ends.any():
-            draft = draft._replace(tokens=draft.tokens[: ends.argmax() + 1])
+            return Draft(draft.tokens[: ends.argmax() + 1], draft.agreed)
         return draft
 
     def _verify(
@@ -137,6 +137,8 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         assert sampler is not None
         model = self._pipeline_model
         caches = self._kv_manager.runtime_inputs([batch])
+        if self.batch_info_output_fname is not None:
+            self._record_batch_info(batch)
         step: Any = model.prepare_initial_token_inputs([batch], caches)
         # MAX copies them in the background.
         self._devices[0].synchronize()

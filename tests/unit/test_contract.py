@@ -49,7 +49,7 @@ def architecture():
     fields += " default_weights_format weight_adapters pipeline_model config batching"
     fields += " context_type tokenizer tool_parser reasoning_parser memory_planner"
     fields += " default_structured_output_any_whitespace multi_gpu_supported"
-    fields += " supports_overlap_scheduler supports_device_graph_capture"
+    fields += " supports_overlap_scheduler supports_device_graph_capture pipeline_cls"
     takes("max.pipelines.lib:SupportedArchitecture", 0, fields)
 
 
@@ -1109,6 +1109,86 @@ def gguf_types():
     assert find("gguf:GGML_QUANT_SIZES")[kind] == (32, 34)
     block = np.array([0, 60] + [2] * 32, np.uint8)  # scale 1.0
     assert find("gguf.quants:dequantize")(block, kind).tolist() == [2.0] * 32
+
+
+@seam(
+    "MAX makes a pipeline by the architecture's `pipeline_cls(pipeline_config=, ...)`, "
+    "or by what `get_pipeline_for_task(task, config)` returns",
+    "pipeline_cls get_pipeline_for_task",
+    "see `retrieve_factory` in MAX's `pipelines/lib/registry.py`; `make_pipeline` in "
+    "`lookup/choice.py` stands for a class",
+)
+def pipeline_of_an_architecture():
+    registry = "max.pipelines.lib.registry"
+    takes(f"{registry}:get_pipeline_for_task", 2)
+    says(registry, "pipeline_class = arch.pipeline_cls", r"pipeline_class = get_pipel")
+    says(registry, r"partial\(pipeline_class, \*\*factory_kwargs\)")
+
+
+@seam(
+    "a decode step of MAX's pipeline for CPUs, `TextGenerationPipeline._execute`: what "
+    "it reads, and in which order it masks, runs, samples, scores and commits",
+    "_execute _launch_forward_pass _structured_output _sampler_with_bitmask "
+    "_sampler_without_bitmask _sampler_device _kv_manager _pipeline_model "
+    "_pipeline_config _devices _record_batch_info FusedSamplingProcessor",
+    "compare `_verify` and `_commit` in `lookup/pipeline.py` with MAX's `_execute`",
+)
+def a_step_of_decoding():
+    pipeline = "max.pipelines.lib:TextGenerationPipeline"
+    has(pipeline, "_sampler_with_bitmask _sampler_without_bitmask _sampler_device")
+    has(pipeline, "_structured_output _kv_manager _pipeline_model _pipeline_config")
+    has(pipeline, "_devices session vocab_size batch_info_output_fname")
+    takes(f"{pipeline}._record_batch_info", 2)
+    takes(f"{pipeline}._launch_forward_pass", 3, "step")
+    takes(f"{pipeline}.initialize_bitmask", 2)
+    order = "prepare_batch FusedSamplingProcessor _launch_forward_pass "
+    order += "logits_for_sampling apply_logits_processors compute_log_probabilities "
+    order += "update_context_and_prepare_responses _kv_manager.step"
+    calls = r"\(.*".join(map(re.escape, order.split()))
+    says(f"{pipeline}._execute", "(?s)" + calls)
+    sampling = "max.pipelines.sampling:FusedSamplingProcessor"
+    keywords = "sampler pipeline_config context_batch device bitmask vocab_size"
+    takes(sampling, 0, keywords + " identity_logit_offsets")
+    takes(f"{sampling}.allocate_identity_logit_offsets", 3)
+    helper = "max.pipelines.lib.pipeline_variants.utils:StructuredOutputHelper"
+    takes(f"{helper}.update_context", 4)
+    takes(f"{helper}.fill_bitmask", 4)
+    has(
+        "max.pipelines.context:TextContext",
+        "snapshot_grammar_state restore_grammar_state advance_fsm set_matcher "
+        "advance_token_buffer to_generation_output",
+    )
+
+
+@seam(
+    "what MAX's sampler reads of a context: `sampling_params`, `min_tokens`, and of "
+    "its `tokens` the length, `all` and `generated`",
+    "Row RowTokens",
+    "give `Row` in `lookup/rows.py` what the sampler reads now",
+)
+def what_the_sampler_reads():
+    source = inspect.getsource(find("max.pipelines.sampling.sampling_logits_processor"))
+    read = set(re.findall(r"\b(?:context|ctx|c)\.(\w+(?:\.\w+)?)", source))
+    allowed = {"sampling_params", "min_tokens", "tokens", "tokens.all"}
+    allowed |= {"tokens.generated"}
+    stems = {name for name in read if not name.startswith("sampling_params.")}
+    assert stems <= allowed, stems - allowed
+
+
+@seam(
+    "MAX's log and metrics ask a pipeline for `batch_spec_decode_metrics()`, a "
+    "`_SpeculativeDecodingMetrics`",
+    "batch_spec_decode_metrics _SpeculativeDecodingMetrics",
+    "see what MAX's `serve/scheduler/utils.py` reads now",
+)
+def counts_of_drafts():
+    says(
+        "max.serve.scheduler.text_generation_scheduler",
+        r"self\.pipeline\.batch_spec_decode_metrics\(\)",
+    )
+    metrics = "max.pipelines.speculative.utils:_SpeculativeDecodingMetrics"
+    takes(metrics, 1, "num_verifications")
+    has(metrics, "draft_tokens_generated output_tokens accepted_per_position")
 
 
 @pytest.mark.parametrize("name", SEAMS)
