@@ -1,0 +1,245 @@
+"""Prompt lookup without a model: drafts, how many are worth it, rows and grammars."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
+from max.pipelines.lib.pipeline_variants.utils import StructuredOutputHelper
+from max.pipelines.sampling.seeds import request_row_seed
+
+from max_mistral.errors import UserError
+from max_mistral.lookup import drafts, enabled
+from max_mistral.lookup.drafts import LONGEST, SHORTEST, propose
+from max_mistral.lookup.grammar import masks_of_rows
+from max_mistral.lookup.odds import MOST_ROWS, Candidate, Cost, Odds, how_many
+from max_mistral.lookup.rows import sampled_rows
+from tests.tools import FIRST, TOOLS, grammar_of
+
+TEXTS = st.lists(st.integers(0, 3), max_size=80)
+
+
+@pytest.mark.parametrize(("value", "found"), [("on", True), ("off", False)])
+def test_the_switch(monkeypatch, value, found):
+    monkeypatch.setenv("MAX_MISTRAL_LOOKUP", value)
+    assert enabled() is found
+    monkeypatch.setenv("MAX_MISTRAL_LOOKUP", "1")
+    with pytest.raises(UserError, match="MAX_MISTRAL_LOOKUP is '1'"):
+        enabled()
+    monkeypatch.delenv("MAX_MISTRAL_LOOKUP")
+    assert enabled()
+
+
+def agreement(text, end):
+    """How many tokens up to ``end`` are those at the text's end."""
+    count = 0
+    while count < min(end + 1, LONGEST) and text[end - count] == text[-1 - count]:
+        count += 1
+    return count
+
+
+@given(TEXTS, st.integers(0, 20))
+def test_a_draft_is_what_followed_the_longest_agreement(text, most):
+    agreed = [agreement(text, end) for end in range(len(text) - 1)]
+    best = max(agreed, default=0)
+    found = propose(np.array(text, np.int64), most)
+    if most == 0 or best < SHORTEST:
+        assert not len(found.tokens)
+        return
+    place = len(agreed) - 1 - agreed[::-1].index(best)
+    want = list(text)
+    # What followed, and where that ends, what would follow it in turn.
+    for _ in range(most):
+        want.append(want[place + 1 + len(want) - len(text)])
+    assert found.agreed == best
+    assert found.tokens.tolist() == want[len(text) :]
+
+
+def test_only_the_end_of_a_long_text_is_searched(monkeypatch):
+    monkeypatch.setattr(drafts, "SEARCHED", 8)
+    text = np.array([1, 2, 3, 0, 0, 0, 0, 0, 0, 1, 2])
+    assert not len(propose(text, 3).tokens)
+    assert propose(np.array([1, 2, 3, 0, 1, 2]), 2).agreed == 2
+
+
+def test_odds_learn_what_came():
+    odds = Odds()
+    before = list(odds.right)
+    assert odds.learn(2, [5, 6, 7], [5, 6, 9]) == 2
+    # Two of the first kind, 2 and 3 agreed, were right; the next kind was wrong.
+    assert odds.right[0] > before[0]
+    assert odds.right[1] < before[1]
+    assert odds.right[2:] == before[2:]
+    for _ in range(200):
+        odds.learn(40, [5], [5])
+    assert odds.next_right(40) > 0.99
+    assert odds.learn(2, [], [5]) == odds.learn(2, [5], []) == 0
+
+
+@given(
+    st.floats(1e-4, 1), st.floats(0.01, 1), st.lists(st.integers(1, 30), min_size=60)
+)
+def test_the_cost_of_a_row_is_found(base, slope, steps):
+    cost, slope = Cost(), base * slope
+    assert cost.fit() == (0, 0)
+    for rows in steps + [1, 20] * 30:
+        cost.observe(rows, base + slope * rows)
+    for rows in (1, 20):
+        # The first guess still counts for a little.
+        assert cost.estimate(rows) == pytest.approx(base + slope * rows, rel=0.2)
+
+
+def test_a_step_that_was_interrupted_counts_for_little():
+    cost = Cost()
+    for _ in range(20):
+        cost.observe(1, 0.01)
+    cost.observe(1, 5.0)
+    assert cost.estimate(1) < 0.012
+
+
+def test_what_was_learned_of_a_row_fades():
+    cost = Cost()
+    for _ in range(30):
+        cost.observe(1, 0.01)
+        cost.observe(8, 0.08)
+    dear = cost.estimate(8) / cost.estimate(1)
+    for _ in range(500):
+        cost.observe(1, 0.01)
+    assert cost.estimate(8) / cost.estimate(1) < 2 < 6 < dear
+
+
+def steps_of(base, slope):
+    """A cost that has been found to be this."""
+    cost = Cost()
+    for _ in range(200):
+        for rows in (1, 8):
+            cost.observe(rows, base + slope * rows)
+    return cost
+
+
+SURE, UNSURE = Odds([1.0] * 4), Odds([0.05] * 4)
+
+
+def test_how_many_drafts_are_worth_it():
+    cheap, dear = steps_of(1, 0.01), steps_of(0.01, 1)
+    assert how_many([], cheap) == []
+    assert how_many([Candidate(2, 15, SURE)], Cost()) == [0]
+    assert how_many([Candidate(2, 15, SURE)], cheap) == [15]
+    assert how_many([Candidate(2, 15, SURE)], dear) == [0]
+    assert how_many([Candidate(2, 0, SURE)], cheap) == [0]
+    # The likelier draft first; the unlikely one is not worth even a cheap row.
+    assert how_many([Candidate(2, 9, UNSURE), Candidate(2, 9, SURE)], cheap) == [0, 9]
+
+
+def test_under_load_there_are_no_drafts():
+    # From 32 rows a matmul is bound by its arithmetic: each row costs a whole one.
+    load = Cost()
+    for _ in range(200):
+        for rows in (32, 40):
+            load.observe(rows, rows / 32)
+    assert how_many([Candidate(2, 15, Odds())] * 32, load) == [0] * 32
+    assert how_many([Candidate(2, 15, SURE)] * MOST_ROWS, steps_of(1, 0.001)) == (
+        [0] * MOST_ROWS
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(2, 40), st.integers(0, 15), st.floats(0, 1)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.floats(0.01, 1),
+)
+def test_no_other_number_of_drafts_is_much_better(candidates, slope):
+    cost = steps_of(1, slope)
+    base, slope = cost.fit()
+    made = [Candidate(a, n, Odds([right] * 4)) for a, n, right in candidates]
+
+    def rate(chosen):
+        tokens = sum(
+            sum(right**i for i in range(count + 1))
+            for count, (_, _, right) in zip(chosen, candidates, strict=True)
+        )
+        return tokens / (base + slope * (len(chosen) + sum(chosen)))
+
+    found = how_many(made, cost)
+    assert all(count <= n for count, (_, n, _) in zip(found, candidates, strict=True))
+    assert rate(found) >= rate([0] * len(found)) * (1 - 1e-9)
+    for i, (_, most, _) in enumerate(candidates):
+        for count in range(most + 1):
+            other = [*found[:i], count, *found[i + 1 :]]
+            # The margin that a draft must bring is what may be lost.
+            assert rate(other) <= rate(found) * 1.1
+
+
+def context_of(tokens, answered, **sampling):
+    context = TextContext(
+        max_length=64,
+        tokens=TokenBuffer(np.array(tokens, np.int64)),
+        sampling_params=SamplingParams(**sampling),
+    )
+    for token in answered:
+        context.update(token)
+    return context
+
+
+def test_a_row_is_sampled_as_its_place_would_be():
+    draft = np.array([7, 8, 9])
+    context = context_of([1, 2, 3], [4], seed=11, temperature=0.5)
+    rows = sampled_rows([context], [draft])
+    for i, row in enumerate(rows):
+        there = context_of([1, 2, 3], [4, *draft[:i]], seed=11, temperature=0.5)
+        assert request_row_seed(row) == request_row_seed(there)
+        assert row.tokens.all.tolist() == there.tokens.all.tolist()
+        assert row.tokens.generated.tolist() == there.tokens.generated.tolist()
+        assert len(row.tokens) == len(there.tokens)
+        assert row.sampling_params.temperature == 0.5
+
+
+@pytest.fixture
+def helper(v13):
+    return StructuredOutputHelper.from_tokenizer(
+        v13.tokenizer,
+        enable_structured_output=True,
+        tool_parser_name=v13.config.runtime.tool_parser,
+        any_whitespace=True,
+    )
+
+
+def allowed(mask, token):
+    return bool(mask[token // 32] >> (token % 32) & 1)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 5])
+def test_a_draft_ends_where_the_grammar_forbids_it(v13, helper, wrong):
+    grammar = grammar_of(v13, tools=TOOLS, tool_choice="required")
+    ids = v13.ids(FIRST["v13"])
+    answered, draft = ids[:1], np.array(ids[1:11])
+    if wrong is not None:
+        draft[wrong] = 2  # the end, in the middle of a call
+    free, bound = context_of([1, 5], [6]), context_of([1, 5], [])
+    bound.grammar = grammar
+    helper.update_context(bound, helper.allocate_bitmask(1), 0)
+    for token in answered:
+        bound.update(token)
+    state = json.dumps(bound.snapshot_grammar_state(), default=repr)
+
+    masks, kept = masks_of_rows(helper, [free, bound], [draft[:2], draft])
+
+    assert kept[0].tolist() == draft[:2].tolist()
+    assert kept[1].tolist() == draft[:wrong].tolist()
+    assert len(masks) == 3 + 1 + len(kept[1])
+    assert (masks[:3] == -1).all()
+    # Each row's mask is that of plain decoding, from the same matcher.
+    assert json.dumps(bound.snapshot_grammar_state(), default=repr) == state
+    for row, token in zip(masks[3:], [*kept[1].tolist(), None], strict=True):
+        plain = helper.allocate_bitmask(1)
+        helper.update_context(bound, plain, 0)
+        assert (plain[0] == row).all()
+        assert not allowed(row, 2)
+        if token is not None:
+            assert allowed(row, token)
+            bound.update(token)
