@@ -1,0 +1,122 @@
+"""Requests through MAX's own pipeline, all at once and from beginning to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from max.pipelines import PIPELINE_REGISTRY
+from max.pipelines.context import (
+    EOSTracker,
+    SamplingParams,
+    TextContext,
+    TokenBuffer,
+)
+from max.pipelines.modeling.types import TextGenerationInputs
+
+from workbench.runner import make_pipeline_config
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked.
+
+    Attributes:
+        tokens: The prompt's.
+        answer: Most tokens of the answer.
+        sampling: Of ``SamplingParams``; the likeliest token by default.
+        context: Of ``TextContext``, as ``json_schema``.
+    """
+
+    tokens: Sequence[int]
+    answer: int
+    sampling: dict[str, Any] = field(default_factory=lambda: {"top_k": 1})
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Answers:
+    """What came, in the order of the requests.
+
+    Attributes:
+        tokens: The answers.
+        scores: Each token's log-probabilities, if asked for.
+        seconds: How long all steps but the first took.
+        steps: How many there were.
+        drafted: How many tokens were drafted.
+        right: How many of them were right.
+    """
+
+    tokens: list[list[int]]
+    scores: list[list[Any]]
+    seconds: float = 0.0
+    steps: int = 0
+    drafted: int = 0
+    right: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, but for each answer's first."""
+        return sum(len(answer) - 1 for answer in self.tokens) / self.seconds
+
+
+class Batch:
+    """A model on a CPU as ``max serve`` runs it, without the server."""
+
+    def __init__(self, folder: Path | str, **flags: Any) -> None:
+        config = make_pipeline_config(folder, **flags)
+        self.pipeline: Any = PIPELINE_REGISTRY.retrieve_factory(config).factory()
+        self.eos = PIPELINE_REGISTRY.retrieve_tokenizer(config).eos_token_ids
+        self.may_draft = self.pipeline._may_draft
+
+    def answer(self, requests: Sequence[Request], *, lookup: bool) -> Answers:
+        """Answers requests, with prompt lookup or without."""
+        pipeline, manager = self.pipeline, self.pipeline.kv_manager
+        pipeline._may_draft = self.may_draft if lookup else lambda context: False
+        manager.reset_prefix_cache()
+        contexts = [self.context(request) for request in requests]
+        found = Answers([[] for _ in contexts], [[] for _ in contexts])
+        places = {context.request_id: i for i, context in enumerate(contexts)}
+        running, began = contexts, 0.0
+        for context in contexts:
+            manager.claim(context)
+        while running:
+            for context in running:
+                manager.alloc(context)
+            outputs = pipeline.execute(TextGenerationInputs(batches=[running]))
+            for request_id, output in outputs.items():
+                place = places[request_id]
+                found.tokens[place] += output.tokens
+                found.scores[place] += output.log_probabilities or []
+            for context in running:
+                if context.is_done:
+                    manager.release(context)
+                    pipeline.release(context.request_id)
+            running = [context for context in running if not context.is_done]
+            if not began:
+                began = time.perf_counter()
+                continue
+            found.steps += 1
+            counts = pipeline.batch_spec_decode_metrics()
+            if counts is not None:
+                found.drafted += counts.draft_tokens_generated
+                found.right += counts.draft_tokens_accepted
+        found.seconds = time.perf_counter() - began
+        return found
+
+    def context(self, request: Request) -> TextContext:
+        """Returns what MAX's tokenizer would make of a request."""
+        sampling = SamplingParams(**request.sampling)
+        eos = set() if sampling.ignore_eos else self.eos
+        return TextContext(
+            max_length=len(request.tokens) + request.answer,
+            tokens=TokenBuffer(np.array(request.tokens, np.int64)),
+            sampling_params=sampling,
+            eos_tracker=EOSTracker(eos_token_ids=eos),
+            ignore_eos=sampling.ignore_eos,
+            **request.context,
+        )
