@@ -45,23 +45,18 @@ class Answers:
     Attributes:
         tokens: The answers.
         scores: Each token's log-probabilities, if asked for.
-        seconds: How long all steps but the first took.
-        steps: How many there were.
+        rate: Tokens a second while all requests were running, but for the first step.
+        steps: How many steps there were after the first.
         drafted: How many tokens were drafted.
         right: How many of them were right.
     """
 
     tokens: list[list[int]]
     scores: list[list[Any]]
-    seconds: float = 0.0
+    rate: float = 0.0
     steps: int = 0
     drafted: int = 0
     right: int = 0
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second, but for each answer's first."""
-        return sum(len(answer) - 1 for answer in self.tokens) / self.seconds
 
 
 class Batch:
@@ -79,7 +74,7 @@ class Batch:
         pipeline._may_draft = self.may_draft if lookup else lambda context: False
         manager.reset_prefix_cache()
         contexts = [self.context(request) for request in requests]
-        found = Answers([[] for _ in contexts], [[] for _ in contexts])
+        found = Answers([[] for _ in contexts], [[] for _ in contexts], steps=-1)
         places = {context.request_id: i for i, context in enumerate(contexts)}
         running, began = contexts, 0.0
         for context in contexts:
@@ -96,16 +91,17 @@ class Batch:
                 if context.is_done:
                     manager.release(context)
                     pipeline.release(context.request_id)
-            running = [context for context in running if not context.is_done]
             if not began:
                 began = time.perf_counter()
-                continue
+            elif len(running) == len(contexts):
+                count = sum(len(answer) - 1 for answer in found.tokens)
+                found.rate = count / (time.perf_counter() - began)
+            running = [context for context in running if not context.is_done]
             found.steps += 1
             counts = pipeline.batch_spec_decode_metrics()
             if counts is not None:
                 found.drafted += counts.draft_tokens_generated
                 found.right += counts.draft_tokens_accepted
-        found.seconds = time.perf_counter() - began
         return found
 
     def context(self, request: Request) -> TextContext:

@@ -13,8 +13,8 @@ MOST = 15
 MOST_ROWS = 64
 """Rows of a step that has drafts."""
 
-MARGIN = 1.1
-"""How much more than its cost a draft must be expected to bring: both are guesses."""
+MARGIN = 1.03
+"""How much faster than one without drafts a step must be expected to be."""
 
 
 def _kind(agreed: int) -> int:
@@ -55,59 +55,55 @@ class Odds:
         return min(len(drafted), len(came))
 
 
-@dataclass
 class Cost:
-    """What a decode step costs by its rows: ``base + slope * rows``.
+    """What a decode step costs: ``base + slope * rows``, and ``extra`` with drafts.
 
-    Least squares over the last steps, where older ones count less. A step without
-    drafts says nothing about the slope; what has been learned of it fades into
-    the first guess, so that drafts are tried again.
+    Least squares over the last steps, where older ones count less. Steps without
+    drafts say little about the slope and nothing about the extra; what has been
+    learned of them fades into the first guess, so that drafts are tried again.
     """
 
-    FIRST_GUESS = 0.1
-    """A row's cost over that of a step of one row."""
+    SLOPE, EXTRA = 0.1, 0.02
+    """First guesses, as parts of what a step of one row costs."""
 
     FADING = 0.97
 
-    weight: float = 0
-    rows: float = 0
-    squares: float = 0
-    seconds: float = 0
-    products: float = 0
+    def __init__(self) -> None:
+        # Of the steps' (1, rows, drafts or not): the sums of their products with
+        # each other, and with the seconds.
+        self._squares = np.zeros((3, 3))
+        self._products = np.zeros(3)
+        self._found = np.zeros(3)
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """Takes in one step."""
+    def observe(self, rows: int, seconds: float, *, drafts: bool) -> None:
+        """Takes in one step.
+
+        Args:
+            rows: How many rows it had.
+            seconds: How long it took.
+            drafts: Whether some of the rows were drafts.
+        """
         # A step that something interrupted would count for dozens of others.
-        if self.weight > 4:
-            seconds = min(seconds, 2 * self.estimate(rows))
-        for name, value in {
-            "weight": 1,
-            "rows": rows,
-            "squares": rows * rows,
-            "seconds": seconds,
-            "products": rows * seconds,
-        }.items():
-            setattr(self, name, self.FADING * getattr(self, name) + value)
+        if self._squares[0, 0] > 4:
+            seconds = min(seconds, 2 * self.estimate(rows, drafts=drafts))
+        step = np.array([1.0, rows, drafts])
+        self._squares = self.FADING * self._squares + np.outer(step, step)
+        self._products = self.FADING * self._products + step * seconds
+        # Two more equations: the slope, and the extra, are a part of a step's cost.
+        slope = np.array([self.SLOPE, self.SLOPE - 1, 0])
+        extra = np.array([self.EXTRA, self.EXTRA, -1])
+        guesses = np.outer(slope, slope) + np.outer(extra, extra)
+        self._found = np.linalg.solve(self._squares + guesses, self._products)
 
-    def fit(self) -> tuple[float, float]:
-        """Returns ``base`` and ``slope``, in seconds; 0 before any step."""
-        if not self.weight:
-            return 0.0, 0.0
-        # The guess is one more equation: guess * base - (1 - guess) * slope = 0.
-        guess, rest = self.FIRST_GUESS, 1 - self.FIRST_GUESS
-        a = np.array(
-            [
-                [self.weight + guess * guess, self.rows - guess * rest],
-                [self.rows - guess * rest, self.squares + rest * rest],
-            ]
-        )
-        base, slope = np.linalg.solve(a, [self.seconds, self.products])
-        return float(base), float(slope)
+    @property
+    def known(self) -> bool:
+        """Whether any step has been seen."""
+        return bool(self._squares[0, 0])
 
-    def estimate(self, rows: int) -> float:
+    def estimate(self, rows: int, *, drafts: bool) -> float:
         """Returns what a step costs, in seconds."""
-        base, slope = self.fit()
-        return base + slope * rows
+        base, slope, extra = self._found.tolist()
+        return base + slope * rows + extra * drafts
 
 
 @dataclass(frozen=True)
@@ -122,25 +118,28 @@ class Candidate:
 def how_many(candidates: Sequence[Candidate], cost: Cost) -> list[int]:
     """Returns how many tokens of each draft to verify, for most tokens a second.
 
-    Drafts are taken by their odds, as long as one more brings a larger part of
-    the step's tokens than it adds to the step's time.
+    Drafts are taken by their odds, one token after the other.
     """
-    base, slope = cost.fit()
-    chosen = [0] * len(candidates)
+    none = [0] * len(candidates)
+    if not cost.known or not candidates:
+        return none
+    rows, tokens = len(candidates), float(len(candidates))
+    best, fastest = none, MARGIN * tokens / cost.estimate(rows, drafts=False)
+    chosen = list(none)
     # The odds that all of a draft's tokens up to its next one are right.
     reach = [c.odds.next_right(c.agreed) if c.tokens else 0.0 for c in candidates]
-    tokens, rows = float(len(candidates)), len(candidates)
     while rows < MOST_ROWS:
-        best = max(range(len(candidates)), key=reach.__getitem__, default=None)
-        if best is None or not slope:
+        likeliest = max(range(len(candidates)), key=reach.__getitem__)
+        if not reach[likeliest]:
             break
-        gain, price = reach[best] / tokens, slope / (base + slope * rows)
-        if gain <= MARGIN * price:
-            break
-        tokens, rows = tokens + reach[best], rows + 1
-        chosen[best] += 1
-        candidate = candidates[best]
-        reach[best] *= candidate.odds.next_right(candidate.agreed + chosen[best])
-        if chosen[best] == candidate.tokens:
-            reach[best] = 0.0
-    return chosen
+        rows, tokens = rows + 1, tokens + reach[likeliest]
+        chosen[likeliest] += 1
+        rate = tokens / cost.estimate(rows, drafts=True)
+        if rate > fastest:
+            best, fastest = list(chosen), rate
+        candidate = candidates[likeliest]
+        place = candidate.agreed + chosen[likeliest]
+        reach[likeliest] *= candidate.odds.next_right(place)
+        if chosen[likeliest] == candidate.tokens:
+            reach[likeliest] = 0.0
+    return best

@@ -97,7 +97,8 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         ):
             came = context.tokens.all[length:].tolist()
             each.learn(draft.agreed, draft.tokens.tolist(), came)
-        self._cost.observe(rows, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._cost.observe(rows, seconds, drafts=any(chosen))
         return outputs
 
     def _may_draft(self, context: TextContext) -> bool:
@@ -120,9 +121,10 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         room = min(room, context.max_length - len(tokens) - 1, MOST)
         draft = propose(tokens.all, room)
         # Nothing comes after an end.
-        ends = np.isin(draft.tokens, list(context.eos_tracker.eos_token_ids))
-        if ends.any():
-            return Draft(draft.tokens[: ends.argmax() + 1], draft.agreed)
+        ends = context.eos_tracker.eos_token_ids
+        for i, token in enumerate(draft.tokens.tolist()):
+            if token in ends:
+                return Draft(draft.tokens[: i + 1], draft.agreed)
         return draft
 
     def _verify(

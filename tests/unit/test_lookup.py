@@ -14,7 +14,7 @@ from max_mistral.errors import UserError
 from max_mistral.lookup import drafts, enabled
 from max_mistral.lookup.drafts import LONGEST, SHORTEST, propose
 from max_mistral.lookup.grammar import masks_of_rows
-from max_mistral.lookup.odds import MOST_ROWS, Candidate, Cost, Odds, how_many
+from max_mistral.lookup.odds import MARGIN, MOST_ROWS, Candidate, Cost, Odds, how_many
 from max_mistral.lookup.rows import sampled_rows
 from tests.tools import FIRST, TOOLS, grammar_of
 
@@ -79,35 +79,44 @@ def test_odds_learn_what_came():
 
 
 @given(
-    st.floats(1e-4, 1), st.floats(0.01, 1), st.lists(st.integers(1, 30), min_size=60)
+    st.floats(1e-4, 1),
+    st.floats(0.01, 1),
+    st.floats(0, 0.5),
+    st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=60),
 )
-def test_the_cost_of_a_row_is_found(base, slope, steps):
-    cost, slope = Cost(), base * slope
-    assert cost.fit() == (0, 0)
-    for rows in steps + [1, 20] * 30:
-        cost.observe(rows, base + slope * rows)
-    for rows in (1, 20):
+def test_the_cost_of_a_row_is_found(base, slope, extra, steps):
+    cost, slope, extra = Cost(), base * slope, base * extra
+    assert not cost.known
+    for rows, drafted in steps + [(1, False), (20, False), (2, True), (20, True)] * 30:
+        cost.observe(rows, base + slope * rows + extra * drafted, drafts=drafted)
+    assert cost.known
+    for rows, drafted in ((1, False), (20, False), (20, True)):
         # The first guess still counts for a little.
-        assert cost.estimate(rows) == pytest.approx(base + slope * rows, rel=0.2)
+        want = base + slope * rows + extra * drafted
+        assert cost.estimate(rows, drafts=drafted) == pytest.approx(want, rel=0.2)
 
 
 def test_a_step_that_was_interrupted_counts_for_little():
     cost = Cost()
     for _ in range(20):
-        cost.observe(1, 0.01)
-    cost.observe(1, 5.0)
-    assert cost.estimate(1) < 0.012
+        cost.observe(1, 0.01, drafts=False)
+    cost.observe(1, 5.0, drafts=False)
+    assert cost.estimate(1, drafts=False) < 0.012
 
 
-def test_what_was_learned_of_a_row_fades():
+def test_what_was_learned_of_drafts_fades():
     cost = Cost()
+
+    def dearness():
+        return cost.estimate(8, drafts=True) / cost.estimate(1, drafts=False)
+
     for _ in range(30):
-        cost.observe(1, 0.01)
-        cost.observe(8, 0.08)
-    dear = cost.estimate(8) / cost.estimate(1)
+        cost.observe(1, 0.01, drafts=False)
+        cost.observe(8, 0.08, drafts=True)
+    dear = dearness()
     for _ in range(500):
-        cost.observe(1, 0.01)
-    assert cost.estimate(8) / cost.estimate(1) < 2 < 6 < dear
+        cost.observe(1, 0.01, drafts=False)
+    assert dearness() < 2 < 6 < dear
 
 
 def steps_of(base, slope):
@@ -115,7 +124,8 @@ def steps_of(base, slope):
     cost = Cost()
     for _ in range(200):
         for rows in (1, 8):
-            cost.observe(rows, base + slope * rows)
+            cost.observe(rows, base + slope * rows, drafts=rows > 1)
+            cost.observe(rows, base + slope * rows, drafts=False)
     return cost
 
 
@@ -138,7 +148,7 @@ def test_under_load_there_are_no_drafts():
     load = Cost()
     for _ in range(200):
         for rows in (32, 40):
-            load.observe(rows, rows / 32)
+            load.observe(rows, rows / 32, drafts=rows > 32)
     assert how_many([Candidate(2, 15, Odds())] * 32, load) == [0] * 32
     assert how_many([Candidate(2, 15, SURE)] * MOST_ROWS, steps_of(1, 0.001)) == (
         [0] * MOST_ROWS
@@ -155,7 +165,6 @@ def test_under_load_there_are_no_drafts():
 )
 def test_no_other_number_of_drafts_is_much_better(candidates, slope):
     cost = steps_of(1, slope)
-    base, slope = cost.fit()
     made = [Candidate(a, n, Odds([right] * 4)) for a, n, right in candidates]
 
     def rate(chosen):
@@ -163,7 +172,8 @@ def test_no_other_number_of_drafts_is_much_better(candidates, slope):
             sum(right**i for i in range(count + 1))
             for count, (_, _, right) in zip(chosen, candidates, strict=True)
         )
-        return tokens / (base + slope * (len(chosen) + sum(chosen)))
+        rows = len(chosen) + sum(chosen)
+        return tokens / cost.estimate(rows, drafts=any(chosen))
 
     found = how_many(made, cost)
     assert all(count <= n for count, (_, n, _) in zip(found, candidates, strict=True))
@@ -171,8 +181,8 @@ def test_no_other_number_of_drafts_is_much_better(candidates, slope):
     for i, (_, most, _) in enumerate(candidates):
         for count in range(most + 1):
             other = [*found[:i], count, *found[i + 1 :]]
-            # The margin that a draft must bring is what may be lost.
-            assert rate(other) <= rate(found) * 1.1
+            # What a step with drafts must bring more is what may be lost.
+            assert rate(other) <= rate(found) * MARGIN * (1 + 1e-9)
 
 
 def context_of(tokens, answered, **sampling):
