@@ -110,10 +110,13 @@ def check_cache(
                 "--kv-cache-format out."
             )
         return
-    if dtype != DType.float32:
+    # MAX's own attention on a CPU knows one dtype only.
+    known = [DType.float32] if kernel_mode == "off" else [DType.float32, DType.bfloat16]
+    if dtype not in known:
+        names = " or ".join(each.name for each in known)
         raise UserError(
-            f"The KV cache would be {dtype}, but on a CPU it is float32. Leave "
-            "--kv-cache-format out."
+            f"The KV cache would be {dtype.name}, but here on a CPU it can be {names}. "
+            "Leave --kv-cache-format out for float32."
         )
     window = min((w for w in windows if w is not None), default=MIN_CPU_WINDOW)
     if window < MIN_CPU_WINDOW and kernel_mode == "off":
