@@ -195,7 +195,10 @@ def test_a_window_of_no_keys_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "format_", "found"),
     [
-        ("on", None, DType.float32),
+        ("on", None, DType.bfloat16),
+        ("exact", None, DType.float32),
+        ("portable", None, DType.float32),
+        ("off", None, DType.float32),
         ("on", "float32", DType.float32),
         ("on", "bfloat16", DType.bfloat16),
         ("exact", "bfloat16", DType.bfloat16),
