@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from max.pipelines.sampling import FusedSamplingProcessor
 from transformers import AutoTokenizer
 
 from benchmarks import models
+from benchmarks.cpu import cpu_name
 from workbench.batch import Answers, Batch, Request
 from workbench.demo import GGUF, prepare_demo
 from workbench.lookup_texts import COUNT, KINDS, functions, texts
@@ -43,7 +43,8 @@ from workbench.lookup_texts import COUNT, KINDS, functions, texts
 AT_A_TIME = (1, 2, 4, 8)
 LENGTH = 160
 """Most tokens of an answer."""
-FLAGS = {"max_length": 2048, "max_batch_size": COUNT}
+FLAGS: dict[str, Any] = {"max_length": 2048, "max_batch_size": COUNT}
+FLAGS["kv_cache_format"] = None  # as users have it
 Asked = dict[str, list[Request]]
 
 
@@ -228,7 +229,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(demo)
     batch = Batch(demo, weight_path=[GGUF], **FLAGS)
     asked = of_smollm2(tokenizer)
-    result: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
+    result: dict[str, Any] = {"machine": cpu_name()}
     if "smollm2" in arguments.models:
         result["smollm2"] = table("SmolLM2-135M", batch, asked, arguments.rounds)
         if not arguments.no_llama_cpp:

@@ -16,7 +16,7 @@ def table(
     """Returns medians, and in brackets the ratio to the engine ``base``'s.
 
     The memory is the peak over the weights and the KV cache that the engine
-    reserves: for 8 requests of 4,224 tokens in float32, for one in float16.
+    reserves: max_mistral for 8 requests of 4,224 tokens, the others for one.
     """
     head = f"{'':12}" + "".join(f"{name:>16}" for name in measures)
     lines = [head + "  peak GB" * any("peak_bytes" in m for m in results.values())]

@@ -46,7 +46,8 @@ class MaxMistral:
 
         from workbench.runner import Runner
 
-        flags = {"max_length": CONTEXT, "max_batch_size": BATCH}
+        flags: dict[str, Any] = {"max_length": CONTEXT, "max_batch_size": BATCH}
+        flags["kv_cache_format"] = None
         if gguf is not None:
             flags["weight_path"] = [gguf]
         self.runner = Runner(folder, ReturnLogits.LAST_TOKEN, flags)

@@ -86,6 +86,15 @@ def make_kv_params(
     return MultiKVCacheParams.from_params(tree)
 
 
+def default_cpu_dtype(kernel_mode: KernelMode) -> DType:
+    """Returns the dtype of keys and values on a CPU, where no flag says.
+
+    bfloat16, as on GPUs: half the memory, and no number is too large for it. Where
+    activations stay float32, so do they.
+    """
+    return DType.bfloat16 if kernel_mode == "on" else DType.float32
+
+
 def check_cache(
     dtype: DType,
     windows: Sequence[int | None],
@@ -110,10 +119,13 @@ def check_cache(
                 "--kv-cache-format out."
             )
         return
-    if dtype != DType.float32:
+    # MAX's own attention on a CPU knows one dtype only.
+    known = [DType.float32] if kernel_mode == "off" else [DType.float32, DType.bfloat16]
+    if dtype not in known:
+        names = " or ".join(each.name for each in known)
         raise UserError(
-            f"The KV cache would be {dtype}, but on a CPU it is float32. Leave "
-            "--kv-cache-format out."
+            f"The KV cache would be {dtype.name}, but here on a CPU it can be {names}. "
+            "Leave --kv-cache-format out."
         )
     window = min((w for w in windows if w is not None), default=MIN_CPU_WINDOW)
     if window < MIN_CPU_WINDOW and kernel_mode == "off":

@@ -41,6 +41,7 @@ from .kernels.packing import Encoding
 from .kv_cache import (
     FULL,
     check_cache,
+    default_cpu_dtype,
     effective_windows,
     kv_groups,
     kv_places,
@@ -252,7 +253,19 @@ class MistralConfig(ArchConfigWithKVCache):
         kv_cache_config: KVCacheConfig,
         cache_dtype: DType,
     ) -> KVCacheParamInterface:
-        """Returns the KV cache parameters; see :mod:`.kv_cache`."""
+        """Returns the KV cache parameters; see :mod:`.kv_cache`.
+
+        Args:
+            huggingface_config: The checkpoint's.
+            pipeline_config: MAX's.
+            devices: Where the model runs.
+            kv_cache_config: Its flags.
+            cache_dtype: What MAX takes for the encoding. On a CPU without
+                ``--kv-cache-format``, ours counts.
+        """
+        on_cpu = any(device.is_cpu() for device in devices)
+        if on_cpu and kv_cache_config.kv_cache_format is None:
+            cache_dtype = default_cpu_dtype(kernels.mode())
         return make_kv_params(
             hf.text_config(huggingface_config),
             kv_cache_config,

@@ -24,7 +24,11 @@ Array = npt.NDArray[np.float32]
 
 
 def make_pipeline_config(folder: Path | str, **kwargs: Any) -> PipelineConfig:
-    """Returns what the command line would build from the same flags."""
+    """Returns what the command line would build from the same flags.
+
+    But for the KV cache, which is float32 on a CPU: numbers are compared. With
+    ``kv_cache_format=None`` it is what users get.
+    """
     defaults: dict[str, Any] = {
         "custom_architectures": ["max_mistral"],
         "device_specs": [DeviceSpec.cpu()],
@@ -32,6 +36,8 @@ def make_pipeline_config(folder: Path | str, **kwargs: Any) -> PipelineConfig:
         "max_length": 256,
         "max_batch_size": 4,
     }
+    if "device_specs" not in kwargs:
+        defaults["kv_cache_format"] = "float32"
     return PipelineConfig.from_args(
         PipelineArgs.from_flat_kwargs(model_path=str(folder), **defaults | kwargs)
     )

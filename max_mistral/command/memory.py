@@ -10,11 +10,13 @@ from pathlib import Path
 
 import psutil
 from max.driver import DeviceSpec, load_devices
+from max.dtype import DType
 from transformers import PretrainedConfig
 
 from .. import hf_config as hf
 from .. import kernels
 from ..errors import UserError
+from ..kv_cache import default_cpu_dtype
 from ..weights.names import expected_tensors
 from .checkpoint import Checkpoint
 
@@ -24,7 +26,7 @@ _UTILIZATION = 0.9
 _SHARE = 0.5
 # A shorter context is of no use to anyone.
 _LEAST_CONTEXT = 256
-_FLOAT32, _BFLOAT16 = 4, 2
+_FLOAT32 = 4
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -97,9 +99,9 @@ def _weight_bytes(
 
 def _token_bytes(config: PretrainedConfig, devices: Sequence[DeviceSpec]) -> int:
     """Of one token's keys and values. A window is not counted on."""
-    number = _FLOAT32 if on_cpu(devices) else _BFLOAT16
+    dtype = default_cpu_dtype(kernels.mode()) if on_cpu(devices) else DType.bfloat16
     heads = config.num_key_value_heads * hf.head_dim(config)
-    return 2 * config.num_hidden_layers * heads * number
+    return 2 * config.num_hidden_layers * heads * dtype.size_in_bytes
 
 
 def on_cpu(devices: Sequence[DeviceSpec]) -> bool:

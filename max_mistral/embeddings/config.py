@@ -61,9 +61,13 @@ class MistralEmbeddingConfig(ArchConfig):
             pipeline_config, model_config, max_seq_len=max_seq_len
         )
         check_recipe(model)
-        # Nothing is kept from step to step, nor from layer to layer.
+        # Nothing is kept from step to step, nor from layer to layer, so there is
+        # room for numbers as they are.
+        cache = decoder.kv_groups[0]
+        chosen = pipeline_config.model.kv_cache.kv_cache_format is not None
         one_layer = replace(
-            decoder.kv_groups[0],
+            cache,
+            dtype=cache.dtype if chosen else decoder.dtype,
             num_layers=1,
             window_size=None,
             enable_prefix_caching=False,

@@ -223,7 +223,7 @@ def packed_attention(
 
     Args:
         queries: float32 ``[tokens, heads, head_dim]``.
-        kv_collection: The paged KV cache, float32, with this step's keys.
+        kv_collection: The paged KV cache, of any float dtype, with this step's keys.
         layer_idx: uint32 scalar, the layer's place in it.
         input_row_offsets: uint32 ``[batch + 1]``.
         kv_params: The cache's parameters.

@@ -44,3 +44,12 @@ def test_rounding_to_bfloat16_costs_less_than_a_thousandth(tmp_path, monkeypatch
     ratio = np.exp(np.mean(rounded) - np.mean(exact))
     print(f"perplexity, rounded to exact: {ratio:.6f}")
     assert abs(ratio - 1) < 0.001, (ratio, rounded, exact)
+
+
+def test_a_bfloat16_kv_cache_costs_less_than_a_thousandth(demo_model):
+    found = nlls(demo_model, weight_path=[GGUF])
+    halved = nlls(demo_model, weight_path=[GGUF], kv_cache_format="bfloat16")
+    assert halved != found
+    ratio = np.exp(np.mean(halved) - np.mean(found))
+    print(f"perplexity, bfloat16 KV cache to float32: {ratio:.6f}")
+    assert abs(ratio - 1) < 0.001, (ratio, halved, found)

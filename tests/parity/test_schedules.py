@@ -304,15 +304,19 @@ def again(requests):
 
 
 # Full attention; and windows on three of four layers, whose pages are given back.
-# Their graphs are those of other tests: MAX compiles each once.
-@pytest.mark.parametrize(("name", "echo"), [("mha_tied", False), ("ministral", True)])
-def test_a_request_is_answered_as_alone(checkpoints, monkeypatch, name, echo):
+# The first graph is that of other tests: MAX compiles each once.
+@pytest.mark.parametrize(
+    ("name", "echo", "dtype"),
+    [("mha_tied", False, "float32"), ("ministral", True, "bfloat16")],
+)
+def test_a_request_is_answered_as_alone(checkpoints, monkeypatch, name, echo, dtype):
     drafts = Drafts(monkeypatch)
     config = make_pipeline_config(
         checkpoints[name],
         max_length=CASES[name].max_length,
         max_batch_size=MOST_REQUESTS,
         enable_echo=echo,
+        kv_cache_format=dtype,
     )
     server = Server(PIPELINE_REGISTRY.retrieve_factory(config).factory())
     rng = np.random.default_rng(5)

@@ -188,10 +188,14 @@ def test_a_quantized_checkpoint_needs_a_gpu(run, tmp_path, monkeypatch):
 # ---- the context
 
 
-def test_the_context_is_a_power_of_two_that_fits(run, folder, monkeypatch):
+@pytest.mark.parametrize(("mode", "number"), [("on", 2), ("exact", 4)])
+def test_the_context_is_a_power_of_two_that_fits(
+    run, folder, monkeypatch, mode, number
+):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", mode)
     config = json.loads((folder / "config.json").read_text())
     width = config["num_hidden_layers"] * config["num_key_value_heads"]
-    token = 2 * width * config["head_dim"] * 4
+    token = 2 * width * config["head_dim"] * number
     weights = (folder / "model.safetensors").stat().st_size
 
     def free(tokens):

@@ -192,11 +192,33 @@ def test_a_window_of_no_keys_is_refused(tmp_path):
         MistralConfig.initialize(make_pipeline_config(folder))
 
 
-def test_on_a_cpu_the_kv_cache_is_float32(tmp_path):
+@pytest.mark.parametrize(
+    ("mode", "format_", "found"),
+    [
+        ("on", None, DType.bfloat16),
+        ("exact", None, DType.float32),
+        ("portable", None, DType.float32),
+        ("off", None, DType.float32),
+        ("on", "float32", DType.float32),
+        ("on", "bfloat16", DType.bfloat16),
+        ("exact", "bfloat16", DType.bfloat16),
+        ("off", "bfloat16", "here on a CPU it can be float32. Leave --kv-cache"),
+        ("on", "float8_e4m3fn", "it can be float32 or bfloat16. Leave --kv-cache"),
+    ],
+)
+def test_the_kv_cache_on_a_cpu(tmp_path, monkeypatch, mode, format_, found):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", mode)
     folder = write_checkpoint(tmp_path, BASE)
-    pipeline_config = make_pipeline_config(folder, kv_cache_format="bfloat16")
-    with pytest.raises(UserError, match="Leave --kv-cache-format out"):
-        MistralConfig.initialize(pipeline_config)
+    pipeline_config = make_pipeline_config(folder, kv_cache_format=format_)
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            MistralConfig.initialize(pipeline_config)
+        return
+    (group,) = MistralConfig.initialize(pipeline_config).kv_groups
+    assert group.dtype == found
+    # Keys and values of 128 tokens in 3 layers.
+    size = 2 * 128 * 3 * group.n_kv_heads * group.head_dim
+    assert group.bytes_per_block == size * found.size_in_bytes
 
 
 def test_a_window_too_small_for_maxs_cpu_kernel_is_refused(tmp_path, monkeypatch):
