@@ -49,7 +49,6 @@ class Setting:
 
 BATCH = 8
 SETTINGS = {
-    # The graph of tests/e2e/test_serve_logprobs.py.
     "full": Setting("gqa", max_length=256, chunk=64, pages=7),
     # A window on three of four layers, so two caches.
     "window": Setting("ministral", max_length=512, chunk=128, pages=12),
@@ -146,7 +145,7 @@ def memory_share(folder: Path, setting: Setting) -> float:
     """The part of the memory that holds the weights and ``pages`` KV pages."""
     config = CONFIGS[setting.config]
     numbers = 2 * config["num_hidden_layers"] * config["num_key_value_heads"]
-    page = 4 * numbers * config["head_dim"] * PAGE
+    page = 2 * numbers * config["head_dim"] * PAGE  # bfloat16
     weights = (folder / "model.safetensors").stat().st_size
     return (weights + setting.pages * page) / CPU().stats["free_memory"]
 
