@@ -1,4 +1,4 @@
-"""Side by side on this CPU: max_mistral, MAX's own Llama, llama.cpp, torch.
+"""Side by side on this CPU: max_mistral, MAX's own Llama, llama.cpp and more.
 
     make bench-cpu                       # or, to choose:
     python -m benchmarks.cpu --shapes 1.1B --encodings bf16 q8_0 --rounds 3
@@ -10,8 +10,9 @@ read bandwidth. The table has the medians, and the median of the rounds' ratios
 to llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
 llama-cpp-python gets it, each in a process of its own. "exact" is max_mistral
 with ``MAX_MISTRAL_KERNELS=exact``, where that differs. MAX's own Llama runs
-through ``max generate``, in float32, which is what it has on a CPU. 7B has 4 bits
-only.
+through ``max generate``, in float32, which is what it has on a CPU. ik_llama.cpp is
+there once ``scripts/build_ik_llama.sh`` has built it, with its weights repacked at
+load (its ``-rtr``), torch where it is installed. 7B has 4 bits only.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +39,7 @@ import numpy as np
 
 from benchmarks import models
 from benchmarks.engine import Stopped
-from benchmarks.measure import DECODES
+from benchmarks.measure import DECODES, requests_of
 from benchmarks.report import Results, table
 from max_mistral import kernels
 
@@ -125,7 +127,7 @@ class Measured:
     """Starts a process for the measures of the model alone."""
 
 
-def engines(folder: Path, encoding: str) -> dict[str, Measured]:
+def engines(folder: Path, encoding: str, ik_llama: Path) -> dict[str, Measured]:
     """Returns what measures each engine on a model in an encoding."""
     gguf = folder / "model-bf16.gguf"
     if encoding != "bf16":
@@ -144,6 +146,10 @@ def engines(folder: Path, encoding: str) -> dict[str, Measured]:
             partial(Stopped, "llama.cpp", folder, gguf),
         ),
     }
+    if ik_llama.exists():
+        command = [str(ik_llama)]
+        worker = partial(Stopped, "ik_llama.cpp", folder, gguf, command=command)
+        chosen["ik_llama.cpp"] = Measured(None, worker)
     if encoding == "bf16":
         if kernels.has_bfloat16():
             mode = {"MAX_MISTRAL_KERNELS": "exact"}
@@ -151,7 +157,8 @@ def engines(folder: Path, encoding: str) -> dict[str, Measured]:
                 partial(max_generate, folder, *flags, environment=mode),
                 partial(Stopped, "max_mistral", folder, environment=mode),
             )
-        chosen["torch"] = Measured(None, partial(Stopped, "torch", folder))
+        if find_spec("torch") is not None:
+            chosen["torch"] = Measured(None, partial(Stopped, "torch", folder))
         stock = models.stock(folder)
         chosen["MAX float32"] = Measured(partial(max_generate, stock, *float32))
     return chosen
@@ -172,7 +179,10 @@ def run(chosen: Mapping[str, Measured], rounds: int) -> tuple[Results, list[floa
         for turn in range(rounds):
             speeds.append(bandwidth())
             for measure in ("prefill", *DECODES):
-                runs = {n: partial(w.rate, measure) for n, w in workers.items()}
+                numbers = requests_of(measure)
+                runs = {
+                    n: partial(w.rate, measure, *numbers) for n, w in workers.items()
+                }
                 for name, value in rotated(runs, turn):
                     results[name][measure].append(value)
         for name, worker in workers.items():
@@ -205,6 +215,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
+    parser.add_argument(
+        "--ik-llama",
+        type=Path,
+        default=Path("build/ik_llama/worker"),
+        help="what scripts/build_ik_llama.sh built; left out where there is none",
+    )
     parser.add_argument("--json", type=Path, help="where to add the results")
     arguments = parser.parse_args()
     report: dict[str, Any] = {}
@@ -219,7 +235,9 @@ def main() -> None:
             if shape == "7B" and encoding not in ("q4_0", "q4_k_m"):
                 print(f"\n7B has 4 bits only: {encoding} left out")
                 continue
-            results, speeds = run(engines(folder, encoding), arguments.rounds)
+            results, speeds = run(
+                engines(folder, encoding, arguments.ik_llama), arguments.rounds
+            )
             speed = statistics.median(speeds)
             size = results["llama.cpp"]["weight_bytes"][0]
             reads = statistics.median(results["max_mistral"]["decode"]) * size

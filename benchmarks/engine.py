@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
 class Stopped:
-    """``benchmarks.worker`` on an engine, stopped except while it measures.
+    """A worker on an engine, stopped except while it measures.
 
     So engines can take turns of a few seconds, in which the machine is as fast
     for one as for the other, without loading their model each time.
@@ -25,6 +25,8 @@ class Stopped:
         gguf: Its weights, if not those in ``folder``.
         environment: Variables to set beside this process's.
         cwd: The checkout to run; by default this process's.
+        command: What to run on ``folder`` and ``gguf``; by default
+            ``benchmarks.worker``.
     """
 
     def __init__(
@@ -34,12 +36,13 @@ class Stopped:
         gguf: Path | None = None,
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        command: Sequence[str] | None = None,
     ) -> None:
+        default = [sys.executable, "-m", "benchmarks.worker", engine]
         self.engine = engine
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", engine, str(folder)]
-            + ([str(gguf)] if gguf else []),
+            [*(command or default), *(str(path) for path in (folder, gguf) if path)],
             env=dict(os.environ) | dict(environment or {}),
             cwd=cwd,
             stdin=subprocess.PIPE,
@@ -50,10 +53,15 @@ class Stopped:
         self._answer("loaded")
         self.process.send_signal(signal.SIGSTOP)
 
-    def rate(self, measure: str) -> float:
-        """Returns tokens a second; see ``benchmarks.measure.rate``."""
+    def rate(self, measure: str, *numbers: int) -> float:
+        """Returns tokens a second; see ``benchmarks.measure.rate``.
+
+        Args:
+            measure: Its name.
+            numbers: What it is, for a worker that does not know the name.
+        """
         self.process.send_signal(signal.SIGCONT)
-        self._ask(measure)
+        self._ask(" ".join([measure, *map(str, numbers)]))
         found = self._answer(measure)
         self.process.send_signal(signal.SIGSTOP)
         return found

@@ -19,6 +19,11 @@ DECODES = {
 Prompts = list[list[int]]
 
 
+def requests_of(measure: str) -> tuple[int, int, int]:
+    """Returns a measure's requests, tokens of each, and steps: of prefill none."""
+    return DECODES.get(measure, (1, PREFILL, 0))
+
+
 def tokens(count: int, seed: int = 0) -> list[int]:
     """Returns random tokens of the model's vocabulary."""
     return [int(t) for t in np.random.default_rng(seed).integers(300, 31999, count)]

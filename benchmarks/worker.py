@@ -4,7 +4,7 @@
 
 ENGINE is ``max_mistral``, ``llama.cpp`` or ``torch``, on two threads, greedy.
 Prints ``{"loaded": seconds}``, and for each measure of ``benchmarks/measure.py``
-named on a line of its input ``{measure: tokens a second}``: the model alone. At
+that begins a line of its input ``{measure: tokens a second}``: the model alone. At
 the end of its input, or at ``end``, the peak of its resident memory, beside what
 weights and KV cache take. The engine ``llama.cpp-user`` measures decode as
 llama-cpp-python's user gets it.
@@ -200,7 +200,7 @@ def main() -> None:
     engine: Engine = ENGINES[name](Path(folder), gguf)
     print(json.dumps({"loaded": time.perf_counter() - start}), flush=True)
     for line in sys.stdin:
-        measure = line.strip()
+        measure, *_ = line.split()
         if measure == "end":
             break
         print(json.dumps({measure: rate(engine, measure)}), flush=True)
