@@ -7,9 +7,10 @@ rows there are, so a request computes the same in any batch.
 
 from std.math import ceildiv, fma
 from std.memory import bitcast
-from std.sys import llvm_intrinsic
+from std.sys import llvm_intrinsic, size_of
 
-from .layout import ROWS, Floats, encoding
+from .fetch import fetch_ahead
+from .layout import LINE, ROWS, Floats, encoding
 
 comptime Pairs = SIMD[DType.uint32, ROWS]
 """Two bfloat16 of each row."""
@@ -102,8 +103,17 @@ def dense_tile[
     var acc = Array[Floats, MR * NR](fill=0)
     var xi = xp.unsafe_bitcast[UInt32]()
     var xf = xp.unsafe_bitcast[Float32]()
+
+    @inline(.always)
+    def fetch[bytes: Int](k: Int) {imm}:
+        # One row or two are read as fast as memory gives them.
+        comptime if MR > 2:
+            comptime for r in range(NR):
+                fetch_ahead[bytes](w.unsafe_offset(r * panel + k * bytes))
+
     comptime if dtype == .bfloat16:
         for k in range(ceildiv(columns, 2)):
+            fetch[LINE](k)
             var wv = Array[Pairs, NR](fill=0)
             comptime for r in range(NR):
                 wv[r] = (
@@ -138,7 +148,9 @@ def dense_tile[
                         acc[at] = fma(_even(wv[r]), even, acc[at])
                         acc[at] = fma(_odd(wv[r]), odd, acc[at])
     else:
+        comptime column_bytes = ROWS * size_of[dtype]()
         for k in range(columns):
+            fetch[column_bytes](k)
             var wv = Array[Floats, NR](fill=0)
             comptime for r in range(NR):
                 wv[r] = (

@@ -14,6 +14,7 @@ from std.memory import bitcast
 from std.sys import llvm_intrinsic
 
 from .codes import Codes, minima, quads, scales
+from .fetch import fetch_ahead
 from .layout import PART, ROWS, Floats, encoding
 
 
@@ -83,6 +84,64 @@ def _dot4(
 
 
 @inline(.always)
+def _dots[
+    kind: Int, vnni: Bool, MR: Int, NR: Int, half: Int
+](
+    xb: ImmPointer[UInt8, _], w: ImmPointer[UInt8, _], part: Int, panel: Int
+) -> Array[Floats, MR * NR]:
+    """`sum(code * x)` over the columns of a part that share a scale.
+
+    All of them, or the 16 of `half`. One sum for a row and a panel, so that a tile's
+    sums stay in registers; two if there is but one, for it would wait for itself.
+
+    Args:
+        xb: The rows' part.
+        w: The first panel's block.
+        part: Which of the block's.
+        panel: Bytes from one panel to the next.
+
+    Returns:
+        `[MR][NR]` vectors of 16 output rows.
+    """
+    comptime both = encoding[kind]().scale_columns == PART
+    comptime chains = 2 if both and vnni and MR * NR == 1 else 1
+    var xi = xb.unsafe_bitcast[Int32]()
+    var xf = xb.unsafe_bitcast[Float32]()
+    var dots = Array[Floats, MR * NR](fill=0)
+    var sums = Array[SIMD[.int32, ROWS], chains * MR * NR](fill=0)
+    comptime for i in range(4):
+        comptime for r in range(NR):
+            # Columns 4 i to 4 i + 3 of each 16.
+            var pair = quads[kind, i](w.unsafe_offset(r * panel), part)
+            comptime for side in range(2):
+                comptime if both or side == half:
+                    comptime if vnni:
+                        comptime for m in range(MR):
+                            comptime at = chains * (m * NR + r) + side % chains
+                            var x = xi.unsafe_load((4 * side + i) * MR + m)
+                            sums[at] = _dot4(
+                                sums[at], pair[side], SIMD[.int32, ROWS](x)
+                            )
+                    else:
+                        var quad = bitcast[.uint32, ROWS](pair[side])
+                        comptime for j in range(4):
+                            comptime column = 16 * side + 4 * i + j
+                            var code = (quad >> UInt32(8 * j)) & 255
+                            var number = code.cast[.float32]()
+                            comptime for m in range(MR):
+                                comptime at = m * NR + r
+                                var x = xf.unsafe_load(column * MR + m)
+                                dots[at] = fma(number, Floats(x), dots[at])
+    comptime if vnni:
+        comptime for at in range(MR * NR):
+            var total = sums[chains * at]
+            comptime if chains == 2:
+                total += sums[2 * at + 1]
+            dots[at] = total.cast[.float32]()
+    return dots^
+
+
+@inline(.always)
 def quantized_tile[
     kind: Int, vnni: Bool, MR: Int, NR: Int
 ](
@@ -106,63 +165,33 @@ def quantized_tile[
     comptime block_columns = e.block_columns
     comptime block_bytes = e.block_bytes()
     comptime parts = e.parts()
+    comptime bytes = block_bytes // parts
     # Scales in a part.
     comptime halves = PART // e.scale_columns
     var acc = Array[Floats, MR * NR](fill=0)
     for b in range(columns // block_columns):
         for part in range(parts):
+            # One row of codes of 8 bits is read as fast as memory gives it.
+            comptime if MR > 1 or e.low_bits < 8:
+                comptime for r in range(NR):
+                    fetch_ahead[bytes](
+                        w.unsafe_offset(
+                            r * panel + b * block_bytes + part * bytes
+                        )
+                    )
             var xb = xp.unsafe_offset(
                 (b * parts + part) * _part_bytes[vnni]() * MR
             )
-            var dots = Array[Floats, halves * MR * NR](fill=0)
-            var sums = Array[SIMD[.int32, ROWS], 2 * MR * NR](fill=0)
-            var xi = xb.unsafe_bitcast[Int32]()
-            var xf = xb.unsafe_bitcast[Float32]()
-            comptime for i in range(4):
-                comptime for r in range(NR):
-                    var block = w.unsafe_offset(r * panel + b * block_bytes)
-                    # Columns 4 i to 4 i + 3 of each 16.
-                    var pair = quads[kind, i](block, part)
-                    comptime for half in range(2):
-                        comptime if vnni:
-                            comptime for m in range(MR):
-                                comptime at = 2 * (m * NR + r) + half
-                                var x = xi.unsafe_load((4 * half + i) * MR + m)
-                                sums[at] = _dot4(
-                                    sums[at], pair[half], SIMD[.int32, ROWS](x)
-                                )
-                        else:
-                            var quad = bitcast[.uint32, ROWS](pair[half])
-                            comptime for j in range(4):
-                                comptime column = 16 * half + 4 * i + j
-                                var code = ((quad >> UInt32(8 * j)) & 255).cast[
-                                    .float32
-                                ]()
-                                comptime for m in range(MR):
-                                    comptime at = (
-                                        min(half, halves - 1) * MR + m
-                                    ) * NR + r
-                                    dots[at] = fma(
-                                        code,
-                                        Floats(xf.unsafe_load(column * MR + m)),
-                                        dots[at],
-                                    )
-            comptime if vnni:
-                comptime for at in range(MR * NR):
-                    comptime if halves == 2:
-                        dots[at] = sums[2 * at].cast[.float32]()
-                        dots[MR * NR + at] = sums[2 * at + 1].cast[.float32]()
-                    else:
-                        dots[at] = (sums[2 * at] + sums[2 * at + 1]).cast[
-                            .float32
-                        ]()
             var rest = xb.unsafe_offset(
                 (PART if vnni else 4 * PART) * MR
             ).unsafe_bitcast[Float32]()
             comptime skip = MR if vnni else 0
-            comptime for r in range(NR):
-                var block = w.unsafe_offset(r * panel + b * block_bytes)
-                comptime for half in range(halves):
+            comptime for half in range(halves):
+                var dots = _dots[kind, vnni, MR, NR, half](
+                    xb, w.unsafe_offset(b * block_bytes), part, panel
+                )
+                comptime for r in range(NR):
+                    var block = w.unsafe_offset(r * panel + b * block_bytes)
                     var scale = scales[kind](block, part, half)
                     var minimum = minima[kind](block, part, half, scale)
                     comptime for m in range(MR):
@@ -173,10 +202,6 @@ def quantized_tile[
                         var total = rest.unsafe_load(skip + half * MR + m)
                         comptime if halves == 1:
                             total += rest.unsafe_load(skip + MR + m)
-                        acc[at] = fma(
-                            dots[half * MR * NR + at],
-                            factor,
-                            acc[at],
-                        )
+                        acc[at] = fma(dots[at], factor, acc[at])
                         acc[at] = fma(minimum, Floats(-total), acc[at])
     return acc^
