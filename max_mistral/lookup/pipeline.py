@@ -25,6 +25,7 @@ from max.pipelines.speculative.utils import _SpeculativeDecodingMetrics
 
 from .drafts import Draft, propose
 from .grammar import masks_of_rows
+from .greedy import GreedySampler
 from .odds import MOST, Candidate, Cost, Odds, how_many
 from .rows import sampled_rows, with_drafts
 
@@ -54,6 +55,9 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        assert self._sampler_without_bitmask is not None
+        plain: Any = GreedySampler(self._sampler_without_bitmask)
+        self._sampler_without_bitmask = plain
         self._cost = Cost()
         self._odds: dict[RequestID, Odds] = {}
         self._counts: Counts | None = None

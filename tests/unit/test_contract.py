@@ -1161,6 +1161,21 @@ def a_step_of_decoding():
 
 
 @seam(
+    "what MAX's sampler takes and returns where there are no grammars and penalties",
+    "_sampler_without_bitmask",
+    "compare `GreedySampler` in `lookup/greedy.py` with `_sample_logits`",
+)
+def the_plain_sampler():
+    module = "max.pipelines.sampling.sampling_logits_processor"
+    listed = "top_k max_k temperature top_p min_top_p min_p seed"
+    fields = r",\s*".join(f"self.{name}" for name in listed.split())
+    says(f"{module}:SamplerInputs.as_list", rf"\[\s*{fields},?\s*\]")
+    says(f"{module}:_sample_logits", r"logits,\s*prev_tokens,\s*\*sampler_inputs")
+    says(f"{module}:_sample_logits", r"tokens, generated_tokens = sampler_output\[:2\]")
+    says(f"{module}:_sample_logits", r"new_seed = sampler_output\[-1\]")
+
+
+@seam(
     "what MAX's sampler reads of a context: `sampling_params`, `min_tokens`, and of "
     "its `tokens` the length, `all` and `generated`",
     "Row RowTokens",

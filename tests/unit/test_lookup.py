@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from max.driver import Buffer
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from max.pipelines.lib.pipeline_variants.utils import StructuredOutputHelper
 from max.pipelines.sampling.seeds import request_row_seed
@@ -14,6 +15,7 @@ from max_mistral.errors import UserError
 from max_mistral.lookup import drafts, enabled
 from max_mistral.lookup.drafts import LONGEST, SHORTEST, propose
 from max_mistral.lookup.grammar import masks_of_rows
+from max_mistral.lookup.greedy import GreedySampler
 from max_mistral.lookup.odds import MARGIN, MOST_ROWS, Candidate, Cost, Odds, how_many
 from max_mistral.lookup.rows import sampled_rows
 from tests.tools import FIRST, TOOLS, grammar_of
@@ -253,3 +255,39 @@ def test_a_draft_ends_where_the_grammar_forbids_it(v13, helper, wrong):
         if token is not None:
             assert allowed(row, token)
             bound.update(token)
+
+
+def sampler_inputs(logits, top_k, *more):
+    rows = len(logits)
+    each = [
+        logits.astype(np.float32),
+        np.full((rows, 1), 9, np.int64),
+        np.array(top_k, np.int64),
+        np.array(1, np.int64),
+        *(np.ones(rows, np.float32) for _ in range(2)),
+        np.array(1, np.float32),
+        np.zeros(rows, np.float32),
+        np.arange(rows, dtype=np.uint64),
+        *more,
+    ]
+    return [Buffer.from_numpy(value) for value in each]
+
+
+def test_rows_that_are_all_greedy_take_the_likeliest_token():
+    def sampler(*inputs):
+        raise AssertionError("MAX's sampler is for others")
+
+    logits = np.array([[0.0, 3.0, 1.0], [5.0, -1.0, 4.0]])
+    found = GreedySampler(sampler)(*sampler_inputs(logits, [1, 1]))
+    tokens, so_far, seed = (value.to_numpy().tolist() for value in found)
+    assert (tokens, so_far, seed) == ([1, 0], [[9, 1], [9, 0]], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("top_k", "more", "width"),
+    [([1, 40], [], 3), ([1, -1], [], 3), ([1, 1], [np.zeros(2)], 3), ([1], [], 2**21)],
+)
+def test_all_others_are_left_to_max(top_k, more, width):
+    found = GreedySampler(lambda *inputs: len(inputs))
+    inputs = sampler_inputs(np.zeros((len(top_k), width)), top_k, *more)
+    assert found(*inputs) == len(inputs)
