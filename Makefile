@@ -56,19 +56,10 @@ lint: $(VENV)/dev
 check-gpu-compile: $(VENV)/dev
 	$(BIN)/python scripts/check_gpu_compile.py
 
-# Needs a GPU. With a torch that has CUDA the benchmark compares with transformers
-# too: $(BIN)/pip install torch==2.13.0
+# Needs a GPU; with a torch that has CUDA transformers is measured too:
+# $(BIN)/pip install torch==2.13.0. Without a network see scripts/pack_gpu.sh.
 check-gpu: $(VENV)/dev $(MODEL)
-	@# A process for each file, for one that has run a model keeps the GPU's memory;
-	@# 5 is pytest's "no tests", of a file that PYTEST_FLAGS leaves out. The benchmark
-	@# runs even where a test fails, and then the target fails.
-	@failed=0; \
-	for file in tests/gpu/test_*.py; do \
-		$(BIN)/python -m pytest $(PYTEST_FLAGS) $$file || [ $$? = 5 ] || failed=1; \
-	done; \
-	$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json $(BENCH_FLAGS) \
-		|| failed=1; \
-	exit $$failed
+	$(BIN)/python scripts/check_gpu.py $(CHECK_FLAGS)
 
 # Needs torch too: $(BIN)/pip install torch==2.13.0
 bench-cpu: $(VENV)/dev

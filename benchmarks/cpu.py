@@ -42,6 +42,7 @@ from benchmarks.engine import Stopped
 from benchmarks.measure import DECODES, requests_of
 from benchmarks.report import Results, table
 from max_mistral import kernels
+from max_mistral.command.program import max_program
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ def max_generate(
     prompt = "".join(chr(97 + i % 26) for i in range(500))
     variables = {"PYTHONWARNINGS": "ignore", **(environment or {})}
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "max"), "generate", "--model", str(folder)]
+        [max_program() or "max", "generate", "--model", str(folder)]
         + ["--devices", "cpu", "--max-length", "1024", "--max-new-tokens", "100"]
         + ["--temperature", "0", "--prompt", prompt, *flags],
         env=dict(os.environ) | variables,

@@ -38,6 +38,10 @@ CONFIG = ROOT / "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/confi
 # are fewer than the 8,192 that MAX takes in one step by default.
 DECODES = {f"decode_{batch}": (batch, 100, 64) for batch in (1, 8, 64)}
 BASE = "MAX"
+CUDA = "import torch; print(torch.cuda.is_available())"
+NO_CUDA = "transformers is left out: there is no torch with CUDA here."
+# An exit status, as pytest's where there is nothing to do.
+NOTHING = 5
 
 
 class OnGpu(MaxMistral):
@@ -76,6 +80,9 @@ def run(name: str, folder: Path) -> None:
     """Measures one engine and prints JSON."""
     engine: Engine
     if name == "transformers":
+        if ask(CUDA) != "True":
+            print(NO_CUDA)
+            sys.exit(NOTHING)
         engine = Torch(folder, None, "cuda")
     else:
         engine = OnGpu(folder, name)
@@ -105,18 +112,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/bench/gpu"))
+    parser.add_argument("--make", action="store_true", help="the weights, no more")
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
+    # MAX's own Mistral fails without head_dim, which the published config lacks.
+    values = json.loads(CONFIG.read_text()) | {"head_dim": 128}
+    if arguments.make:
+        models.make_safetensors(values, arguments.folder)
+        return
     gpu = ask("from max.driver import Accelerator; print(Accelerator().model_name)")
     if not gpu:
         sys.exit("benchmarks.gpu needs a GPU, and MAX finds none here.")
     names = ["max_mistral", BASE]
-    if ask("import torch; print(torch.cuda.is_available())") == "True":
+    if ask(CUDA) == "True":
         names.append("transformers")
     else:
-        print("transformers is left out: there is no torch with CUDA here.")
-    # MAX's own Mistral fails without head_dim, which the published config lacks.
-    values = json.loads(CONFIG.read_text()) | {"head_dim": 128}
+        print(NO_CUDA)
     folder = models.make_safetensors(values, arguments.folder)
     runs = {
         name: functools.partial(in_process, name, folder, module="benchmarks.gpu")

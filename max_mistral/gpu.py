@@ -17,3 +17,12 @@ def lacks_scaled_matmul() -> bool:
     "static coordinate 2 is out of bounds" (``tile_writer.mojo``).
     """
     return (gpu_architecture() or "").startswith("sm_90")
+
+
+def lacks_fast_blocks() -> bool:
+    """Whether MAX's block-scaled FP8 matmul has no tensor cores on these GPUs.
+
+    Of NVIDIA's it has them on sm_100 and sm_103 only.
+    """
+    gpu = gpu_architecture() or ""
+    return gpu.startswith("sm_") and not gpu.startswith("sm_10")

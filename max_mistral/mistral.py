@@ -117,7 +117,9 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
         assert data_parallel_splits is None
         assert host_row_offsets is None
         hs = self.embed_tokens(tokens, signal_buffers)
-        freqs_cis = [self.rope.freqs_cis.to(device) for device in self.devices]
+        # Cast once: in a block each would cast the whole table.
+        table = ops.cast(self.rope.freqs_cis, self.config.dtype)
+        freqs_cis = [table.to(device) for device in self.devices]
         row_offsets = [input_row_offsets]
         if len(self.devices) > 1:
             row_offsets = ops.distributed_broadcast(input_row_offsets, signal_buffers)

@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from max_mistral.command.program import max_program
 from workbench.checkpoints import BASE, CONFIGS, write_checkpoint
 from workbench.quantized import CONFIG, LAYOUTS, write_quantized
 
@@ -83,7 +84,7 @@ class Case:
         if self.layout is not None:
             encoding = LAYOUTS[self.layout].encoding
         return [
-            str(Path(sys.executable).parent / "max"),
+            max_program() or "max",
             "warm-cache",
             *("--custom-architectures", "max_mistral"),
             *("--model", str(folder)),

@@ -27,7 +27,7 @@ from max.nn.quant_ops import quantized_matmul
 from max.nn.stacked_linear import StackedLinear
 from max.support.math import ceildiv
 
-from ..gpu import lacks_scaled_matmul
+from ..gpu import gpu_architecture, lacks_fast_blocks, lacks_scaled_matmul
 from ..weights.dtypes import FLOATS, check_dtype
 from ..weights.names import ExpectedTensor
 from ..weights.scales import read_scale
@@ -130,6 +130,13 @@ class FP8(ScaledFormat):
         # up; MAX's kernel takes whole blocks of columns.
         blocks = final.row_scales_after_matmul or final.scales == "block"
         check_blocks(widths, BLOCK if blocks else 1, degree)
+        if blocks and lacks_fast_blocks():
+            logger.warning(
+                "On this GPU (%s) MAX 26.7 computes FP8 products without tensor cores, "
+                "at a fraction of bfloat16's speed. Run the model's bfloat16 "
+                "checkpoint if it fits.",
+                gpu_architecture(),
+            )
         # RowScaledLinear has no fused gate and up.
         fuse = not final.row_scales_after_matmul and can_use_fused_mlp(
             dict(weights), tensor_wise=self.scales == "tensor" and not self.static

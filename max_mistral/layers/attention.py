@@ -98,7 +98,8 @@ class MistralAttention(Module):
             layer_idx: uint32 scalar, the layer's place in the KV cache.
             x: ``[total_seq_len, hidden_size]``.
             kv_collection: The paged KV cache.
-            freqs_cis: Rotary cosines and sines, ``[positions, head_dim]``.
+            freqs_cis: Rotary cosines and sines, ``[positions, head_dim]``, of the
+                activations' dtype.
             input_row_offsets: uint32 ``[batch + 1]``.
             query_scale: float32 ``[total_seq_len]`` from
                 :func:`.query_scale.query_scale`, or ``None``.
@@ -112,7 +113,7 @@ class MistralAttention(Module):
             kv_params=self.kv_params,
             qkv=qkv,
             input_row_offsets=input_row_offsets,
-            freqs_cis=ops.cast(freqs_cis, qkv.dtype),
+            freqs_cis=freqs_cis,
             kv_collection=kv_collection,
             layer_idx=layer_idx,
             n_heads=self.num_heads,

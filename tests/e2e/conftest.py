@@ -9,10 +9,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from pathlib import Path
 
 import psutil
 
+from max_mistral.command.program import max_program
 from workbench.demo import GGUF, ROOT
 
 # As in the Makefile, so that demo, server and tests share one compiled graph.
@@ -43,7 +43,7 @@ def run_python(*args, cwd=ROOT, timeout=STARTUP_SECONDS):
 
 
 def max_command():
-    return str(Path(sys.executable).parent / "max")
+    return max_program() or "max"
 
 
 def run_max(*args, timeout=STARTUP_SECONDS, **kwargs):

@@ -9,7 +9,7 @@ from max import tree
 from max.driver import DeviceSpec
 from max.dtype import DType
 
-from max_mistral.formats.fp8 import row_scales
+from max_mistral.formats.fp8 import FP8, row_scales
 from max_mistral.formats.scaled import QuantizedLayers
 from tests.harness import build, load_safetensors, virtual_gpus
 from tests.quantized_reference import GOLDEN, NAMES, digest
@@ -193,3 +193,22 @@ def test_the_scales_of_a_kv_cache_are_dropped(tmp_path):
     ones = dict.fromkeys(names, np.ones(1, np.float32))
     write_quantized(tmp_path, LAYOUTS["autofp8"], edit=lambda t: t.update(ones))
     assert not any("output_scale" in name for name in load(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "scales", "slow"),
+    [
+        *[("sm_90a", scales, True) for scales in ("tensor", "channel", "block")],
+        ("sm_89", "block", True),
+        ("sm_100a", "block", False),
+        ("sm_100a", "tensor", False),
+        ("gfx950", "block", False),
+    ],
+)
+def test_slow_products_are_said(monkeypatch, caplog, gpu, scales, slow):
+    monkeypatch.setattr("max_mistral.gpu.accelerator_count", lambda: 1)
+    monkeypatch.setattr("max_mistral.gpu.accelerator_architecture_name", lambda: gpu)
+    every = QuantizedLayers(frozenset({0}), frozenset({0}))
+    FP8(scales, static=False).finalize_layers(every, {}, {"hidden": 256}, 1)
+    assert ("without tensor cores" in caplog.text) is slow
+    assert (gpu in caplog.text) is slow

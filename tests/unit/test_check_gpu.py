@@ -1,0 +1,105 @@
+"""``scripts/check_gpu.py`` without a GPU: what it makes of steps, and its report."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from workbench.checkpoints import CONFIGS
+from workbench.demo import ROOT
+from workbench.quantized import LAYOUTS
+
+SCRIPT = ROOT / "scripts" / "check_gpu.py"
+spec = importlib.util.spec_from_file_location("check_gpu", SCRIPT)
+check_gpu = importlib.util.module_from_spec(spec)
+sys.modules["check_gpu"] = check_gpu
+spec.loader.exec_module(check_gpu)
+
+
+def step(name, code):
+    return check_gpu.Step(name, f"Is {name} right?", [sys.executable, "-c", code])
+
+
+GOOD = step("good", "print('12 tokens a second')")
+BAD = step("bad", "print('3 of 8 rows wrong'); raise SystemExit(1)")
+# Its child would live on, and hold the output open.
+ENDLESS = "import subprocess, time; subprocess.Popen(['sleep', '99']); time.sleep(99)"
+SLOW = step("slow", ENDLESS)
+ABSENT = step("absent", "raise SystemExit(5)")
+
+
+@pytest.fixture
+def check(monkeypatch, tmp_path, capsys):
+    """Runs the command line with some steps; returns what it left and printed."""
+
+    def run(found, *flags):
+        monkeypatch.setattr(check_gpu, "steps", lambda out: iter(found))
+        monkeypatch.setattr(sys, "argv", ["check_gpu", "--out", str(tmp_path), *flags])
+        status = 0
+        try:
+            check_gpu.main()
+        except SystemExit as end:
+            status = end.code
+        report = json.loads((tmp_path / "report.json").read_text())
+        verdicts = {name: value["verdict"] for name, value in report.items()}
+        return status, verdicts, capsys.readouterr().out
+
+    return run
+
+
+def test_each_answer(check, tmp_path):
+    status, verdicts, _ = check([GOOD, BAD, SLOW, ABSENT], "--seconds", "3")
+    assert verdicts == {
+        "good": "yes",
+        "bad": "no",
+        "slow": "too slow",
+        "absent": "left out",
+    }
+    assert status == "Not as it should be: bad, slow."
+    report = (tmp_path / "report.md").read_text()
+    assert "| bad | Is bad right? | no | " in report
+    assert "3 of 8 rows wrong" in report
+    assert "12 tokens a second" in report
+
+
+def test_it_goes_on_where_it_was(check):
+    check([GOOD])
+    status, verdicts, printed = check([GOOD, BAD])
+    assert "good:" not in printed
+    assert (verdicts, status) == (
+        {"good": "yes", "bad": "no"},
+        "Not as it should be: bad.",
+    )
+    _, _, printed = check([GOOD, BAD], "--again", "--steps", "good")
+    assert "good: Is good right? yes" in printed
+    assert "bad:" not in printed
+
+
+def test_an_unknown_step(check):
+    check([GOOD])
+    status, _, _ = check([GOOD], "--steps", "god")
+    assert status == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "verdict"),
+    [
+        (0, "4 passed in 2 s", "yes"),
+        (0, "2 passed, 3 skipped in 2 s", "yes"),
+        (0, "3 skipped in 2 s", "left out"),
+        (1, "1 failed, 3 skipped in 2 s", "no"),
+        (0, "", "yes"),
+        (-9, "", "no"),
+    ],
+)
+def test_what_an_exit_status_says(status, output, verdict):
+    assert check_gpu.judge(status, output) == verdict
+
+
+def test_every_case_has_a_step(tmp_path):
+    """The script names the cases itself, for it imports no package."""
+    assert list(CONFIGS) == check_gpu.CONFIGS
+    assert list(LAYOUTS) == check_gpu.LAYOUTS
+    names = [step.name for step in check_gpu.steps(tmp_path)]
+    assert len(names) == len(set(names))
