@@ -11,8 +11,8 @@ to llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
 llama-cpp-python gets it, each in a process of its own. "exact" is max_mistral
 with ``MAX_MISTRAL_KERNELS=exact``, where that differs. MAX's own Llama runs
 through ``max generate``, in float32, which is what it has on a CPU. ik_llama.cpp is
-there once ``scripts/build_ik_llama.sh`` has built it, with its weights repacked at
-load (its ``-rtr``), torch where it is installed. 7B has 4 bits only.
+there once ``scripts/build_ik_llama.sh`` has built it, with and without ``-rtr``, which
+interleaves its weights at load; torch where it is installed. 7B has 4 bits only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -45,6 +45,7 @@ from max_mistral import kernels
 from max_mistral.command.program import max_program
 
 T = TypeVar("T")
+IK = "ik_llama.cpp"
 
 
 def bandwidth() -> float:
@@ -149,8 +150,9 @@ def engines(folder: Path, encoding: str, ik_llama: Path) -> dict[str, Measured]:
     }
     if ik_llama.exists():
         command = [str(ik_llama)]
-        worker = partial(Stopped, "ik_llama.cpp", folder, gguf, command=command)
-        chosen["ik_llama.cpp"] = Measured(None, worker)
+        for name, mode in {IK: {}, f"{IK} -rtr": {"REPACK": "1"}}.items():
+            ik = partial(Stopped, name, folder, gguf, environment=mode, command=command)
+            chosen[name] = Measured(None, ik)
     if encoding == "bf16":
         if kernels.has_bfloat16():
             mode = {"MAX_MISTRAL_KERNELS": "exact"}
@@ -165,7 +167,9 @@ def engines(folder: Path, encoding: str, ik_llama: Path) -> dict[str, Measured]:
     return chosen
 
 
-def run(chosen: Mapping[str, Measured], rounds: int) -> tuple[Results, list[float]]:
+def run(
+    chosen: Mapping[str, Measured], rounds: int, measures: Iterable[str]
+) -> tuple[Results, list[float]]:
     """Returns what each engine did, and what the probe read, a round each."""
     results: Results = {name: defaultdict(list) for name in chosen}
     starts = {name: m.worker for name, m in chosen.items() if m.worker is not None}
@@ -179,7 +183,7 @@ def run(chosen: Mapping[str, Measured], rounds: int) -> tuple[Results, list[floa
             workers[name] = start()
         for turn in range(rounds):
             speeds.append(bandwidth())
-            for measure in ("prefill", *DECODES):
+            for measure in measures:
                 numbers = requests_of(measure)
                 runs = {
                     n: partial(w.rate, measure, *numbers) for n, w in workers.items()
@@ -215,6 +219,12 @@ def main() -> None:
         "--encodings", nargs="+", default=["bf16", "q8_0", "q4_0", "q4_k_m"]
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        default=["prefill", *DECODES],
+        help="beside end_to_end; decode_deep of 7B alone takes most of an hour",
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     parser.add_argument(
         "--ik-llama",
@@ -236,9 +246,8 @@ def main() -> None:
             if shape == "7B" and encoding not in ("q4_0", "q4_k_m"):
                 print(f"\n7B has 4 bits only: {encoding} left out")
                 continue
-            results, speeds = run(
-                engines(folder, encoding, arguments.ik_llama), arguments.rounds
-            )
+            chosen = engines(folder, encoding, arguments.ik_llama)
+            results, speeds = run(chosen, arguments.rounds, arguments.measures)
             speed = statistics.median(speeds)
             size = results["llama.cpp"]["weight_bytes"][0]
             reads = statistics.median(results["max_mistral"]["decode"]) * size

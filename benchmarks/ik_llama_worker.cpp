@@ -1,10 +1,10 @@
 // The worker of ik_llama.cpp: what benchmarks/worker.py is to the other engines.
 //
 //     scripts/build_ik_llama.sh
-//     build/ik_llama/worker FOLDER GGUF [repack]
+//     build/ik_llama/worker FOLDER GGUF
 //
-// On two threads, greedy. With `repack` the weights are interleaved at load for
-// the CPU, as ik_llama.cpp's flag -rtr does.
+// On two threads, greedy. With REPACK=1 in the environment the weights are interleaved
+// at load for the CPU, as ik_llama.cpp's flag -rtr does.
 
 #include <algorithm>
 #include <chrono>
@@ -112,7 +112,7 @@ double rate(llama_model * model, int count, int prompt, int steps) {
 
 int main(int argc, char ** argv) {
     if (argc < 3) {
-        std::cerr << "worker FOLDER GGUF [repack]" << std::endl;
+        std::cerr << "worker FOLDER GGUF" << std::endl;
         return 1;
     }
     const std::string path = argv[2];
@@ -120,7 +120,7 @@ int main(int argc, char ** argv) {
     llama_backend_init();
     const auto start = Clock::now();
     llama_model_params settings = llama_model_default_params();
-    if (argc > 3) {
+    if (std::getenv("REPACK") != nullptr) {
         settings.repack_tensors = true;
         settings.use_mmap = false;
     }

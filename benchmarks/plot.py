@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.cpu import IK
 from benchmarks.models import SHAPES
 from benchmarks.report import MEASURES, ratios
 
@@ -35,36 +36,46 @@ def models_of(report: dict) -> list[str]:
     return sorted(models, key=lambda name: list(SHAPES).index(name.split()[0]))
 
 
-def rows_of(report: dict) -> list[tuple[str, str, str]]:
-    """Returns a label, a model and an engine, for each of max_mistral's modes."""
+def rows_of(report: dict, *others: str) -> list[tuple[str, str, str]]:
+    """Returns a label, a model and an engine: max_mistral, and ``others`` if there."""
     rows = []
     for name in models_of(report):
         rows.append((name, name, "max_mistral"))
-        if "exact" in report[name]:
-            rows.append((f"{name}, exact", name, "exact"))
+        rows += [(f"{name}, {o}", name, o) for o in others if o in report[name]]
     return rows
 
 
 def markdown(report: dict) -> str:
-    """Returns the medians of max_mistral, with their ratios to llama.cpp."""
-    lines = ["| model | " + " | ".join(LABELS.values()) + " |", "|---" * 6 + "|"]
-    for label, name, engine in rows_of(report):
-        cells = [
-            f"{statistics.median(report[name][engine][measure]):.3g} "
-            f"({ratios(report[name], engine, measure):.2f}x)"
-            for measure in LABELS
+    """Returns the medians, with their ratios to llama.cpp."""
+
+    def cell(name: str, engine: str, measure: str) -> str:
+        # Of ik_llama.cpp's two layouts the faster one.
+        found = [
+            (ratios(report[name], e, measure), statistics.median(m[measure]))
+            for e, m in report[name].items()
+            if e in (engine, f"{engine} -rtr") and measure in m
         ]
+        return f"{max(found)[1]:.3g} ({max(found)[0]:.2f}x)" if found else ""
+
+    lines = ["| model | " + " | ".join(LABELS.values()) + " |", "|---" * 6 + "|"]
+    for label, name, engine in rows_of(report, "exact", IK):
+        cells = [cell(name, engine, measure) for measure in LABELS]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def draw(report: dict, target: Path) -> None:
     """Writes the picture: a group of bars for each model."""
-    rows = rows_of(report)
+    rows = rows_of(report, "exact")
     figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
     width = 0.8 / len(MEASURES)
     for i, measure in enumerate(MEASURES):
-        heights = [ratios(report[name], engine, measure) for _, name, engine in rows]
+        heights = [
+            ratios(report[name], engine, measure)
+            if measure in report[name][engine]
+            else 0.0
+            for _, name, engine in rows
+        ]
         places = [x + (i - (len(MEASURES) - 1) / 2) * width for x in range(len(rows))]
         axes.bar(places, heights, width, label=LABELS[measure])
     axes.axhline(1, color="black", linewidth=0.8)

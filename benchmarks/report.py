@@ -18,7 +18,7 @@ def table(
     The memory is the peak over the weights and the KV cache that the engine
     reserves: max_mistral for 8 requests of 4,224 tokens, the others for one.
     """
-    head = f"{'':12}" + "".join(f"{name:>16}" for name in measures)
+    head = f"{'':18}" + "".join(f"{name:>16}" for name in measures)
     lines = [head + "  peak GB" * any("peak_bytes" in m for m in results.values())]
     for engine, measured in results.items():
         cells = []
@@ -33,7 +33,7 @@ def table(
             peak = measured["peak_bytes"][0]
             over = peak / measured["needed_bytes"][0]
             cells.append(f"{peak / 1e9:9.1f} ({over:.2f}x weights and KV)")
-        lines.append(f"{engine:12}" + "".join(cells))
+        lines.append(f"{engine:18}" + "".join(cells))
     return "\n".join(lines)
 
 
