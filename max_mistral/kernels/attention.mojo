@@ -1,4 +1,4 @@
-"""The attention op that MAX graphs call, and how its work is shared."""
+"""The attention op that MAX graphs call."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
@@ -6,104 +6,31 @@ from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu.host import DeviceContext
 from max.runtime.asyncrt import parallelism_level
 from std.atomic import Atomic
-from std.math import ceildiv
 
-from .spans import SPAN, TILE, span
 from .kv_cache import Cache, check_step, copy_rows
+from .plan import Plan
+from .rotate import rotate_and_store
+from .spans import SPAN, TILE, span
 from .softmax import Reads, clear, finish, merge, padded, state_size
-
-
-@fieldwise_init
-struct Task(ImplicitlyCopyable):
-    """Some tokens of a request by some spans of its keys."""
-
-    var request: Int
-    var token: Int
-    """The first one's place among all requests' tokens."""
-    var tokens: Int
-    var position: Int
-    """The first one's place in its request."""
-    var begin: Int
-    """The first span's first key."""
-    var spans: Int
-    """How many spans there are from `begin`."""
-    var kv_begin: Int
-    """The first head of keys."""
-    var kv_end: Int
-    var slot: Int
-    """Where the one span's states are kept until the others' are there too; -1
-    if this task does all of its tokens' spans and heads."""
-
-
-@fieldwise_init
-struct Merge(ImplicitlyCopyable):
-    """A token whose spans are in slots."""
-
-    var token: Int
-    var slot: Int
-    """The first span's."""
-    var spans: Int
-
-
-struct Plan(Movable):
-    """How the tokens of a step are shared out."""
-
-    var tasks: List[Task]
-    var merges: List[Merge]
-    var slots: Int
-
-    def __init__(
-        out self,
-        row_offsets: ImmPointer[UInt32, _],
-        cache_lengths: ImmPointer[UInt32, _],
-        requests: Int,
-        window: Int,
-        kv_heads: Int,
-        threads: Int,
-    ):
-        """Makes tasks of tokens; of a token alone in its step, by spans and heads.
-        """
-        self.tasks = List[Task]()
-        self.merges = List[Merge]()
-        self.slots = 0
-        var parts = min(threads, kv_heads)
-        for request in range(requests):
-            var first = Int(row_offsets.unsafe_load(request))
-            var end = Int(row_offsets.unsafe_load(request + 1))
-            var cached = Int(cache_lengths.unsafe_load(request))
-            for token in range(first, end, TILE):
-                var count = min(TILE, end - token)
-                var position = cached + token - first
-                var begin = max(0, position - window + 1) // SPAN * SPAN
-                var spans = ceildiv(position + count - begin, SPAN)
-                var task = Task(
-                    request, token, count, position, begin, spans, 0, kv_heads, -1
-                )
-                if end - first > 1:
-                    self.tasks.append(task)
-                    continue
-                self.merges.append(Merge(token, self.slots, spans))
-                for i in range(spans):
-                    task.begin = begin + i * SPAN
-                    task.spans = 1
-                    task.slot = self.slots
-                    self.slots += 1
-                    for part in range(parts):
-                        task.kv_begin = part * kv_heads // parts
-                        task.kv_end = (part + 1) * kv_heads // parts
-                        self.tasks.append(task)
 
 
 @extensibility.register("mistral_attention")
 struct Attention:
-    """Causal attention over `window` keys, from MAX's paged KV cache."""
+    """Rotary embeddings, this step's keys and values put into MAX's paged KV
+    cache, then causal attention over `window` keys."""
 
     @staticmethod
     def execute[
-        dtype: DType, head_dim: Int, window: Int, target: StaticString
+        dtype: DType,
+        head_dim: Int,
+        window: Int,
+        scaled: Bool,
+        target: StaticString,
     ](
         y: OutputTensor[dtype=DType.float32, rank=3, ...],
-        q: InputTensor[dtype=DType.float32, rank=3, ...],
+        qkv: InputTensor[dtype=DType.float32, rank=2, ...],
+        freqs_cis: InputTensor[dtype=DType.float32, rank=2, ...],
+        query_scales: InputTensor[dtype=DType.float32, rank=1, ...],
         row_offsets: InputTensor[dtype=DType.uint32, rank=1, ...],
         blocks: MutableInputTensor[dtype=dtype, rank=6, ...],
         cache_lengths: InputTensor[dtype=DType.uint32, rank=1, ...],
@@ -113,41 +40,95 @@ struct Attention:
         scale: Float32,
         ctx: DeviceContext,
     ) raises:
-        """Writes `y`, `[tokens, heads, head_dim]` as `q` is.
+        """Writes `y`, `[tokens, heads, head_dim]`, and this step's part of `blocks`.
 
-        `blocks` are as `Cache` has them, of any floating-point `dtype`.
-        `row_offsets` are `[requests + 1]`, `cache_lengths` `[requests]`, what
-        each has in the cache from earlier steps; this step's keys and values
-        are in `blocks` too. `page_stride` is -1 if pages are packed.
+        `qkv` are `[tokens, (heads + 2 * kv_heads) * head_dim]`, `freqs_cis`
+        cosines and sines, `[positions, head_dim / 2 * 2]`. `query_scales` are
+        `[tokens]` if `scaled`. `blocks` are as `Cache` has them, of any
+        floating-point `dtype`. `row_offsets` are `[requests + 1]`,
+        `cache_lengths` `[requests]`, what each has in the cache from earlier
+        steps. `page_stride` is -1 if pages are packed.
         """
+        # The rotated queries are there until what they attend to takes their place.
         var yp = y.unsafe_ptr()
-        var qp = q.unsafe_ptr()
-        var heads = q.dim_size(1)
+        var heads = y.dim_size(1)
+        var tokens = y.dim_size(0)
         var page_size = blocks.dim_size(3)
         check_step(
-            q.dim_size(0),
+            tokens,
             row_offsets,
             cache_lengths,
             lookup_table,
             blocks.dim_size(0),
             page_size,
+            freqs_cis.dim_size(0),
         )
         var layers = blocks.dim_size(2)
         var kv_heads = blocks.dim_size(4)
         var width = kv_heads * head_dim
+        var row = heads * head_dim + 2 * width
+        if qkv.dim_size(1) != row:
+            raise Error(
+                "a token has ",
+                qkv.dim_size(1),
+                " queries, keys and values, but should have ",
+                row,
+            )
+        comptime assert head_dim % 2 == 0, "lanes are rotated in pairs"
         var stride = Int(page_stride.unsafe_ptr().unsafe_load(0))
         if stride < 0:
             stride = 2 * layers * page_size * width
         var pages = lookup_table.unsafe_ptr()
         var table = lookup_table.dim_size(1)
         var pool = blocks.unsafe_ptr()
+        var offsets = row_offsets.unsafe_ptr()
+        var lengths = cache_lengths.unsafe_ptr()
+        var requests = cache_lengths.dim_size(0)
+        var threads = parallelism_level(None)
+
+        var first_cache = Cache(
+            pool, pages, stride, page_size, Int(layer), layers, width
+        )
+        # A few tokens are stored before other threads would have begun.
+        var parts = threads if tokens > TILE else 1
+
+        @inline(.always)
+        def store(part: Int) {imm}:
+            var begin = part * tokens // parts
+            var end = (part + 1) * tokens // parts
+            for request in range(requests):
+                var first = Int(offsets.unsafe_load(request))
+                var stop = Int(offsets.unsafe_load(request + 1))
+                var cache = first_cache.of_request(request, table)
+                for token in range(max(begin, first), min(end, stop)):
+                    var at = Int(lengths.unsafe_load(request)) + token - first
+                    var query_scale = Float32(1)
+                    comptime if scaled:
+                        query_scale = query_scales.unsafe_ptr().unsafe_load(
+                            token
+                        )
+                    rotate_and_store[head_dim](
+                        yp.unsafe_offset(token * heads * head_dim),
+                        pool,
+                        cache,
+                        qkv.unsafe_ptr().unsafe_offset(token * row),
+                        freqs_cis.unsafe_ptr().unsafe_offset(at * head_dim),
+                        heads,
+                        at,
+                        query_scale,
+                    )
+
+        if parts == 1:
+            store(0)
+        else:
+            ctx.enqueue_cpu_range(store, count=parts)
+            ctx.synchronize()
 
         var group = heads // kv_heads
-        var threads = parallelism_level(None)
         var plan = Plan(
-            row_offsets.unsafe_ptr(),
-            cache_lengths.unsafe_ptr(),
-            cache_lengths.dim_size(0),
+            offsets,
+            lengths,
+            requests,
             window,
             kv_heads,
             threads,
@@ -184,17 +165,9 @@ struct Attention:
                 if i >= len(plan.tasks):
                     break
                 var task = plan.tasks[i]
-                var cache = Cache(
-                    pool,
-                    pages.unsafe_offset(task.request * table),
-                    stride,
-                    page_size,
-                    Int(layer),
-                    layers,
-                    width,
-                )
+                var cache = first_cache.of_request(task.request, table)
                 var rows = task.tokens * heads
-                var queries = qp.unsafe_offset(task.token * heads * head_dim)
+                var queries = yp.unsafe_offset(task.token * heads * head_dim)
 
                 @inline(.always)
                 def run(q: Reads) {imm}:

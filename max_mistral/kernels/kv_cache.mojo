@@ -26,6 +26,18 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
     """Lanes of a token's keys: `kv_heads * head_dim`."""
 
     @inline(.always)
+    def of_request(self, request: Int, columns: Int) -> Self:
+        """The first request's cache as another sees it.
+
+        Args:
+            request: Which.
+            columns: How many pages the table has for each request.
+        """
+        var other = self
+        other.pages = self.pages.unsafe_offset(request * columns)
+        return other
+
+    @inline(.always)
     def offset(self, at: Int) -> Int:
         """Where in `blocks` the keys of the token `at` are, all its heads."""
         var page = Int(self.pages.unsafe_load(at // self.page_size))
@@ -45,8 +57,10 @@ def check_step(
     lookup_table: InputTensor[dtype=DType.uint32, rank=2, ...],
     pages: Int,
     page_size: Int,
+    positions: Int,
 ) raises:
-    """Raises if a step's inputs lead outside of its tokens or of the cache.
+    """Raises if a step's inputs lead outside of its tokens, of the cache or of the
+    table of rotary embeddings.
 
     Args:
         tokens: How many there are in this step.
@@ -55,6 +69,7 @@ def check_step(
         lookup_table: Each request's pages in order, `[requests, most pages]`.
         pages: How many the cache has.
         page_size: Tokens in a page.
+        positions: How many the table of rotary embeddings has.
     """
     var requests = cache_lengths.dim_size(0)
     var columns = lookup_table.dim_size(1)
@@ -87,6 +102,16 @@ def check_step(
         var length = (
             Int(cache_lengths.unsafe_ptr().unsafe_load(request)) + end - begin
         )
+        if length > positions:
+            raise Error(
+                "request ",
+                request,
+                " has ",
+                length,
+                " tokens, but the rotary embeddings have ",
+                positions,
+                " positions",
+            )
         var need = ceildiv(length, page_size)
         if need > columns:
             raise Error(

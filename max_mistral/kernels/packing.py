@@ -7,13 +7,15 @@ and do what ``layout.mojo`` says in Mojo.
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
 
 from . import pieces
-from .pieces import Bytes
+from .pieces import Bytes, Piece
 
 ROWS = 16
 
@@ -97,12 +99,18 @@ def pack(weight: Bytes, encoding: Encoding, columns: int) -> Bytes:
     packed = np.zeros((panels, size), np.uint8)
     # A few panels at a time, so that the copies stay in the cache.
     step = max(1, 2**20 // size)
-    for start in range(0, panels, step):
+
+    def pack_some(start: int) -> None:
         part = weight[start * ROWS : (start + step) * ROWS]
         if part.shape[0] % ROWS:
             missing = ROWS - part.shape[0] % ROWS
             part = np.pad(part, ((0, missing), (0, 0)))
         _pack_panels(part, encoding, columns, packed[start : start + step])
+
+    # NumPy lets other threads run. Memory is the limit for more than a few.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for _ in threads.map(pack_some, range(0, panels, step)):
+            pass  # or raises
     return packed
 
 
@@ -126,13 +134,14 @@ def _pack_panels(part: Bytes, encoding: Encoding, columns: int, out: Bytes) -> N
     target = out.reshape(*blocks.shape[:2], -1)
     at = 0
     for piece in _PIECES[encoding](blocks):
-        flat = piece.reshape(*piece.shape[:2], -1)
-        target[..., at : at + flat.shape[-1]] = flat
-        at += flat.shape[-1]
+        size = piece.nbytes // (blocks.shape[0] * blocks.shape[1])
+        place = target[..., at : at + size].view(piece.dtype)
+        place.reshape(piece.shape)[...] = piece
+        at += size
     assert at == target.shape[-1]
 
 
-_PIECES: dict[Encoding, Callable[[Bytes], list[Bytes]]] = {
+_PIECES: dict[Encoding, Callable[[Bytes], list[Piece]]] = {
     Encoding.Q8_0: pieces.q8_0,
     Encoding.Q4_0: pieces.q4_0,
     Encoding.Q4_1: pieces.q4_1,

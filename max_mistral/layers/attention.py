@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Self
 
+import numpy as np
 from max.dtype import DType
-from max.graph import DeviceRef, ShardingStrategy, TensorValue, ops
+from max.graph import (
+    DeviceRef,
+    DimLike,
+    ShardingStrategy,
+    TensorType,
+    TensorValue,
+    ops,
+)
 from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import KVCacheParams, PagedCacheValues
@@ -107,37 +115,24 @@ class MistralAttention(Module):
         Returns:
             ``[total_seq_len, hidden_size]``.
         """
-        head_dim = self.kv_params.head_dim
         qkv = self.qkv_proj(x)
-        queries = rope_split_store_ragged(
-            kv_params=self.kv_params,
-            qkv=qkv,
-            input_row_offsets=input_row_offsets,
-            freqs_cis=freqs_cis,
-            kv_collection=kv_collection,
-            layer_idx=layer_idx,
-            n_heads=self.num_heads,
-            # HF checkpoints pair dimension i with i + head_dim / 2.
-            interleaved=False,
-        )
-        # [total_seq_len, heads * head_dim] -> [total_seq_len, heads, head_dim]
-        queries = queries.reshape((-1, self.num_heads, head_dim))
-        if query_scale is not None:
-            scale = ops.cast(query_scale, queries.dtype)
-            # [total_seq_len] -> [total_seq_len, 1, 1]
-            queries *= ops.unsqueeze(ops.unsqueeze(scale, -1), -1)
         attend = packed_attention if self._is_packed else max_attention
         attended = attend(
-            queries,
+            qkv,
+            freqs_cis,
+            query_scale,
             kv_collection,
             layer_idx,
             input_row_offsets,
             kv_params=self.kv_params,
+            num_heads=self.num_heads,
             scale=self.scale,
             window=self.window,
         )
         # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
-        attended = attended.reshape((qkv.shape[0], self.num_heads * head_dim))
+        attended = attended.reshape(
+            (qkv.shape[0], self.num_heads * self.kv_params.head_dim)
+        )
         return self.o_proj(attended)
 
     @property
@@ -178,19 +173,39 @@ class MistralAttention(Module):
 
 
 def max_attention(
-    queries: TensorValue,
+    qkv: TensorValue,
+    freqs_cis: TensorValue,
+    query_scale: TensorValue | None,
     kv_collection: PagedCacheValues,
     layer_idx: TensorValue,
     input_row_offsets: TensorValue,
     *,
     kv_params: KVCacheParams,
+    num_heads: int,
     scale: float,
     window: int | None,
 ) -> TensorValue:
-    """Returns what MAX's own kernel attends to, ``[tokens, heads, head_dim]``.
+    """Returns what MAX's own kernels attend to, ``[tokens, heads, head_dim]``.
 
     See :func:`packed_attention` for the arguments.
     """
+    queries = rope_split_store_ragged(
+        kv_params=kv_params,
+        qkv=qkv,
+        input_row_offsets=input_row_offsets,
+        freqs_cis=freqs_cis,
+        kv_collection=kv_collection,
+        layer_idx=layer_idx,
+        n_heads=num_heads,
+        # HF checkpoints pair dimension i with i + head_dim / 2.
+        interleaved=False,
+    )
+    # [tokens, heads * head_dim] -> [tokens, heads, head_dim]
+    queries = queries.reshape((-1, num_heads, kv_params.head_dim))
+    if query_scale is not None:
+        factor = ops.cast(query_scale, queries.dtype)
+        # [tokens] -> [tokens, 1, 1]
+        queries *= ops.unsqueeze(ops.unsqueeze(factor, -1), -1)
     # The mask variant and the window only act together: one without the other
     # is silently causal.
     windowed = MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK
@@ -209,33 +224,47 @@ def max_attention(
 
 
 def packed_attention(
-    queries: TensorValue,
+    qkv: TensorValue,
+    freqs_cis: TensorValue,
+    query_scale: TensorValue | None,
     kv_collection: PagedCacheValues,
     layer_idx: TensorValue,
     input_row_offsets: TensorValue,
     *,
     kv_params: KVCacheParams,
+    num_heads: int,
     scale: float,
     window: int | None,
 ) -> TensorValue:
     """Returns what our CPU kernel attends to, float32 ``[tokens, heads, head_dim]``.
 
-    MAX's own kernel reads a key once for each head of queries; ours once.
+    One op, where MAX has two: it rotates, stores and attends. MAX's own attention
+    reads a key once for each head of queries; ours once.
 
     Args:
-        queries: float32 ``[tokens, heads, head_dim]``.
-        kv_collection: The paged KV cache, of any float dtype, with this step's keys.
+        qkv: float32 ``[tokens, (heads + 2 * kv_heads) * head_dim]``.
+        freqs_cis: Rotary cosines and sines, float32 ``[positions, head_dim]``.
+        query_scale: float32 ``[tokens]``, what queries are multiplied by, or ``None``.
+        kv_collection: The paged KV cache, of any float dtype; this step's keys and
+            values are written to it.
         layer_idx: uint32 scalar, the layer's place in it.
         input_row_offsets: uint32 ``[batch + 1]``.
         kv_params: The cache's parameters.
+        num_heads: Heads of queries.
         scale: What ``queries @ keys`` is multiplied by.
         window: How many keys a token sees, itself included; ``None`` for all.
     """
+    scaled = query_scale is not None
+    if query_scale is None:
+        query_scale = ops.constant(np.ones(1, np.float32), device=CPU)
+    shape: list[DimLike] = [qkv.shape[0], num_heads, kv_params.head_dim]
     return ops.inplace_custom(
         "mistral_attention",
         CPU,
         [
-            queries,
+            qkv,
+            freqs_cis,
+            query_scale,
             input_row_offsets,
             kv_collection.kv_blocks,
             kv_collection.cache_lengths,
@@ -244,9 +273,10 @@ def packed_attention(
             layer_idx,
             ops.constant(scale, DType.float32, device=CPU),
         ],
-        [queries.type],
+        [TensorType(DType.float32, shape, CPU)],
         parameters={
             "head_dim": kv_params.head_dim,
             "window": 2**31 if window is None else window,
+            "scaled": scaled,
         },
     )[0].tensor

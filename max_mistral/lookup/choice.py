@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from max.graph import default_custom_extensions_scope
 from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib.registry import get_pipeline_for_task
 from max.pipelines.modeling.types import PipelineTask
 
-from ..kernels import mode
+from ..kernels import library, mode
 from . import enabled
 from .pipeline import LookupPipeline
 
@@ -19,8 +20,13 @@ def make_pipeline(*, pipeline_config: PipelineConfig, **kwargs: Any) -> Any:
     MAX's own kernels may round otherwise where a step has more rows, so they
     (``MAX_MISTRAL_KERNELS=off``) never get drafts.
     """
-    on_cpu = all(d.device_type == "cpu" for d in pipeline_config.model.device_specs)
-    if enabled() and on_cpu and mode() != "off":
-        return LookupPipeline(pipeline_config=pipeline_config, **kwargs)
     pipeline = get_pipeline_for_task(PipelineTask.TEXT_GENERATION, pipeline_config)
-    return pipeline(pipeline_config=pipeline_config, **kwargs)
+    on_cpu = all(d.device_type == "cpu" for d in pipeline_config.model.device_specs)
+    if not on_cpu or mode() == "off":
+        return pipeline(pipeline_config=pipeline_config, **kwargs)
+    if enabled():
+        pipeline = LookupPipeline
+    # MAX reads its own kernels, most of a second, for each graph without kernels
+    # of others, but once for all graphs with the same: for the sampler's too then.
+    with default_custom_extensions_scope(library()):
+        return pipeline(pipeline_config=pipeline_config, **kwargs)

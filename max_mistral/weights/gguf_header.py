@@ -83,7 +83,8 @@ class _Reader:
     def __init__(self, path: Path, file: BinaryIO, vocabulary: bool) -> None:
         self.path, self.file, self.vocabulary = path, file, vocabulary
         self.size = os.fstat(file.fileno()).st_size
-        self.items = self.bytes = 0
+        # Counted here: a file asks the system where it is, for each string.
+        self.items = self.at = 0
 
     def header(self) -> GGUFHeader:
         if self.take(4) != _MAGIC:
@@ -99,12 +100,12 @@ class _Reader:
             if key in metadata:
                 self.fail(f"it has the metadata key {shown(key)} twice")
             metadata[key] = self.value(key)
-        beginning = Stored(self.path, 0, self.file.tell())
+        beginning = Stored(self.path, 0, self.at)
         infos = [self.tensor_info() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
         if type(alignment) is not int or alignment not in [2**i for i in range(17)]:
             self.fail(f"its general.alignment is {shown(alignment)}, no power of two")
-        start = self.file.tell() + -self.file.tell() % alignment
+        start = self.at + -self.at % alignment
         places = self.place(infos, start, alignment)
         return GGUFHeader(metadata, places, beginning, alignment)
 
@@ -192,7 +193,7 @@ class _Reader:
     def count(self, what: str, smallest: int, most: int) -> int:
         """A number of things of which each takes ``smallest`` bytes or more."""
         count = self.number(8)
-        if count > min(most, (self.size - self.file.tell()) // smallest):
+        if count > min(most, (self.size - self.at) // smallest):
             self.fail(f"it would have {count} {what}, more than it has room for")
         return count
 
@@ -200,9 +201,9 @@ class _Reader:
         return struct.unpack("<I" if size == 4 else "<Q", self.take(size))[0]
 
     def take(self, size: int) -> bytes:
-        self.bytes += size
-        if size > self.size - self.file.tell() or self.bytes > _MOST_BYTES:
-            self.fail(f"its header goes on for {size} bytes behind {self.file.tell()}")
+        if size > self.size - self.at or self.at + size > _MOST_BYTES:
+            self.fail(f"its header goes on for {size} bytes behind {self.at}")
+        self.at += size
         data = self.file.read(size)
         if len(data) != size:
             self.fail("it became shorter while it was read")

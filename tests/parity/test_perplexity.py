@@ -46,7 +46,10 @@ def test_rounding_to_bfloat16_costs_less_than_a_thousandth(tmp_path, monkeypatch
     assert abs(ratio - 1) < 0.001, (ratio, rounded, exact)
 
 
-def test_a_bfloat16_kv_cache_costs_less_than_a_thousandth(demo_model):
+def test_a_bfloat16_kv_cache_costs_less_than_a_thousandth(demo_model, monkeypatch):
+    # Rounded to int8, activations multiply any small difference: a last bit of
+    # float32 changes the perplexity by a thousandth.
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "exact")
     found = nlls(demo_model, weight_path=[GGUF])
     halved = nlls(demo_model, weight_path=[GGUF], kv_cache_format="bfloat16")
     assert halved != found

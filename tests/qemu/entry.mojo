@@ -1,6 +1,6 @@
 """The CPU kernels as one C function, which needs nothing of Mojo's runtime."""
 
-from kernels import codes, dense, kv_cache, softmax, spans, tiles
+from kernels import codes, dense, kv_cache, rotate, softmax, spans, tiles
 from kernels.layout import KINDS, ROWS, Floats, is_dense, panel_bytes
 from std.math import ceildiv
 
@@ -15,7 +15,7 @@ comptime HEAD_DIMS = [64, 20, 128, 32]
 def kernel(
     a: Integers,
     first: Input,
-    second: Input,
+    second: Output,
     third: Input,
     output: Output,
     scratch: Output,
@@ -101,12 +101,13 @@ def _attention[
 ](
     a: Integers,
     new: Input,
-    blocks: Input,
+    blocks: Output,
     pages: Input,
     output: Output,
     scratch: Output,
 ):
-    """As `attention.mojo`, of one request and in one thread. `new` are its queries.
+    """As `attention.mojo`, of one request and in one thread. `new` are each token's
+    queries, keys and values, its cosines and sines, and its queries' scale.
 
     `a` are 2, head_dim, tokens, heads, kv_heads, page_size, window, layer, layers,
     tokens cached before.
@@ -117,7 +118,10 @@ def _attention[
     var page_size = a.unsafe_load(5)
     var window = a.unsafe_load(6)
     var layers = a.unsafe_load(8)
-    var q = new.unsafe_bitcast[Float32]()
+    var inputs = new.unsafe_bitcast[Float32]()
+    var q_width = heads * head_dim
+    var qkv_width = q_width + 2 * width
+    var row = qkv_width + head_dim + 1
     var cache = kv_cache.Cache(
         blocks.unsafe_bitcast[Float32](),
         pages.unsafe_bitcast[UInt32](),
@@ -132,13 +136,25 @@ def _attention[
     var total = scratch.unsafe_bitcast[Float32]()
     var states = total.unsafe_offset(spans.TILE * heads * size)
     var queries = states.unsafe_offset(spans.TILE * heads * size)
+    for token in range(tokens):
+        var x = inputs.unsafe_offset(token * row)
+        rotate.rotate_and_store[head_dim](
+            y.unsafe_offset(token * q_width),
+            blocks.unsafe_bitcast[Float32](),
+            cache,
+            x,
+            x.unsafe_offset(qkv_width),
+            heads,
+            a.unsafe_load(9) + token,
+            x.unsafe_load(row - 1),
+        )
     for first in range(0, tokens, spans.TILE):
         var count = min(spans.TILE, tokens - first)
-        var at = first * heads * head_dim
+        var at = first * q_width
         var rows = count * heads
         var position = a.unsafe_load(9) + first
         kv_cache.copy_rows[head_dim](
-            queries, q.unsafe_offset(at), head_dim, rows
+            queries, y.unsafe_offset(at), head_dim, rows
         )
         softmax.clear[head_dim](total, rows)
         var begin = max(0, position - window + 1) // spans.SPAN * spans.SPAN

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-extern void kernel(const int64_t *sizes, const void *first, const void *second,
+extern void kernel(const int64_t *sizes, const void *first, void *second,
                    const void *third, void *output, void *scratch);
 
 int main(void) {

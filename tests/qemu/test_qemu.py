@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from max.dtype import DType
 from mojo.run import subprocess_run_mojo
 
 from max_mistral import kernels
@@ -50,12 +51,16 @@ def attention_cases():
     """The same of each shape and request of attention."""
     for name, shape in attention.SHAPES.items():
         heads, kv_heads, head_dim, page_size, window = shape
-        queries, blocks, table = attention.inputs(name)
+        qkv, freqs, scales, blocks, table = attention.inputs(name)
+        scales = np.broadcast_to(scales, len(qkv))[:, None]
         at = 0
         for (new, cached), pages in zip(attention.BATCH, table, strict=True):
             sizes = [ATTENTION, head_dim, new, heads, kv_heads, page_size]
             sizes += [window or 2**31, attention.LAYER, attention.LAYERS, cached]
-            inputs = [queries[at : at + new], blocks, pages]
+            now = slice(at, at + new)
+            turns = freqs[cached : cached + new]
+            new_rows = np.concatenate([qkv[now], turns, scales[now]], 1)
+            inputs = [new_rows, blocks, pages]
             # Two states and a query for each of 8 tokens, a vector longer at most.
             yield sizes, inputs, new * heads * head_dim, 4 * 8 * heads * 3 * 192
             at += new
@@ -123,6 +128,6 @@ def test_attention(found, name):
         y for sizes, y in zip(*found, strict=True) if sizes[:2] == [ATTENTION, head_dim]
     ]
     assert len(outputs) == len(attention.BATCH)
-    want, bound = attention.reference(name)
+    want, bound = attention.reference(name, DType.float32)
     error = np.abs(np.concatenate(outputs) - want.ravel()).max()
     assert error <= bound, (error, bound)

@@ -30,16 +30,24 @@ CASES = [(name, dtype) for name in SHAPES for dtype in DTYPES]
 BATCH = [(1, 0), (1, 300), (13, 0), (9, 500), (1, 513), (2, 62), (1, 383)]
 
 
+# Whose queries are scaled by position.
+SCALED = {"windowed"}
+
+
+def few_bits(rng, shape, largest=2):
+    """Numbers that bfloat16 has too, and whose products add up without an error."""
+    ends = -32 * largest, 32 * largest + 1
+    return (rng.integers(*ends, shape) / 32).astype(np.float32)
+
+
 def inputs(name):
     heads, kv_heads, head_dim, page_size, _ = SHAPES[name]
     rng = np.random.default_rng(len(name))
     tokens = sum(new for new, _ in BATCH)
-    queries = rng.standard_normal((tokens, heads, head_dim)).astype(np.float32)
+    qkv = few_bits(rng, (tokens, (heads + 2 * kv_heads) * head_dim))
     need = [-(-(new + cached) // page_size) for new, cached in BATCH]
     shape = (sum(need) + 1, 2, LAYERS, page_size, kv_heads, head_dim)
-    # Numbers that bfloat16 has too.
-    bits = rng.standard_normal(shape).astype(np.float32).view(np.uint32)
-    blocks = (bits & 0xFFFF0000).view(np.float32)
+    blocks = few_bits(rng, shape)
     # Each request's pages are anywhere, the last one's last at the very end; the
     # rest of its row is the null page.
     table = np.zeros((len(BATCH), max(need)), np.uint32)
@@ -47,7 +55,43 @@ def inputs(name):
     for row, count in zip(table[::-1], need[::-1], strict=True):
         row[:count] = pages[:count][::-1]
         del pages[:count]
-    return queries, blocks, table
+    positions = max(new + cached for new, cached in BATCH)
+    freqs = few_bits(rng, (positions, head_dim), 1)
+    scales = few_bits(rng, tokens, 1) if name in SCALED else np.ones(1, np.float32)
+    return qkv, freqs, scales, blocks, table
+
+
+def rotated(heads, freqs):
+    """HF's ``apply_rotary_pos_emb``, of ``[tokens, heads, head_dim]``."""
+    cos, sin = freqs[:, None, 0::2], freqs[:, None, 1::2]
+    x, y = np.split(heads, 2, axis=-1)
+    return np.concatenate([x * cos - y * sin, y * cos + x * sin], -1)
+
+
+def rounded(numbers, dtype):
+    """To the nearest that the cache has, ties to even, as float32."""
+    if dtype == DType.float32:
+        return numbers
+    bits = numbers.view(np.uint32).astype(np.uint64)
+    bits += 0x7FFF + (bits >> 16 & 1)
+    return (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def after(name, dtype):
+    """A step's queries, rotated and scaled, and the cache after it."""
+    heads, kv_heads, head_dim, page_size, _ = SHAPES[name]
+    qkv, freqs, scales, blocks, table = inputs(name)
+    # [tokens, heads + 2 * kv_heads, head_dim]
+    qkv = qkv.reshape(len(qkv), -1, head_dim)
+    queries, keys, values = np.split(qkv, [heads, heads + kv_heads], axis=1)
+    at = np.concatenate([cached + np.arange(new) for new, cached in BATCH])
+    request = np.repeat(np.arange(len(BATCH)), [new for new, _ in BATCH])
+    pages, rows = table[request, at // page_size], at % page_size
+    blocks[pages, 0, LAYER, rows] = rounded(rotated(keys, freqs[at]), dtype)
+    blocks[pages, 1, LAYER, rows] = values
+    if name in SCALED:
+        return rotated(queries, freqs[at]) * scales[:, None, None], blocks
+    return rotated(queries, freqs[at]), blocks
 
 
 def stored(blocks, dtype):
@@ -57,10 +101,11 @@ def stored(blocks, dtype):
     return (blocks.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def reference(name):
+def reference(name, dtype):
     """Attention in float64, and a bound on what float32 may differ by."""
     heads, kv_heads, head_dim, _, window = SHAPES[name]
-    queries, blocks, table = inputs(name)
+    queries, blocks = after(name, dtype)
+    table = inputs(name)[-1]
     found, at, largest = [], 0, 0.0
     for (new, cached), pages in zip(BATCH, table, strict=True):
         # [pages, 2, page_size, kv_heads, head_dim] -> [2, tokens, heads, head_dim]
@@ -90,9 +135,12 @@ def run():
     types, outputs = [], []
     for name, dtype in CASES:
         heads, kv_heads, head_dim, page_size, _ = SHAPES[name]
+        row = (heads + 2 * kv_heads) * head_dim
         block = [f"{name}_pages", 2, LAYERS, page_size, kv_heads, head_dim]
         types += [
-            TensorType(DType.float32, [f"{name}_tokens", heads, head_dim], cpu),
+            TensorType(DType.float32, [f"{name}_tokens", row], cpu),
+            TensorType(DType.float32, [f"{name}_positions", head_dim], cpu),
+            TensorType(DType.float32, [f"{name}_scales"], cpu),
             TensorType(DType.uint32, [f"{name}_ends"], cpu),
             BufferType(dtype, block, cpu),
             TensorType(DType.uint32, [f"{name}_batch"], cpu),
@@ -104,7 +152,7 @@ def run():
     ) as graph:
         values = list(graph.inputs)
         for i, (name, _) in enumerate(CASES):
-            _, _, head_dim, _, window = SHAPES[name]
+            heads, _, head_dim, _, window = SHAPES[name]
             scalars = [
                 ops.constant(LAYER, DType.uint32, device=cpu),
                 ops.constant(SCALE, DType.float32, device=cpu),
@@ -112,12 +160,17 @@ def run():
             outputs += ops.inplace_custom(
                 "mistral_attention",
                 cpu,
-                values[6 * i : 6 * i + 6] + scalars,
-                [types[6 * i]],
-                parameters={"head_dim": head_dim, "window": window or 2**31},
+                values[8 * i : 8 * i + 8] + scalars,
+                [TensorType(DType.float32, [f"{name}_tokens", heads, head_dim], cpu)],
+                parameters={
+                    "head_dim": head_dim,
+                    "window": window or 2**31,
+                    "scaled": name in SCALED,
+                },
             )
         graph.output(*outputs)
     model = InferenceSession(devices=[CPU()]).load(graph)
+    pools = {}
 
     def run(requests, lay=lambda blocks: (blocks, -1), spoil=lambda inputs: None):
         """Runs some requests of the batch; returns each case's rows, by request.
@@ -127,14 +180,18 @@ def run():
         """
         chosen = [BATCH[i] for i in requests]
         ends = np.cumsum([0] + [new for new, _ in chosen]).astype(np.uint32)
-        starts = np.cumsum([0] + [new for new, _ in BATCH])
+        counts = [new for new, _ in BATCH]
+        tokens = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
         buffers = []
         for name, dtype in CASES:
-            queries, blocks, table = inputs(name)
-            rows = [queries[starts[i] : starts[i + 1]] for i in requests]
+            qkv, freqs, scales, blocks, table = inputs(name)
+            rows = np.concatenate([np.arange(0), *(tokens[i] for i in requests)])
             pool, stride = lay(stored(blocks, dtype))
+            pools[name, dtype] = pool
             arrays = {
-                "queries": np.concatenate([queries[:0], *rows]),
+                "qkv": qkv[rows],
+                "freqs": freqs,
+                "scales": scales[rows] if name in SCALED else scales,
                 "ends": ends.copy(),
                 "pool": pool,
                 "lengths": np.array([cached for _, cached in chosen], np.uint32),
@@ -150,6 +207,7 @@ def run():
             for case, output in zip(CASES, found, strict=True)
         }
 
+    run.pools = pools
     return run
 
 
@@ -160,11 +218,18 @@ def together(run):
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_it_is_attention(together, name, dtype):
-    want, bound = reference(name)
+    want, bound = reference(name, dtype)
     error = np.abs(np.concatenate(together[name, dtype]) - want).max()
     assert error <= bound, (error, bound)
     # One key too many or too few would show.
     assert bound < 1 / min(513, SHAPES[name][-1] or 513)
+
+
+def test_it_stores_this_steps_keys_and_values_and_nothing_else(run):
+    run(list(range(len(BATCH))))
+    for case in CASES:
+        _, blocks = after(*case)
+        assert np.array_equal(run.pools[case], stored(blocks, case[1]))
 
 
 @pytest.mark.parametrize("request_", range(len(BATCH)))
@@ -223,7 +288,11 @@ SPOILT = {
     ),
     "more cached than there are pages": (
         put("lengths", 1, 2**32 - 1),
-        "request 1 has 4294967296 tokens, but the lookup table has pages for",
+        "request 1 has 4294967296 tokens, but the rotary embeddings have",
+    ),
+    "more tokens than positions": (
+        lambda arrays: arrays.update(freqs=arrays["freqs"][:400].copy()),
+        "request 0 has 509 tokens, but the rotary embeddings have 400 positions",
     ),
     "too few row offsets": (
         lambda arrays: arrays.update(ends=arrays["ends"][:2].copy()),

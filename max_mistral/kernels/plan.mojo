@@ -1,0 +1,86 @@
+"""How threads share the attention of a step."""
+
+from std.math import ceildiv
+
+from .spans import SPAN, TILE
+
+
+@fieldwise_init
+struct Task(ImplicitlyCopyable):
+    """Some tokens of a request by some spans of its keys."""
+
+    var request: Int
+    var token: Int
+    """The first one's place among all requests' tokens."""
+    var tokens: Int
+    var position: Int
+    """The first one's place in its request."""
+    var begin: Int
+    """The first span's first key."""
+    var spans: Int
+    """How many spans there are from `begin`."""
+    var kv_begin: Int
+    """The first head of keys."""
+    var kv_end: Int
+    var slot: Int
+    """Where the one span's states are kept until the others' are there too; -1
+    if this task does all of its tokens' spans and heads."""
+
+
+@fieldwise_init
+struct Merge(ImplicitlyCopyable):
+    """A token whose spans are in slots."""
+
+    var token: Int
+    var slot: Int
+    """The first span's."""
+    var spans: Int
+
+
+struct Plan(Movable):
+    """How the tokens of a step are shared out."""
+
+    var tasks: List[Task]
+    var merges: List[Merge]
+    var slots: Int
+
+    def __init__(
+        out self,
+        row_offsets: ImmPointer[UInt32, _],
+        cache_lengths: ImmPointer[UInt32, _],
+        requests: Int,
+        window: Int,
+        kv_heads: Int,
+        threads: Int,
+    ):
+        """Makes tasks of tokens; of a token alone in its step, by spans and heads.
+        """
+        self.tasks = List[Task]()
+        self.merges = List[Merge]()
+        self.slots = 0
+        var parts = min(threads, kv_heads)
+        for request in range(requests):
+            var first = Int(row_offsets.unsafe_load(request))
+            var end = Int(row_offsets.unsafe_load(request + 1))
+            var cached = Int(cache_lengths.unsafe_load(request))
+            for token in range(first, end, TILE):
+                var count = min(TILE, end - token)
+                var position = cached + token - first
+                var begin = max(0, position - window + 1) // SPAN * SPAN
+                var spans = ceildiv(position + count - begin, SPAN)
+                var task = Task(
+                    request, token, count, position, begin, spans, 0, kv_heads, -1
+                )
+                if end - first > 1:
+                    self.tasks.append(task)
+                    continue
+                self.merges.append(Merge(token, self.slots, spans))
+                for i in range(spans):
+                    task.begin = begin + i * SPAN
+                    task.spans = 1
+                    task.slot = self.slots
+                    self.slots += 1
+                    for part in range(parts):
+                        task.kv_begin = part * kv_heads // parts
+                        task.kv_end = (part + 1) * kv_heads // parts
+                        self.tasks.append(task)
