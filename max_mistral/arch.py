@@ -5,7 +5,6 @@ from typing import cast
 
 from max.graph.weights import WeightsFormat
 from max.pipelines.context import TextContext
-from max.pipelines.kv_cache.memory_planner import PagedMemoryPlanner
 from max.pipelines.lib import SupportedArchitecture
 from max.pipelines.modeling.types import PipelineTask
 
@@ -17,6 +16,7 @@ from .embeddings import (
     MistralEmbeddingTokenizer,
 )
 from .lookup.choice import make_pipeline
+from .memory_planner import MistralMemoryPlanner
 from .model import MistralModel
 from .model_config import MistralConfig
 from .tokenizer import MistralTokenizer
@@ -56,7 +56,7 @@ mistral_arch = SupportedArchitecture(
     reasoning_parser=REASONING_PARSER,
     # Mistral's models write ": " and ", " in JSON; compact JSON is not their own.
     default_structured_output_any_whitespace=True,
-    memory_planner=PagedMemoryPlanner,
+    memory_planner=MistralMemoryPlanner,
     multi_gpu_supported=True,
     supports_overlap_scheduler=True,
     supports_device_graph_capture=True,

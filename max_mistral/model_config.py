@@ -98,6 +98,8 @@ class MistralConfig(ArchConfigWithKVCache):
     kernels run; empty where MAX's own operations do, on weights of ``dtype``."""
     quantization: WeightFormat | None = None
     """The weight format of a quantized checkpoint for GPUs."""
+    restored: bool = False
+    """Whether the checkpoint is quantized, and its weights become bfloat16 at load."""
     data_parallel_degree: int = 1
     """How many replicas of the model share the devices."""
     embeds: bool = False
@@ -342,6 +344,13 @@ class MistralConfig(ArchConfigWithKVCache):
                 # wrong with it.
                 checkpoint = GGUFCheckpoint(path, vocabulary=False)
                 scaling = checkpoint.rope_scaling(scaling, head_dim)
+        quantization, restored = None, False
+        if not _is_gguf(model):
+            quantization = read_quantization(huggingface_config, encoding)
+        if quantization is not None:
+            quantization.check_runs(devices, activation_dtype(model))
+            on_cpu = any(device.is_cpu() for device in devices)
+            restored = quantization.is_restored(on_cpu=on_cpu)
         if max_seq_len is None:
             max_seq_len = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
         return cls(
@@ -369,11 +378,8 @@ class MistralConfig(ArchConfigWithKVCache):
             sliding_windows=hf.sliding_windows(text),
             rope_scaling=scaling,
             query_scaling=query_scaling(text),
-            quantization=(
-                None
-                if _is_gguf(model)
-                else read_quantization(huggingface_config, encoding)
-            ),
+            quantization=None if restored else quantization,
+            restored=restored,
             data_parallel_degree=model.data_parallel_degree,
             step_tokens=pipeline_config.runtime.max_num_input_tokens,
             use_subgraphs=model.use_subgraphs,

@@ -5,19 +5,23 @@ Safetensors, in one file or several, under HF's names or Mistral's own; and GGUF
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from max.driver import Buffer
 from max.dtype import DType
+from max.graph import Shape
 from max.graph.weights import WeightData, Weights, WeightsAdapter, WeightsFormat
 from max.pipelines.lib import PipelineConfig
 from transformers import PretrainedConfig
 
 from .encoding import activation_dtype
 from .errors import UserError
+from .formats import WeightFormat
 from .formats.tensors import check_known, quantized_tensors
 from .hf_quantization import read_quantization
 from .kernels import KernelMode
@@ -29,6 +33,7 @@ from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
 from .weights.names import (
     EMBEDDING,
     HEAD,
+    ExpectedTensor,
     check_tensors,
     dropped_tensors,
     expected_tensors,
@@ -37,8 +42,10 @@ from .weights.names import (
     image_towers,
     in_text_tower,
 )
-from .weights.packed import ENCODINGS, PackedWeight, pack_matrix, runs_packed
+from .weights.packed import ENCODINGS, PackedWeight, on_cpu, pack_matrix, runs_packed
 from .weights.safetensors_file import stored_tensors
+
+logger = logging.getLogger("max.pipelines")
 
 
 def convert_safetensor_state_dict(
@@ -96,16 +103,31 @@ def convert_safetensor_state_dict(
     )
     dtype = activation_dtype(pipeline_config.model)
     packed = runs_packed(pipeline_config, kernel_mode)
+    restores: WeightFormat | None = None
+    scales: dict[str, WeightData] = {}
+    if quantization is not None and quantization.is_restored(
+        on_cpu=on_cpu(pipeline_config)
+    ):
+        logger.info("The %s weights become bfloat16 at load", quantization.NAME)
+        scales, expected = _take_scales(quantization, expected, tensors, dtype, source)
+        restores, quantization = quantization, None
     weights: dict[str, WeightData] = {}
     for name, tensor in expected.items():
-        found = tensors[name]
+        found, data = tensors[name], None
+        if restores is not None and tensor.graph in scales:
+            check_weight(found, source)
+            data = restores.restore(
+                stored[name].read(), tensor.shape, scales[tensor.graph]
+            )
+            found = _bfloat16(name, data, tensor.shape)
         heads = None  # HF's order already
         if scheme == "native":
             heads = rotary_heads(tensor.graph, huggingface_config)
         if quantization is None:
             check_dtype(found, FLOATS, source)
         if len(tensor.shape) == 2 and packed:
-            data, encoding = stored[name].read(), ENCODINGS[found.dtype]
+            data = stored[name].read() if data is None else data
+            encoding = ENCODINGS[found.dtype]
             check_bytes(name, data, encoding, tensor.shape[1], source)
             weights[tensor.graph] = pack_matrix(
                 tensor.graph, data, tensor.shape, encoding, heads
@@ -162,6 +184,33 @@ def convert_gguf_state_dict(
     }
     sharing = Sharing.of(huggingface_config, pipeline_config.model)
     return copy_kv_heads(weights, sharing)
+
+
+def _take_scales(
+    quantization: WeightFormat,
+    expected: Mapping[str, ExpectedTensor],
+    found: Mapping[str, WeightData],
+    dtype: DType,
+    source: str,
+) -> tuple[dict[str, WeightData], dict[str, ExpectedTensor]]:
+    """Returns the scales by the names of their weights, and the other tensors."""
+    scales = {}
+    others = {}
+    for name, tensor in expected.items():
+        weight, _, role = tensor.graph.rpartition("_")
+        if role != "scale":
+            others[name] = tensor
+        elif weight.endswith(".weight"):
+            scale = quantization.convert(tensor.graph, found[name], dtype, source)
+            scales[weight] = scale
+    return scales, others
+
+
+def _bfloat16(
+    name: str, data: npt.NDArray[np.uint8], shape: tuple[int, ...]
+) -> WeightData:
+    buffer = Buffer.from_numpy(data).view(DType.bfloat16, shape)
+    return WeightData(buffer, name, DType.bfloat16, Shape(shape))
 
 
 def _has_own_head(tensors: Mapping[str, WeightData], scheme: str, tower: str) -> bool:

@@ -37,6 +37,7 @@ CONFIGS = ["gqa", "mha_tied", "window", "ministral", "ministral3", "head_dim_128
 LAYOUTS = ["static", "native", "block", "autofp8", "autofp8_dynamic", "channel"]
 LAYOUTS += ["compressed_static", "nvfp4", "modelopt_nvfp4", "modelopt_fp8"]
 LAYOUTS += ["gptq", "gptq_desc_act"]
+FP8_LAYOUTS = [n for n in LAYOUTS if "nvfp4" not in n and "gptq" not in n]
 ENGINES = ["max_mistral", "MAX", "transformers"]
 
 
@@ -97,6 +98,13 @@ def steps(out: Path) -> Iterator[Step]:
             f"quantized-{name}",
             f"Are a block's products right in {name}?",
             [*pytest, "tests/gpu/test_quantized.py", "-k", f"[{name}]"],
+        )
+    for name in FP8_LAYOUTS:
+        yield Step(
+            f"quantized-{name}-kept",
+            f"And on MAX's products of FP8 in {name}, whatever they cost?",
+            [*pytest, "tests/gpu/test_quantized.py", "-k", f"[{name}]"],
+            environment={"MAX_MISTRAL_FP8": "keep"},
         )
     yield Step("serve", "Does max serve answer?", [*pytest, "tests/gpu/test_serve.py"])
     gpu = [PYTHON, "-m", "benchmarks.gpu"]

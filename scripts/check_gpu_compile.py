@@ -59,6 +59,7 @@ class Case:
         layout: Of :data:`LAYOUTS`, if the model is quantized.
         devices: How many GPUs.
         target: Which.
+        keep: Whether FP8 weights stay so where MAX has no fast products of them.
     """
 
     flags: Sequence[str] = ()
@@ -67,6 +68,7 @@ class Case:
     layout: str | None = None
     devices: int = 1
     target: str = "cuda:sm_90a"
+    keep: bool = False
 
     def write(self, folder: Path) -> None:
         """Writes the checkpoint into ``folder``."""
@@ -120,12 +122,13 @@ CASES = {
             "--no-device-graph-capture",
         )
     ),
-    "fp8-static": Case(layout="static"),
-    "fp8-static-tensor-parallel": Case(layout="static", devices=2),
-    "fp8-dynamic": Case(layout="autofp8_dynamic"),
-    "fp8-channel": Case(layout="channel"),
-    "fp8-block": Case(layout="block"),
-    "fp8-modelopt": Case(layout="modelopt_fp8"),
+    "fp8-in-bfloat16": Case(layout="block"),
+    "fp8-static": Case(layout="static", keep=True),
+    "fp8-static-tensor-parallel": Case(layout="static", devices=2, keep=True),
+    "fp8-dynamic": Case(layout="autofp8_dynamic", keep=True),
+    "fp8-channel": Case(layout="channel", keep=True),
+    "fp8-block": Case(layout="block", keep=True),
+    "fp8-modelopt": Case(layout="modelopt_fp8", keep=True),
     # Where MAX's own matmuls with one scale per tensor or per row compile.
     "fp8-static-blackwell": Case(layout="static", target="cuda:sm_100a"),
     "fp8-channel-blackwell": Case(layout="channel", target="cuda:sm_100a"),
@@ -148,7 +151,8 @@ def compiles(name: str) -> bool:
             CASES[name].command(Path(folder)),
             # MAX's engine, once imported, exports a PYTHONEXECUTABLE that
             # sends a child Python to the wrong installation.
-            env=dict(os.environ),
+            env=dict(os.environ)
+            | {"MAX_MISTRAL_FP8": "keep" if CASES[name].keep else "bfloat16"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -18,6 +18,7 @@ from .. import kernels
 from ..errors import UserError
 from ..kv_cache import default_cpu_dtype
 from ..weights.names import expected_tensors
+from ..weights.safetensors_file import read_tensors
 from .checkpoint import Checkpoint
 
 # What MAX keeps of the free memory by default (--device-memory-utilization).
@@ -94,7 +95,12 @@ def _weight_bytes(
     if on_cpu(devices) and kernels.mode() == "off":
         expected = expected_tensors(config, "graph", tied=config.tie_word_embeddings)
         return _FLOAT32 * sum(math.prod(t.shape) for t in expected.values())
-    return sum(path.stat().st_size for path in checkpoint.weights)
+    stored = sum(path.stat().st_size for path in checkpoint.weights)
+    if on_cpu(devices) and not checkpoint.is_gguf:
+        # FP8 becomes bfloat16 there.
+        tensors = read_tensors(checkpoint.weights).values()
+        stored += sum(t.stored.size for t in tensors if t.dtype == "F8_E4M3")
+    return stored
 
 
 def _token_bytes(config: PretrainedConfig, devices: Sequence[DeviceSpec]) -> int:

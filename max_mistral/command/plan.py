@@ -198,12 +198,13 @@ def _pick_encoding(
     # Or raises, for a file that is damaged.
     stored_tensors(checkpoint.weights)
     quantization = read_quantization(config, None)
-    if quantization is not None:
-        if on_cpu(devices):
-            quantization.check_runs([DeviceRef.CPU()], DType.float32)
+    if quantization is not None and on_cpu(devices):
+        quantization.check_runs([DeviceRef.CPU()], DType.float32)
+    elif quantization is not None:
         return (), "gptq" if isinstance(quantization, GPTQ) else None
-    # MAX does not look for weights in float16.
-    half = any("F16" in _dtypes(path) for path in checkpoint.weights)
+    # MAX does not look for weights in float16; nor for FP8 on a CPU.
+    unsought = {"F16", "F8_E4M3"}
+    half = any(unsought & _dtypes(path) for path in checkpoint.weights)
     named = checkpoint.weights if half else ()
     if on_cpu(devices):
         return named, "float32"

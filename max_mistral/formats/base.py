@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.quantization import QuantizationEncoding
@@ -105,6 +107,8 @@ class WeightFormat(ABC):
             dtype: Of the activations.
         """
         if any(device.is_cpu() for device in devices):
+            if self.is_restored(on_cpu=True) and dtype == DType.float32:
+                return
             raise UserError(
                 f"The checkpoint is quantized in {self.NAME}, which runs on GPUs "
                 "only. Name one (--devices gpu:0); on a CPU run the model's bfloat16 "
@@ -154,6 +158,26 @@ class WeightFormat(ABC):
         Raises:
             UserError: (a ``ValueError``) naming a tensor whose dtype does not fit.
         """
+
+    def is_restored(self, *, on_cpu: bool) -> bool:
+        """Whether :meth:`restore` makes bfloat16 weights of it at load.
+
+        Args:
+            on_cpu: Whether it is to run on a CPU; else on the GPUs that are here.
+        """
+        return False
+
+    def restore(
+        self, data: npt.NDArray[np.uint8], shape: tuple[int, ...], scale: WeightData
+    ) -> npt.NDArray[np.uint8]:
+        """Returns a projection's weight in bfloat16, its bytes.
+
+        Args:
+            data: The weight's bytes in the checkpoint.
+            shape: ``(rows, columns)``.
+            scale: From :meth:`convert`.
+        """
+        raise NotImplementedError
 
     def finalize(
         self,

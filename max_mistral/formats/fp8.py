@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from max.dtype import DType
-from max.graph import DeviceRef, TensorValue, ops
+from max.graph import TensorValue, ops
 from max.graph.weights import WeightData
 from max.nn.float8_scale_stacking import can_use_fused_mlp
-from max.nn.linear import Linear
 from max.nn.quant_config import (
     InputScaleSpec,
     QuantConfig,
@@ -23,14 +24,13 @@ from max.nn.quant_config import (
     ScaleOrigin,
     WeightScaleSpec,
 )
-from max.nn.quant_ops import quantized_matmul
 from max.nn.stacked_linear import StackedLinear
-from max.support.math import ceildiv
 
+from ..errors import UserError
 from ..gpu import gpu_architecture, lacks_fast_blocks, lacks_scaled_matmul
 from ..weights.dtypes import FLOATS, check_dtype
 from ..weights.names import ExpectedTensor
-from ..weights.scales import read_scale
+from ..weights.scales import in_float32, read_scale
 from .base import (
     BLOCK,
     Expected,
@@ -40,6 +40,8 @@ from .base import (
     part_of_projection,
 )
 from .qkv import OwnShards
+from .restore import restore
+from .row_scaled import RowScaledLinear, RowScaledQKV, row_scales
 from .scaled import QuantizedLayers, ScaledFormat, check_blocks
 
 logger = logging.getLogger("max.pipelines")
@@ -48,6 +50,23 @@ logger = logging.getLogger("max.pipelines")
 # and ModelOpt; Mistral's own format.
 _WEIGHT_SCALES = ("weight_scale_inv", "weight_scale", "qscale_weight")
 _INPUT_SCALES = ("activation_scale", "input_scale", "qscale_act")
+
+
+VARIABLE = "MAX_MISTRAL_FP8"
+
+
+def keeps_fp8() -> bool:
+    """Whether the environment's ``MAX_MISTRAL_FP8`` is ``keep``, not ``bfloat16``.
+
+    It says what becomes of FP8 weights on GPUs that MAX has no fast products for.
+
+    Raises:
+        UserError: (a ``ValueError``) if it is neither.
+    """
+    found = os.environ.get(VARIABLE, "bfloat16")
+    if found not in ("bfloat16", "keep"):
+        raise UserError(f"{VARIABLE} is {found!r}. Set it to bfloat16 or keep.")
+    return found == "keep"
 
 
 @dataclass(frozen=True)
@@ -108,6 +127,24 @@ class FP8(ScaledFormat):
                 return weight
         return convert_float(weight, dtype, source)
 
+    def is_restored(self, *, on_cpu: bool) -> bool:
+        """See :meth:`WeightFormat.is_restored`."""
+        return on_cpu or (lacks_fast_blocks() and not keeps_fp8())
+
+    def restore(
+        self, data: npt.NDArray[np.uint8], shape: tuple[int, ...], scale: WeightData
+    ) -> npt.NDArray[np.uint8]:
+        """See :meth:`WeightFormat.restore`."""
+        rows, columns = shape
+        height, width = {
+            "tensor": (rows, columns),
+            "channel": (1, columns),
+            "block": (BLOCK, BLOCK),
+        }[self.scales]
+        scales = np.atleast_2d(in_float32(scale))
+        bits = restore(data.reshape(shape), scales, height, width)
+        return bits.view(np.uint8).reshape(-1)
+
     def finalize_layers(
         self,
         layers: QuantizedLayers,
@@ -133,9 +170,9 @@ class FP8(ScaledFormat):
         if blocks and lacks_fast_blocks():
             logger.warning(
                 "On this GPU (%s) MAX 26.7 computes FP8 products without tensor cores, "
-                "at a fraction of bfloat16's speed. Run the model's bfloat16 "
-                "checkpoint if it fits.",
-                gpu_architecture(),
+                "at a fraction of bfloat16's speed. Without %s=keep the weights become "
+                "bfloat16.",
+                *(gpu_architecture(), VARIABLE),
             )
         # RowScaledLinear has no fused gate and up.
         fuse = not final.row_scales_after_matmul and can_use_fused_mlp(
@@ -186,18 +223,6 @@ class FP8(ScaledFormat):
         return replace(made_of, qkv_cls=StaticFP8QKV) if self.static else made_of
 
 
-def row_scales(weights: Mapping[str, WeightData]) -> dict[str, WeightData]:
-    """Returns FP8 weights with one scale per row, and none for the activations."""
-    changed = {n: w for n, w in weights.items() if not n.endswith(".input_scale")}
-    for name, weight in weights.items():
-        if name.endswith(".weight_scale"):
-            rows = int(weights[name.removesuffix("_scale")].shape[0])
-            scale = weight.to_buffer().to_numpy().reshape(-1, 1)
-            wide = np.ascontiguousarray(np.broadcast_to(scale, (rows, 1)))
-            changed[name] = WeightData.from_numpy(wide, name)
-    return changed
-
-
 class StaticFP8QKV(OwnShards, StackedLinear):
     """Q, K and V in one matmul, each row under its own scale.
 
@@ -219,50 +244,3 @@ class StaticFP8QKV(OwnShards, StackedLinear):
             scale = child.weight_scale.reshape([1, 1])
             rows.append(ops.broadcast_to(scale, [child.weight.shape[0], 1]))
         return ops.concat(rows)
-
-
-def row_scaled_matmul(
-    x: TensorValue, weight: TensorValue, scales: TensorValue
-) -> TensorValue:
-    """Returns ``x @ weight.T`` with the scales of an FP8 weight's rows applied after.
-
-    MAX's block-scaled matmul with all scales of the weight 1, where it has none
-    for rows; see :func:`..gpu.lacks_scaled_matmul`. Each token is scaled as it
-    comes, 128 columns at a time.
-
-    Args:
-        x: bfloat16 ``[tokens, in_dim]``.
-        weight: float8_e4m3fn ``[out_dim, in_dim]``.
-        scales: float32 ``[out_dim, 1]``.
-
-    Returns:
-        bfloat16 ``[tokens, out_dim]``.
-    """
-    rows, columns = (int(size) for size in weight.shape)
-    ones = ops.broadcast_to(
-        ops.constant(1.0, DType.float32, device=DeviceRef.CPU()),
-        [ceildiv(rows, BLOCK), ceildiv(columns, BLOCK)],
-    )
-    blocks = FP8("block", static=False).quant_config
-    y = quantized_matmul(x, weight.to(x.device), ones, None, blocks)
-    # [out_dim, 1] -> [1, out_dim]
-    scales = scales.to(x.device).reshape([1, rows])
-    return ops.cast(ops.cast(y, DType.float32) * scales, x.dtype)
-
-
-class RowScaledLinear(OwnShards, Linear):
-    """A projection that runs as :func:`row_scaled_matmul`."""
-
-    def __call__(self, x: TensorValue) -> TensorValue:
-        """Maps ``[tokens, in_dim]`` to ``[tokens, out_dim]``."""
-        assert self.weight_scale is not None
-        return row_scaled_matmul(x, self.weight, self.weight_scale)
-
-
-class RowScaledQKV(OwnShards, StackedLinear):
-    """Q, K and V in one :func:`row_scaled_matmul`."""
-
-    def __call__(self, x: TensorValue) -> TensorValue:
-        """Maps ``[tokens, in_dim]`` to ``[tokens, sum(out_dims)]``."""
-        assert self.stacked_weight_scale is not None
-        return row_scaled_matmul(x, self.stacked_weight, self.stacked_weight_scale)

@@ -44,10 +44,13 @@ def runs_packed(
         pipeline_config: Has the devices.
         kernel_mode: By default what the environment says.
     """
+    return (kernel_mode or kernels.mode()) != "off" and on_cpu(pipeline_config)
+
+
+def on_cpu(pipeline_config: PipelineConfig) -> bool:
+    """Whether the model runs on a CPU."""
     devices = pipeline_config.model.device_specs
-    return (kernel_mode or kernels.mode()) != "off" and all(
-        d.device_type == "cpu" for d in devices
-    )
+    return all(device.device_type == "cpu" for device in devices)
 
 
 def encodings_of(weights: Mapping[str, WeightData]) -> dict[str, Encoding]:

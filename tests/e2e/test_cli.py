@@ -79,8 +79,8 @@ OURS = {
         [],
         "config.json makes it [128, 96]",
     ),
-    "FP8 on a CPU": (
-        lambda folder: write_quantized(folder, LAYOUTS["static"]),
+    "NVFP4 on a CPU": (
+        lambda folder: write_quantized(folder, LAYOUTS["nvfp4"]),
         ["--quantization-encoding", "float32"],
         "runs on GPUs only",
     ),

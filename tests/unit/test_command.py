@@ -21,6 +21,7 @@ from max_mistral.command.errors import UsageError
 from max_mistral.command.flags import Flags
 from max_mistral.command.memory import gigabytes
 from max_mistral.errors import UserError
+from max_mistral.weights.safetensors_file import read_tensors
 from tests.unit.test_gguf import write_gguf
 from workbench.checkpoints import BASE, write_checkpoint, write_native
 from workbench.demo import ROOT
@@ -175,9 +176,17 @@ def test_a_quantized_checkpoint_needs_a_gpu(run, tmp_path, monkeypatch):
         folder = tmp_path / name
         write_checkpoint(folder, BASE)
         write_quantized(folder, LAYOUTS[name])
-    status, _, err = run("serve", tmp_path / "static")
+    status, _, err = run("serve", tmp_path / "gptq")
     assert status == 1
     assert "runs on GPUs only" in err
+    # FP8 becomes bfloat16 on a CPU.
+    _, found, err = run("serve", tmp_path / "static")
+    assert value(found, "--quantization-encoding") == "float32"
+    file = tmp_path / "static" / "model.safetensors"
+    assert value(found, "--weight-path") == str(file)
+    tensors = read_tensors([file]).values()
+    fp8 = sum(t.stored.size for t in tensors if t.dtype == "F8_E4M3")
+    assert f"{gigabytes(file.stat().st_size + fp8)} of weights" in err
     have_gpus(monkeypatch, 1)
     _, found, _ = run("serve", tmp_path / "static")
     assert "--quantization-encoding" not in found

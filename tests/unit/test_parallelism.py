@@ -71,8 +71,11 @@ def test_every_kind_of_model(tmp_path, name, devices, replicas):
 
 @pytest.mark.parametrize("name", ["static", "block", "channel", "autofp8_dynamic"])
 @pytest.mark.parametrize(("devices", "replicas"), [(2, 1), (4, 1), (2, 2)])
-@pytest.mark.parametrize("gpu", ["sm_90a", "sm_100a"])
-def test_fp8(tmp_path, name, devices, replicas, gpu):
+@pytest.mark.parametrize(
+    ("gpu", "kept"), [("sm_90a", "keep"), ("sm_90a", "bfloat16"), ("sm_100a", "keep")]
+)
+def test_fp8(tmp_path, monkeypatch, name, devices, replicas, gpu, kept):
+    monkeypatch.setenv("MAX_MISTRAL_FP8", kept)
     write_quantized(tmp_path, LAYOUTS[name], CONFIG | {"intermediate_size": 512})
     flags = {"quantization_encoding": "float8_e4m3fn"}
     flags["data_parallel_degree"] = replicas

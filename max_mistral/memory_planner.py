@@ -1,0 +1,21 @@
+"""What MAX reserves memory by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from max.pipelines.kv_cache.memory_planner import PagedMemoryPlanner
+
+from .model_config import MistralConfig
+
+
+class MistralMemoryPlanner(PagedMemoryPlanner):
+    """MAX's own, for weights that grow at load."""
+
+    def estimate_weights_size(self, pipeline_config: Any) -> int:
+        """Returns the bytes of the weights: of FP8 that becomes bfloat16, twice."""
+        size = super().estimate_weights_size(pipeline_config)
+        config = self._config
+        return (
+            2 * size if isinstance(config, MistralConfig) and config.restored else size
+        )
