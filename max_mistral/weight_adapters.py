@@ -6,7 +6,7 @@ Safetensors, in one file or several, under HF's names or Mistral's own; and GGUF
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from .formats import WeightFormat
 from .formats.tensors import check_known, quantized_tensors
 from .hf_quantization import read_quantization
 from .kernels import KernelMode
+from .progress import progress
 from .sharing import Sharing
 from .weights.dtypes import FLOATS, check_dtype
 from .weights.finite import check_bytes, check_weight
@@ -112,7 +113,10 @@ def convert_safetensor_state_dict(
         scales, expected = _take_scales(quantization, expected, tensors, dtype, source)
         restores, quantization = quantization, None
     weights: dict[str, WeightData] = {}
-    for name, tensor in expected.items():
+    items: Iterable[tuple[str, ExpectedTensor]] = expected.items()
+    if packed or restores is not None:
+        items = progress(expected.items(), "Loading weights", "tensors")
+    for name, tensor in items:
         found, data = tensors[name], None
         if restores is not None and tensor.graph in scales:
             check_weight(found, source)

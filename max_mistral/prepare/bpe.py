@@ -15,9 +15,9 @@ from tokenizers import (
     pre_tokenizers,
     processors,
 )
-from tqdm import tqdm
 
 from ..errors import UserError, shown
+from ..progress import progress
 
 Piece = TypeVar("Piece", str, bytes)
 
@@ -146,9 +146,7 @@ def find_merges(ranks: dict[Piece, Any]) -> list[tuple[Piece, Piece]]:
             f"at most {_LONGEST}. Fetch it again."
         )
     found = []
-    for piece, rank in tqdm(
-        ranks.items(), desc="Converting tokenizer", unit=" tokens", disable=None
-    ):
+    for piece, rank in progress(ranks.items(), "Converting tokenizer", "tokens"):
         for i in range(1, len(piece)):
             left, right = piece[:i], piece[i:]
             if left in ranks and right in ranks:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from max.graph.weights import WeightData
-from tqdm import tqdm
 from transformers import PretrainedConfig
 
 from ..errors import UserError
@@ -18,6 +16,7 @@ from ..fields import MOST_SCALE, Fields
 from ..hf_rope import RopeScaling
 from ..kernels.packing import Encoding
 from ..other_models import refuse_other_models
+from ..progress import progress
 from .finite import check_bytes
 from .gguf_encode import dequantize_rows, encode
 from .gguf_header import read_header
@@ -26,16 +25,6 @@ from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
 from .packed import pack_matrix
 
 logger = logging.getLogger("max.pipelines")
-
-
-class ProgressBar(tqdm):
-    """A bar of one process.
-
-    tqdm's own lock is a semaphore of the system's, which a model worker that
-    SIGTERM ends would leave behind.
-    """
-
-    _lock = threading.RLock()
 
 
 # GGUF architectures that compute what Mistral computes.
@@ -173,12 +162,8 @@ class GGUFCheckpoint:
             str(self.path),
         )
         repacked: Counter[str] = Counter()
-        for tensor in ProgressBar(
-            [t for t in self.tensors.values() if t.name in expected],
-            desc="Loading weights",
-            unit=" tensors",
-            disable=None,  # no bar where no one sees it move
-        ):
+        wanted = [t for t in self.tensors.values() if t.name in expected]
+        for tensor in progress(wanted, "Loading weights", "tensors"):
             graph, shape = expected[tensor.name].graph, expected[tensor.name].shape
             heads = rotary_heads(graph, config)
             data, kind = tensor.stored.read(), tensor.kind

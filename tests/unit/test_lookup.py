@@ -7,18 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from max.driver import Buffer
+from max.graph import default_custom_extensions
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from max.pipelines.lib.pipeline_variants.utils import StructuredOutputHelper
 from max.pipelines.sampling.seeds import request_row_seed
 
 from max_mistral.errors import UserError
-from max_mistral.lookup import drafts, enabled
+from max_mistral.kernels import library
+from max_mistral.lookup import choice, drafts, enabled
 from max_mistral.lookup.drafts import LONGEST, SHORTEST, propose
 from max_mistral.lookup.grammar import masks_of_rows
 from max_mistral.lookup.greedy import GreedySampler
 from max_mistral.lookup.odds import MARGIN, MOST_ROWS, Candidate, Cost, Odds, how_many
 from max_mistral.lookup.rows import sampled_rows
 from tests.tools import FIRST, TOOLS, grammar_of
+from workbench.checkpoints import BASE, write_checkpoint
+from workbench.runner import make_pipeline_config
 
 TEXTS = st.lists(st.integers(0, 3), max_size=80)
 
@@ -291,3 +295,29 @@ def test_all_others_are_left_to_max(top_k, more, width):
     found = GreedySampler(lambda *inputs: len(inputs))
     inputs = sampler_inputs(np.zeros((len(top_k), width)), top_k, *more)
     assert found(*inputs) == len(inputs)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "chosen", "shared"),
+    [
+        ("MAX_MISTRAL_LOOKUP", "on", "LookupPipeline", True),
+        ("MAX_MISTRAL_LOOKUP", "off", "MAX's", True),
+        ("MAX_MISTRAL_KERNELS", "off", "MAX's", False),
+    ],
+)
+def test_all_graphs_of_a_pipeline_share_the_kernels(
+    tmp_path, monkeypatch, variable, value, chosen, shared
+):
+    def pipeline_called(name):
+        return lambda **kwargs: (name, default_custom_extensions())
+
+    monkeypatch.setattr(choice, "LookupPipeline", pipeline_called("LookupPipeline"))
+    monkeypatch.setattr(
+        choice, "get_pipeline_for_task", lambda *_: pipeline_called("MAX's")
+    )
+    monkeypatch.setenv(variable, value)
+    config = make_pipeline_config(write_checkpoint(tmp_path, BASE))
+    name, extensions = choice.make_pipeline(pipeline_config=config)
+    assert name == chosen
+    assert list(extensions) == ([library()] if shared else [])
+    assert not default_custom_extensions()

@@ -13,6 +13,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from transformers import PretrainedConfig
 
+from ...progress import progress
 from ...weights.gguf_file import GGUFCheckpoint
 from .adapter import Change
 from .maths import Values
@@ -55,7 +56,8 @@ def merge_gguf(
     losses: dict[tuple[str, str, str], _Loss] = {}
     with path.open("wb") as file:
         _write_gguf_header(file, checkpoint, outputs, kinds)
-        for output, kind in zip(outputs, kinds, strict=True):
+        both = list(zip(outputs, kinds, strict=True))
+        for output, kind in progress(both, "Merging", "tensors"):
             _pad(file, checkpoint.header.alignment)
             if output.change is None:
                 output.source.stored.read().tofile(file)

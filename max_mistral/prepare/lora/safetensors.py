@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from transformers import PretrainedConfig
 
 from ...errors import UserError
+from ...progress import progress
 from ...weights.names import find_scheme, find_text_tower, image_towers
 from ...weights.safetensors_file import SafeTensor, read_tensors
 from .adapter import FLOATS, Change
@@ -102,7 +103,8 @@ def _write_safetensors(file: BinaryIO, outputs: Sequence[Output]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     file.write(struct.pack("<Q", len(text)) + text)
-    for output in outputs:
+    name = Path(file.name).name
+    for output in progress(outputs, f"Merging into {name}", "tensors"):
         if output.change is None:
             output.source.stored.read().tofile(file)
             continue
