@@ -67,12 +67,13 @@ struct Attention:
         var kv_heads = blocks.dim_size(4)
         var width = kv_heads * head_dim
         var row = heads * head_dim + 2 * width
-        if qkv.dim_size(1) != row:
+        if qkv.dim_size(0) != tokens or qkv.dim_size(1) != row:
+            raise Error("queries, keys and values are not [", tokens, ", ", row, "]")
+        if freqs_cis.dim_size(1) != head_dim:
+            raise Error("rotary embeddings are not as wide as a head, ", head_dim)
+        if scaled and query_scales.dim_size(0) != tokens:
             raise Error(
-                "a token has ",
-                qkv.dim_size(1),
-                " queries, keys and values, but should have ",
-                row,
+                query_scales.dim_size(0), " scales of ", tokens, " queries"
             )
         comptime assert head_dim % 2 == 0, "lanes are rotated in pairs"
         var stride = Int(page_stride.unsafe_ptr().unsafe_load(0))

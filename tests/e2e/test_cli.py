@@ -3,12 +3,14 @@
 import json
 import shutil
 
+import ml_dtypes
 import pytest
+from safetensors.numpy import save_file
 
 from tests.e2e.conftest import DEMO_FLAGS, run_max, run_python
 from workbench.checkpoints import BASE, write_checkpoint
 from workbench.demo import GGUF
-from workbench.quantized import LAYOUTS, write_quantized
+from workbench.quantized import CONFIG, LAYOUTS, write_quantized
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 
@@ -38,6 +40,26 @@ def test_one_command_from_the_file_names_paris():
     assert result.returncode == 0, result.stderr
     assert "Paris" in result.stdout
     assert "generate --custom-architectures max_mistral --model" in result.stderr
+
+
+def test_fp8_answers_on_a_cpu_as_its_bfloat16_checkpoint_does(tmp_path):
+    """Through MAX's own checks of files and encodings, with random weights."""
+    answers = []
+    for name in ("fp8", "plain"):
+        folder = write_checkpoint(tmp_path / name, CONFIG)
+        worth = write_quantized(tmp_path / "fp8", LAYOUTS["static"])
+        if name == "plain":
+            weights = {n: t.astype(ml_dtypes.bfloat16) for n, t in worth.items()}
+            save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        result = run_python(
+            *("-m", "max_mistral.command", "generate", folder),
+            *("--devices", "cpu", "--temperature", "0", "--max-new-tokens", "20"),
+            *("--prompt", "hello"),
+        )
+        assert result.returncode == 0, result.stderr
+        answers.append(result.stdout.partition("Prompt size")[0])
+    assert answers[0] == answers[1]
+    assert answers[0].strip()
 
 
 def change_config(folder, **changes):

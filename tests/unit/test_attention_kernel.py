@@ -294,6 +294,10 @@ SPOILT = {
         lambda arrays: arrays.update(freqs=arrays["freqs"][:400].copy()),
         "request 0 has 509 tokens, but the rotary embeddings have 400 positions",
     ),
+    "too few scales": (
+        lambda arrays: arrays.update(scales=arrays["scales"][1:].copy()),
+        "9 scales of 10 queries",
+    ),
     "too few row offsets": (
         lambda arrays: arrays.update(ends=arrays["ends"][:2].copy()),
         "there are 2 row offsets, but with 2 requests there should be 3",
