@@ -34,7 +34,8 @@ _CPU_FEATURES = (
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve"),
 )
 _VARIABLES = (
-    *("MAX_MISTRAL_KERNELS", "MAX_MISTRAL_LOOKUP", "MAX_MISTRAL_SELF_CHECK"),
+    *("MAX_MISTRAL_FP8", "MAX_MISTRAL_KERNELS", "MAX_MISTRAL_LOOKUP"),
+    "MAX_MISTRAL_SELF_CHECK",
     *("MODULAR_CACHE_DIR", "XDG_CACHE_HOME", "HF_HOME"),
 )
 

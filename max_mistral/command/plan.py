@@ -203,12 +203,11 @@ def _pick_encoding(
     elif quantization is not None:
         return (), "gptq" if isinstance(quantization, GPTQ) else None
     # MAX does not look for weights in float16; nor for FP8 on a CPU.
-    unsought = {"F16", "F8_E4M3"}
-    half = any(unsought & _dtypes(path) for path in checkpoint.weights)
-    named = checkpoint.weights if half else ()
+    unsought = any({"F16", "F8_E4M3"} & _dtypes(path) for path in checkpoint.weights)
+    named = checkpoint.weights if unsought else ()
     if on_cpu(devices):
         return named, "float32"
-    return named, "bfloat16" if half else None
+    return named, "bfloat16" if unsought else None
 
 
 def _dtypes(path: Path) -> set[str]:

@@ -472,7 +472,7 @@ def constructors():
     "`StackedLinear._names`, `_child`, `_concat_child_weights` and "
     "`stacked_weight_scale`",
     "_names _child _concat_child_weights stacked_weight_scale",
-    "two classes of `formats/fp8.py` stack scales that `StackedLinear` cannot",
+    "two classes of ours stack scales that `StackedLinear` cannot",
 )
 def stacked_linear():
     names = "_names _child _concat_child_weights stacked_weight_scale"
