@@ -10,7 +10,15 @@ from .model_config import MistralConfig
 
 
 class MistralMemoryPlanner(PagedMemoryPlanner):
-    """MAX's own, for weights that grow at load."""
+    """MAX's own, for weights that grow at load.
+
+    Args:
+        config: The model's.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.config = config
 
     def estimate_weights_size(self, pipeline_config: Any) -> int:
         """Returns the bytes of the weights: of FP8 that becomes bfloat16, twice."""
