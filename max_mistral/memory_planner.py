@@ -23,7 +23,5 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
     def estimate_weights_size(self, pipeline_config: Any) -> int:
         """Returns the bytes of the weights: of FP8 that becomes bfloat16, twice."""
         size = super().estimate_weights_size(pipeline_config)
-        config = self._config
-        return (
-            2 * size if isinstance(config, MistralConfig) and config.restored else size
-        )
+        doubles = isinstance(self.config, MistralConfig) and self.config.restored
+        return 2 * size if doubles else size
