@@ -14,7 +14,6 @@ from max.pipelines.lib.device_specs import (
     device_specs_from_normalized_device_handle,
     normalize_device_specs_input,
 )
-from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig
 
 from .. import hf_config as hf
@@ -24,7 +23,7 @@ from ..fields import read_json
 from ..formats import GPTQ
 from ..hf_quantization import read_quantization
 from ..other_models import refuse_other_models
-from ..weights.safetensors_file import stored_tensors
+from ..weights.safetensors_file import read_tensors
 from .checkpoint import Checkpoint, is_gguf, read_checkpoint
 from .errors import UsageError
 from .flags import Flags
@@ -196,23 +195,18 @@ def _pick_encoding(
     if checkpoint.is_gguf:
         return checkpoint.weights, None
     # Or raises, for a file that is damaged.
-    stored_tensors(checkpoint.weights)
+    dtypes = {tensor.dtype for tensor in read_tensors(checkpoint.weights).values()}
     quantization = read_quantization(config, None)
     if quantization is not None and on_cpu(devices):
         quantization.check_runs([DeviceRef.CPU()], DType.float32)
     elif quantization is not None:
         return (), "gptq" if isinstance(quantization, GPTQ) else None
     # MAX does not look for weights in float16; nor for FP8 on a CPU.
-    unsought = any({"F16", "F8_E4M3"} & _dtypes(path) for path in checkpoint.weights)
+    unsought = bool({"F16", "F8_E4M3"} & dtypes)
     named = checkpoint.weights if unsought else ()
     if on_cpu(devices):
         return named, "float32"
     return named, "bfloat16" if unsought else None
-
-
-def _dtypes(path: Path) -> set[str]:
-    with safe_open(path, "numpy") as file:
-        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
 def _summary(

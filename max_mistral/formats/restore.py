@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 
 Bytes = npt.NDArray[np.uint8]
 Bits = npt.NDArray[np.uint16]
@@ -27,10 +29,7 @@ def fp8_values() -> Floats:
 
 def to_bfloat16(values: Floats) -> Bits:
     """Returns the bits of the nearest bfloat16 numbers, ties to even. Keeps NaN."""
-    bits = values.view(np.uint32)
-    # Adds less than half of the last bit, or half where that bit is odd.
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+    return quantize(values, GGMLQuantizationType.BF16).view(np.uint16)
 
 
 def restore(codes: Bytes, scales: Floats, height: int, width: int) -> Bits:
@@ -44,12 +43,11 @@ def restore(codes: Bytes, scales: Floats, height: int, width: int) -> Bits:
         width: Columns under one scale.
     """
     restored = np.empty(codes.shape, np.uint16)
-    values = fp8_values()
-    for i, line in enumerate(scales):
+    with np.errstate(over="ignore"):  # infinity, which is found later
+        tables = to_bfloat16(scales[..., None] * fp8_values())
+    for i, line in enumerate(tables):
         rows = slice(i * height, (i + 1) * height)
-        for j, scale in enumerate(line):
+        for j, table in enumerate(line):
             columns = slice(j * width, (j + 1) * width)
-            with np.errstate(over="ignore"):  # infinity, which is found later
-                table = to_bfloat16(values * scale)
             restored[rows, columns] = table[codes[rows, columns]]
     return restored

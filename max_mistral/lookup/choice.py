@@ -9,7 +9,8 @@ from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib.registry import get_pipeline_for_task
 from max.pipelines.modeling.types import PipelineTask
 
-from ..kernels import library, mode
+from ..kernels import library
+from ..weights.packed import runs_packed
 from . import enabled
 from .pipeline import LookupPipeline
 
@@ -21,8 +22,7 @@ def make_pipeline(*, pipeline_config: PipelineConfig, **kwargs: Any) -> Any:
     (``MAX_MISTRAL_KERNELS=off``) never get drafts.
     """
     pipeline = get_pipeline_for_task(PipelineTask.TEXT_GENERATION, pipeline_config)
-    on_cpu = all(d.device_type == "cpu" for d in pipeline_config.model.device_specs)
-    if not on_cpu or mode() == "off":
+    if not runs_packed(pipeline_config):
         return pipeline(pipeline_config=pipeline_config, **kwargs)
     if enabled():
         pipeline = LookupPipeline
