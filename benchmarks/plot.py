@@ -2,7 +2,8 @@
 
     python -m benchmarks.plot REPORT.json PICTURE.png
 
-Prints it too, as a table in Markdown: tokens a second, and the ratio in brackets.
+Prints it too, as a table in Markdown: tokens a second, and the ratio in brackets;
+then how far the rounds' ratios lie apart.
 """
 
 from __future__ import annotations
@@ -64,6 +65,22 @@ def markdown(report: dict) -> str:
     return "\n".join(lines)
 
 
+def spread(report: dict) -> str:
+    """Returns how far max_mistral's ratios to llama.cpp differ between rounds."""
+    found = []
+    for name in models_of(report):
+        ours, base = report[name]["max_mistral"], report[name]["llama.cpp"]
+        for measure in ours.keys() & set(MEASURES):
+            pairs = zip(ours[measure], base[measure], strict=True)
+            rounds = sorted(value / other for value, other in pairs)
+            apart = (rounds[-1] - rounds[0]) / statistics.median(rounds)
+            found.append((apart, f"{name}, {LABELS[measure]}", rounds))
+    most, where, rounds = max(found)
+    median = statistics.median(apart for apart, *_ in found)
+    listed = ", ".join(f"{ratio:.2f}x" for ratio in rounds)
+    return f"apart: {median:.0%} in the median, at most {most:.0%} ({where}: {listed})"
+
+
 def draw(report: dict, target: Path) -> None:
     """Writes the picture: a group of bars for each model."""
     rows = rows_of(report, "exact")
@@ -93,6 +110,7 @@ def main() -> None:
     report = json.loads(source.read_text())
     draw(report, target)
     print(markdown(report))
+    print(spread(report))
 
 
 if __name__ == "__main__":
