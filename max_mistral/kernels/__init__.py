@@ -23,7 +23,8 @@ def mode() -> KernelMode:
 
     - ``on``, the default: activations are rounded where that makes the CPU
       faster, to bfloat16 beside bfloat16 weights (AVX512-BF16) and to int8
-      beside quantized ones (VNNI), as llama.cpp does; the KV cache is bfloat16.
+      beside quantized ones (any x86 with AVX2, Arm with the dot product), as
+      llama.cpp does; the KV cache is bfloat16.
     - ``exact``: activations and KV cache stay float32.
     - ``portable``: so too, and without AVX-512.
     - ``off``: weights are float32 in memory and MAX's own operations run.

@@ -171,6 +171,12 @@ struct Encoding(ImplicitlyCopyable):
     def has_table(self) -> Bool:
         return self.table[1] != 0
 
+    def largest_code(self) -> Int:
+        """The largest code, or entry of the table."""
+        if self.has_table():
+            return Int(self.table.reduce_max())
+        return (1 << (self.low_bits + self.extra_bits)) - 1
+
     def block_bytes(self) -> Int:
         return ROWS * self.row_bytes
 

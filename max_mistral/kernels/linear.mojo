@@ -96,7 +96,7 @@ struct Linear:
             portable: Whether to do without AVX-512.
             rounded: Whether to round the activations: to bfloat16 if the weights
                 are bfloat16, which all are or none is; to int8 if they are
-                quantized and the CPU has VNNI.
+                quantized and the CPU has dot products of int8 (`dots.mojo`).
             normed: Whether to apply RMSNorm to `x` first.
             target: Where the op runs, a CPU.
 

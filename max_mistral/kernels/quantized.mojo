@@ -4,47 +4,47 @@ A weight is `scale * code - minimum` (`layout.mojo`), so one part adds
 
     scale * sum(code * x) - minimum * sum(x)
 
-With x86's VNNI the activations are rounded to int8, with one scale per 32
-columns, and `sum(code * x)` is exact in int32. Without it everything is float32.
+`rounded` activations are int8, with one scale per 32 columns, and `sum(code * x)`
+is exact in int32 (`dots.mojo`). Otherwise everything is float32.
 Either way a row's sum is taken in the same order however many rows there are.
 """
 
 from std.math import fma
 from std.memory import bitcast
-from std.sys import llvm_intrinsic
 
-from .codes import Codes, minima, quads, scales
+from .codes import minima, quads, scales
+from .dots import dots, signs_codes
 from .fetch import fetch_ahead
 from .layout import PART, ROWS, Floats, encoding
 
 
-def row_bytes[vnni: Bool](columns: Int) -> Int:
+def row_bytes[rounded: Bool](columns: Int) -> Int:
     """Bytes of an interleaved row of activations."""
-    return columns // PART * _part_bytes[vnni]()
+    return columns // PART * _part_bytes[rounded]()
 
 
-def _part_bytes[vnni: Bool]() -> Int:
+def _part_bytes[rounded: Bool]() -> Int:
     """Bytes of one row of activations in a part."""
     comptime sums = 2 * 4
-    return PART + 4 + sums if vnni else PART * 4 + sums
+    return PART + 4 + sums if rounded else PART * 4 + sums
 
 
 @inline(.always)
 def interleave_rows[
-    vnni: Bool, MR: Int
+    rounded: Bool, MR: Int
 ](dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], columns: Int):
     """Interleaves `MR` rows of activations. Each part is
 
-      VNNI   [8][MR][4] int8, [MR] float32 scales
-      else   [32][MR] float32
+      rounded   [8][MR][4] int8, [MR] float32 scales
+      else      [32][MR] float32
 
     and then `[2][MR]` float32: the sums of its first and of its last 16 columns.
     """
     for b in range(columns // PART):
-        var base = dst.unsafe_offset(b * _part_bytes[vnni]() * MR)
+        var base = dst.unsafe_offset(b * _part_bytes[rounded]() * MR)
         comptime for m in range(MR):
             var v = x.unsafe_load[width=PART](m * columns + b * PART)
-            comptime if vnni:
+            comptime if rounded:
                 var largest = abs(v).reduce_max()
                 var scale = largest / 127.0
                 var inverse = 127.0 / largest if largest > 0 else Float32(0)
@@ -74,25 +74,12 @@ def interleave_rows[
 
 
 @inline(.always)
-def _dot4(
-    acc: SIMD[.int32, ROWS], codes: Codes, x: SIMD[.int32, ROWS]
-) -> SIMD[.int32, ROWS]:
-    """Adds to each lane the dot product of four uint8 codes and four int8s."""
-    return llvm_intrinsic[
-        "llvm.x86.avx512.vpdpbusd.512", SIMD[DType.int32, ROWS]
-    ](acc, codes, bitcast[.uint8, 4 * ROWS](x))
-
-
-@inline(.always)
-def _dots[
-    kind: Int, vnni: Bool, MR: Int, NR: Int, half: Int
+def _products[
+    kind: Int, rounded: Bool, MR: Int, NR: Int, half: Int
 ](
     xb: ImmPointer[UInt8, _], w: ImmPointer[UInt8, _], part: Int, panel: Int
 ) -> Array[Floats, MR * NR]:
-    """`sum(code * x)` over the columns of a part that share a scale.
-
-    All of them, or the 16 of `half`. One sum for a row and a panel, so that a tile's
-    sums stay in registers; two if there is but one, for it would wait for itself.
+    """`sum(code * x)` as `dots` has it, of float32 rows too.
 
     Args:
         xb: The rows' part.
@@ -104,46 +91,38 @@ def _dots[
         `[MR][NR]` vectors of 16 output rows.
     """
     comptime both = encoding[kind]().scale_columns == PART
-    comptime chains = 2 if both and vnni and MR * NR == 1 else 1
-    var xi = xb.unsafe_bitcast[Int32]()
-    var xf = xb.unsafe_bitcast[Float32]()
-    var dots = Array[Floats, MR * NR](fill=0)
-    var sums = Array[SIMD[.int32, ROWS], chains * MR * NR](fill=0)
+    var products = Array[Floats, MR * NR](fill=0)
+    comptime if rounded:
+        var sums = dots[kind, MR, NR, half](
+            xb.unsafe_bitcast[Int32](), w, part, panel
+        )
+        comptime for at in range(MR * NR):
+            products[at] = sums[at].cast[.float32]()
+        return products^
+    var x = xb.unsafe_bitcast[Float32]()
     comptime for i in range(4):
         comptime for r in range(NR):
-            # Columns 4 i to 4 i + 3 of each 16.
             var pair = quads[kind, i](w.unsafe_offset(r * panel), part)
             comptime for side in range(2):
                 comptime if both or side == half:
-                    comptime if vnni:
+                    var quad = bitcast[.uint32, ROWS](pair[side])
+                    comptime for j in range(4):
+                        comptime column = 16 * side + 4 * i + j
+                        var code = (quad >> UInt32(8 * j)) & 255
+                        var number = code.cast[.float32]()
                         comptime for m in range(MR):
-                            comptime at = chains * (m * NR + r) + side % chains
-                            var x = xi.unsafe_load((4 * side + i) * MR + m)
-                            sums[at] = _dot4(
-                                sums[at], pair[side], SIMD[.int32, ROWS](x)
+                            comptime at = m * NR + r
+                            products[at] = fma(
+                                number,
+                                Floats(x.unsafe_load(column * MR + m)),
+                                products[at],
                             )
-                    else:
-                        var quad = bitcast[.uint32, ROWS](pair[side])
-                        comptime for j in range(4):
-                            comptime column = 16 * side + 4 * i + j
-                            var code = (quad >> UInt32(8 * j)) & 255
-                            var number = code.cast[.float32]()
-                            comptime for m in range(MR):
-                                comptime at = m * NR + r
-                                var x = xf.unsafe_load(column * MR + m)
-                                dots[at] = fma(number, Floats(x), dots[at])
-    comptime if vnni:
-        comptime for at in range(MR * NR):
-            var total = sums[chains * at]
-            comptime if chains == 2:
-                total += sums[2 * at + 1]
-            dots[at] = total.cast[.float32]()
-    return dots^
+    return products^
 
 
 @inline(.always)
 def quantized_tile[
-    kind: Int, vnni: Bool, MR: Int, NR: Int
+    kind: Int, rounded: Bool, MR: Int, NR: Int
 ](
     xp: ImmPointer[UInt8, _],
     w: ImmPointer[UInt8, _],
@@ -166,6 +145,8 @@ def quantized_tile[
     comptime block_bytes = e.block_bytes()
     comptime parts = e.parts()
     comptime bytes = block_bytes // parts
+    # Signed codes need no minimum.
+    comptime signed = rounded and signs_codes[kind]()
     # Scales in a part.
     comptime halves = PART // e.scale_columns
     var acc = Array[Floats, MR * NR](fill=0)
@@ -180,14 +161,14 @@ def quantized_tile[
                         )
                     )
             var xb = xp.unsafe_offset(
-                (b * parts + part) * _part_bytes[vnni]() * MR
+                (b * parts + part) * _part_bytes[rounded]() * MR
             )
             var rest = xb.unsafe_offset(
-                (PART if vnni else 4 * PART) * MR
+                (PART if rounded else 4 * PART) * MR
             ).unsafe_bitcast[Float32]()
-            comptime skip = MR if vnni else 0
+            comptime skip = MR if rounded else 0
             comptime for half in range(halves):
-                var dots = _dots[kind, vnni, MR, NR, half](
+                var products = _products[kind, rounded, MR, NR, half](
                     xb, w.unsafe_offset(b * block_bytes), part, panel
                 )
                 comptime for r in range(NR):
@@ -197,11 +178,12 @@ def quantized_tile[
                     comptime for m in range(MR):
                         comptime at = m * NR + r
                         var factor = scale
-                        comptime if vnni:
+                        comptime if rounded:
                             factor = scale * Floats(rest.unsafe_load(m))
                         var total = rest.unsafe_load(skip + half * MR + m)
                         comptime if halves == 1:
                             total += rest.unsafe_load(skip + MR + m)
-                        acc[at] = fma(dots[at], factor, acc[at])
-                        acc[at] = fma(minimum, Floats(-total), acc[at])
+                        acc[at] = fma(products[at], factor, acc[at])
+                        comptime if not signed:
+                            acc[at] = fma(minimum, Floats(-total), acc[at])
     return acc^

@@ -3,6 +3,7 @@
 from std.sys.info import CompilationTarget
 
 from . import dense, quantized
+from .dots import HAS, NO_DOTS
 from .layout import ROWS, Floats, encoding, is_dense, panel_bytes
 
 
@@ -19,7 +20,7 @@ def rounds[kind: Int, portable: Bool]() -> Bool:
     comptime if is_dense[kind]():
         return encoding[kind]().dtype == .bfloat16
     else:
-        return _avx512[portable, "avx512vnni"]()
+        return not portable and HAS != NO_DOTS
 
 
 def max_rows[portable: Bool]() -> Int:

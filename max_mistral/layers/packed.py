@@ -149,7 +149,8 @@ def multiply(
         out_dims: Their rows.
         portable: Whether to do without AVX-512.
         rounded: Whether to round ``x``: to bfloat16 beside bfloat16 weights, which
-            all are then; to int8 beside quantized ones, where the CPU has VNNI.
+            all are then; to int8 beside quantized ones, where the CPU has
+            dot products of int8.
 
     Returns:
         float32 ``[tokens, sum(out_dims)]``.

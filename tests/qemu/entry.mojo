@@ -20,7 +20,8 @@ def kernel(
     output: Output,
     scratch: Output,
 ) abi("C"):
-    """Runs what `a[0]` says: 0 is a linear layer, 1 an embedding, 2 attention.
+    """Runs what `a[0]` says: 0 is a linear layer, 1 an embedding, 2 attention, 3 a
+    linear layer with int8 activations, where this CPU has them.
 
     What they take is below. `test_qemu.py` says how large `scratch` is.
     """
@@ -31,16 +32,22 @@ def kernel(
         return
     comptime for kind in range(KINDS):
         if a.unsafe_load(1) == kind:
+            # The C library has no rounding to bfloat16.
+            comptime rounded = tiles.rounds[kind, False]() and not is_dense[
+                kind
+            ]()
             if a.unsafe_load(0) == 0:
-                _linear[kind](a, first, second, output, scratch)
+                _linear[kind, False](a, first, second, output, scratch)
+            elif a.unsafe_load(0) == 3:
+                _linear[kind, rounded](a, first, second, output, scratch)
             else:
                 _embedding[kind](a, first, output)
 
 
 def _linear[
-    kind: Int
+    kind: Int, rounded: Bool
 ](a: Integers, activations: Input, weight: Input, output: Output, scratch: Output):
-    """As `linear.mojo`, in one thread. `a` are 0, kind, tokens, rows, columns."""
+    """As `linear.mojo`, in one thread. `a` are 0 or 3, kind, tokens, rows, columns."""
     var tokens = a.unsafe_load(2)
     var rows = a.unsafe_load(3)
     var columns = a.unsafe_load(4)
@@ -48,7 +55,7 @@ def _linear[
     var y = output.unsafe_bitcast[Float32]()
     comptime dense_weights = is_dense[kind]()
     comptime max_mr = tiles.max_rows[False]()
-    var x_row = tiles.row_bytes[dense_weights, False](columns)
+    var x_row = tiles.row_bytes[dense_weights, rounded](columns)
 
     @inline(.always)
     def write(token: Int, column: Int, sums: Floats, count: Int) {imm}:
@@ -60,13 +67,13 @@ def _linear[
         comptime MR = max_mr >> step
         comptime if MR > 0:
             while tokens - m >= MR:
-                tiles.interleave_rows[dense_weights, False, MR](
+                tiles.interleave_rows[dense_weights, rounded, MR](
                     scratch.unsafe_offset(m * x_row),
                     x.unsafe_offset(m * columns),
                     columns,
                 )
                 m += MR
-    tiles.multiply_panels[kind, False, False](
+    tiles.multiply_panels[kind, False, rounded](
         write,
         scratch,
         weight,

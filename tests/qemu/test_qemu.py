@@ -16,7 +16,13 @@ from mojo.run import subprocess_run_mojo
 from max_mistral import kernels
 from max_mistral.kernels.packing import Encoding, pack
 from tests.unit import test_attention_kernel as attention
-from tests.unit.test_kernels import activations, random_weight, rounding
+from tests.unit.test_kernels import (
+    DENSE,
+    activations,
+    quantization,
+    random_weight,
+    rounding,
+)
 from tests.unit.test_odd_shapes import SHAPES
 
 HERE = Path(__file__).parent
@@ -31,7 +37,7 @@ TARGETS = {
     ),
 }
 PACKAGES = "qemu-user gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
-LINEAR, EMBEDDING, ATTENTION = range(3)
+LINEAR, EMBEDDING, ATTENTION, ROUNDED = range(4)
 
 
 def linear_cases():
@@ -43,7 +49,9 @@ def linear_cases():
             packed = pack(weight, encoding, columns)
             sizes = [LINEAR, int(encoding), tokens, rows, columns]
             scratch = 8 * tokens * (columns + 1) + 64
-            yield sizes, [activations(tokens, columns), packed], tokens * rows, scratch
+            inputs = [activations(tokens, columns), packed]
+            yield sizes, inputs, tokens * rows, scratch
+            yield [ROUNDED, *sizes[1:]], inputs, tokens * rows, scratch
             yield [EMBEDDING, int(encoding), rows, columns], [packed], rows * columns, 0
 
 
@@ -111,10 +119,18 @@ def test_linear_layers_and_embeddings(found):
             columns = widths[encoding.block_columns]
             weight = random_weight(encoding, rows, columns)[1]
             x = activations(tokens, columns).astype(np.float64)
-            sizes, y = next(outputs)
-            assert sizes == [LINEAR, int(encoding), tokens, rows, columns]
-            error = np.abs(y.reshape(tokens, rows) - x @ weight.T)
-            assert (error <= rounding(encoding, weight, x)).all(), encoding
+            bound = rounding(encoding, weight, x)
+            # All these CPUs have dot products of int8.
+            rounded = bound + (0 if encoding in DENSE else quantization(weight, x))
+            both = []
+            for what, most in ((LINEAR, bound), (ROUNDED, rounded)):
+                sizes, y = next(outputs)
+                assert sizes == [what, int(encoding), tokens, rows, columns]
+                error = np.abs(y.reshape(tokens, rows) - x @ weight.T)
+                assert (error <= most).all(), encoding
+                both.append(y)
+            same = encoding in DENSE or not tokens
+            assert np.array_equal(*both) == same, encoding
             sizes, y = next(outputs)
             assert sizes == [EMBEDDING, int(encoding), rows, columns]
             near = rounding(encoding, weight, np.eye(columns)).T

@@ -1,0 +1,178 @@
+"""Dot products of codes and of activations in int8, with what the CPU has for them.
+
+  x86, AVX512-VNNI, AVX-VNNI   four products of uint8 and int8, added to an int32
+  x86, AVX2                    two of them, added in int16 as long as they fit
+  Arm, dot product             four products of int8 and int8, added to an int32
+
+The sums are exact, so all of them give the same. The last two cannot multiply codes
+above 127: those stand for int8 weights, as they do in all such encodings.
+"""
+
+from std.memory import bitcast
+from std.sys import llvm_intrinsic
+from std.sys.info import CompilationTarget
+
+from .codes import Codes, quads
+from .layout import LINE, PART, ROWS, encoding
+
+comptime Sums = SIMD[DType.int32, ROWS]
+comptime Words = SIMD[DType.int16, 2 * ROWS]
+"""Two sums of each row."""
+
+comptime NO_DOTS = 0
+comptime VNNI_512 = 1
+comptime VNNI_256 = 2
+comptime AVX2 = 3
+comptime ARM = 4
+
+
+def _dots() -> Int:
+    """Which of them this CPU has."""
+    comptime if CompilationTarget._has_feature["avx512vnni"]():
+        return VNNI_512
+    elif CompilationTarget._has_feature["avxvnni"]():
+        return VNNI_256
+    elif CompilationTarget._has_feature["avx2"]():
+        return AVX2
+    elif CompilationTarget._has_feature["dotprod"]():
+        return ARM
+    else:
+        return NO_DOTS
+
+
+comptime HAS = _dots()
+
+
+def signs_codes[kind: Int]() -> Bool:
+    """Whether `dots` takes codes less 128, which are the weights over their scale.
+    """
+    comptime e = encoding[kind]()
+    comptime signs = HAS >= AVX2 and e.largest_code() > 127
+    comptime assert not signs or e.bias == 128, "a code is no int8 plus 128"
+    return signs
+
+
+@inline(.always)
+def dots[
+    kind: Int, MR: Int, NR: Int, half: Int
+](
+    x: ImmPointer[Int32, _], w: ImmPointer[UInt8, _], part: Int, panel: Int
+) -> Array[Sums, MR * NR]:
+    """`sum(code * x)` over the columns of a part that share a scale.
+
+    All of them, or the 16 of `half`. One sum for a row and a panel, so that a tile's
+    sums stay in registers; two if there is but one, for it would wait for itself.
+
+    Args:
+        x: The rows' part, `[8][MR][4]` int8.
+        w: The first panel's block.
+        part: Which of the block's.
+        panel: Bytes from one panel to the next.
+
+    Returns:
+        `[MR][NR]` vectors of 16 output rows.
+    """
+    comptime e = encoding[kind]()
+    comptime both = e.scale_columns == PART
+    comptime lines = 8 if both else 4
+    comptime chains = 2 if both and MR * NR == 1 else 1
+    # Lines whose products fit into an int16; one if the codes are signed.
+    comptime fit = max(1, 32767 // (2 * 127 * e.largest_code()))
+    var sums = Array[Sums, chains * MR * NR](fill=0)
+    var words = Array[Words, MR * NR](fill=0)
+    comptime for i in range(4):
+        comptime for r in range(NR):
+            # Columns 4 i to 4 i + 3 of each 16.
+            var pair = quads[kind, i](w.unsafe_offset(r * panel), part)
+            comptime for side in range(2):
+                comptime if both or side == half:
+                    comptime line = 2 * i + side if both else i
+                    comptime chain = line % chains
+                    var codes = pair[side]
+                    comptime if signs_codes[kind]():
+                        codes ^= 128
+                    comptime for m in range(MR):
+                        comptime at = m * NR + r
+                        comptime to = chains * at + chain
+                        var four = x.unsafe_load((4 * side + i) * MR + m)
+                        comptime if HAS == AVX2:
+                            words[at] += _multiply[signs_codes[kind]()](
+                                codes, four
+                            )
+                            comptime if line % fit == fit - 1 or line == lines - 1:
+                                sums[to] += _widened(words[at])
+                                words[at] = 0
+                        else:
+                            sums[to] = _dot4(sums[to], codes, four)
+    comptime if chains == 2:
+        sums[0] += sums[1]
+    var found = Array[Sums, MR * NR](fill=0)
+    comptime for at in range(MR * NR):
+        found[at] = sums[chains * at]
+    return found^
+
+
+@inline(.always)
+def _dot4(sums: Sums, codes: Codes, x: Int32) -> Sums:
+    """Adds to each lane the dot product of four codes and four int8s."""
+    comptime if HAS == VNNI_512:
+        return llvm_intrinsic["llvm.x86.avx512.vpdpbusd.512", Sums](
+            sums, codes, bitcast[.uint8, LINE](Sums(x))
+        )
+    elif HAS == VNNI_256:
+        return _by_pieces["llvm.x86.avx512.vpdpbusd.256", 8](sums, codes, x)
+    else:
+        comptime assert HAS == ARM, "this CPU has no dot products"
+        return _by_pieces["llvm.aarch64.neon.sdot.v4i32.v16i8", 4](sums, codes, x)
+
+
+@inline(.always)
+def _by_pieces[
+    name: StaticString, width: Int
+](sums: Sums, codes: Codes, x: Int32) -> Sums:
+    """`_dot4` by an instruction of `width` rows."""
+    var xs = bitcast[.uint8, 4 * width](SIMD[.int32, width](x))
+    var found = sums
+    comptime for at in range(0, ROWS, width):
+        var piece = llvm_intrinsic[name, SIMD[DType.int32, width]](
+            sums.slice[width, offset=at](),
+            codes.slice[4 * width, offset = 4 * at](),
+            xs,
+        )
+        found = found.insert[offset=at](piece)
+    return found
+
+
+@inline(.always)
+def _multiply[signed: Bool](codes: Codes, x: Int32) -> Words:
+    """The products of two codes and two int8s, added, twice in each row."""
+    var xs = bitcast[.int8, 32](SIMD[.int32, 8](x))
+    var found = Words(0)
+    comptime for at in range(0, 2, 1):
+        var piece = codes.slice[32, offset = 32 * at]()
+        var factors = xs
+        comptime if signed:
+            var weights = bitcast[.int8, 32](piece)
+            piece = bitcast[.uint8, 32](abs(weights))
+            factors = llvm_intrinsic[
+                "llvm.x86.avx2.psign.b", SIMD[DType.int8, 32]
+            ](xs, weights)
+        found = found.insert[offset = 16 * at](
+            llvm_intrinsic[
+                "llvm.x86.avx2.pmadd.ub.sw", SIMD[DType.int16, 16]
+            ](piece, factors)
+        )
+    return found
+
+
+@inline(.always)
+def _widened(words: Words) -> Sums:
+    """The two sums of each row, added."""
+    var found = Sums(0)
+    comptime for at in range(2):
+        found = found.insert[offset = 8 * at](
+            llvm_intrinsic["llvm.x86.avx2.pmadd.wd", SIMD[DType.int32, 8]](
+                words.slice[16, offset = 16 * at](), SIMD[DType.int16, 16](1)
+            )
+        )
+    return found
