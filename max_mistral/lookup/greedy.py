@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from max.driver import Buffer
 from max.engine import Model
 
@@ -15,12 +16,20 @@ _PLAIN = 9
 _MOST_LOGITS = 2**20
 
 
-class GreedySampler:
-    """MAX's sampler, but for steps whose rows all take their likeliest token.
+def likeliest(logits: Buffer) -> npt.NDArray[np.int64] | None:
+    """Returns each row's likeliest token, ``[rows]``; ``None`` of too many logits.
 
-    NumPy finds that in microseconds, in the thread that has the logits. After a graph
+    NumPy finds them in microseconds, in the thread that has the logits. After a graph
     this thread has to wait for a CPU, on which MAX's others look out for more work: a
     tick of the operating system's clock now and then, as long as a small model's step.
+    """
+    if logits.num_elements > _MOST_LOGITS:
+        return None
+    return logits.to_numpy().argmax(axis=-1)
+
+
+class GreedySampler:
+    """MAX's sampler, but for steps whose rows all take their likeliest token.
 
     Args:
         sampler: MAX's, on the host.
@@ -32,9 +41,9 @@ class GreedySampler:
     def __call__(self, *inputs: Buffer) -> Sequence[Buffer]:
         """Returns the new tokens ``[batch]``, all tokens so far, and the seeds."""
         logits, before, top_k = inputs[:3]
-        greedy = (top_k.to_numpy() == 1).all()
-        if len(inputs) > _PLAIN or not greedy or logits.num_elements > _MOST_LOGITS:
+        plain = len(inputs) == _PLAIN and (top_k.to_numpy() == 1).all()
+        tokens = likeliest(logits) if plain else None
+        if tokens is None:
             return self._sampler(*inputs)
-        tokens = logits.to_numpy().argmax(axis=-1)
         so_far = np.concatenate([before.to_numpy(), tokens[:, None]], axis=1)
         return [Buffer.from_numpy(tokens), Buffer.from_numpy(so_far), inputs[-1]]

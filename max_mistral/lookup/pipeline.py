@@ -9,23 +9,29 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from max.driver import Buffer
 from max.pipelines.context import (
     LogProbabilities,
     TextContext,
     TextGenerationOutput,
 )
-from max.pipelines.lib import TextGenerationPipeline
+from max.pipelines.context.logit_processors_type import (
+    BatchProcessorInputs,
+    LogitsProcessor,
+    ProcessorInputs,
+)
+from max.pipelines.lib import ModelOutputs, TextGenerationPipeline
 from max.pipelines.modeling.types import (
     PipelineOutputsDict,
     RequestID,
     TextGenerationInputs,
 )
-from max.pipelines.sampling import FusedSamplingProcessor, apply_logits_processors
+from max.pipelines.sampling import FusedSamplingProcessor
 from max.pipelines.speculative.utils import _SpeculativeDecodingMetrics
 
 from .drafts import Draft, propose
-from .grammar import masks_of_rows
-from .greedy import GreedySampler
+from .grammar import Mask, masks_of_rows
+from .greedy import GreedySampler, likeliest
 from .odds import MOST, Candidate, Cost, Odds, how_many
 from .rows import sampled_rows, with_drafts
 
@@ -88,14 +94,10 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         ]
         chosen = how_many(candidates, self._cost)
         rows = len(batch) + sum(chosen)
-        if any(chosen):
-            drafts = [
-                draft.tokens[:count]
-                for draft, count in zip(proposed, chosen, strict=True)
-            ]
-            outputs = self._verify(inputs, drafts)
-        else:
-            outputs = super()._execute(inputs)
+        drafts = [
+            draft.tokens[:count] for draft, count in zip(proposed, chosen, strict=True)
+        ]
+        outputs = self._step(inputs, drafts)
         for context, draft, each, length in zip(
             batch, proposed, odds, before, strict=True
         ):
@@ -113,7 +115,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             and context.tokens.generated_length > 0
             and not context.log_probabilities_echo
             and not context.label_token_ids
-            and not context.sampling_params.logits_processors
+            and only_count(context.sampling_params.logits_processors)
             and not (sampling.enable_min_tokens and context.min_tokens)
         )
 
@@ -131,44 +133,27 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
                 return Draft(draft.tokens[: i + 1], draft.agreed)
         return draft
 
-    def _verify(
+    def _step(
         self, inputs: TextGenerationInputs[TextContext], drafts: Sequence[Tokens]
     ) -> PipelineOutputsDict[TextGenerationOutput]:
         """Runs a step with a row for each draft, and takes those that were right."""
         batch = inputs.flat_batch
-        sampler, mask = self._sampler_without_bitmask, None
+        mask = None
         if self.initialize_bitmask(batch) is not None:
             mask, drafts = masks_of_rows(self._structured_output, batch, drafts)
-            sampler = self._sampler_with_bitmask
-        assert sampler is not None
         model = self._pipeline_model
         caches = self._kv_manager.runtime_inputs([batch])
         if self.batch_info_output_fname is not None:
             self._record_batch_info(batch)
         step: Any = model.prepare_initial_token_inputs([batch], caches)
-        # MAX copies them in the background.
-        self._devices[0].synchronize()
-        step = with_drafts(step, drafts)
-        rows: list[Any] = sampled_rows(batch, drafts)
-        processor = FusedSamplingProcessor(
-            sampler=sampler,
-            pipeline_config=self._pipeline_config,
-            context_batch=rows,
-            device=self._sampler_device,
-            bitmask=mask,
-            vocab_size=self.vocab_size,
-            identity_logit_offsets=FusedSamplingProcessor.allocate_identity_logit_offsets(
-                self._pipeline_config, self._sampler_device, len(rows)
-            ),
-        )
+        rows: list[Any] = list(batch)
+        if any(map(len, drafts)):
+            # MAX copies them in the background.
+            self._devices[0].synchronize()
+            step = with_drafts(step, drafts)
+            rows = sampled_rows(batch, drafts)
         outputs = self._launch_forward_pass(step, batch, step=0)
-        logits, offsets = processor.logits_for_sampling(
-            logits=outputs.logits,
-            next_token_logits=outputs.next_token_logits,
-            logit_offsets=outputs.logit_offsets,
-        )
-        apply_logits_processors(rows, logits, offsets, [processor])
-        assert processor.new_tokens is not None
+        tokens = self._sample(rows, outputs, mask)
         scores: list[LogProbabilities | None] = [None] * len(rows)
         if inputs.enable_log_probs:
             wanted = [
@@ -180,12 +165,46 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
                 self.session,
                 step,
                 outputs,
-                processor.new_tokens,
+                Buffer.from_numpy(tokens),
                 wanted,
                 [False] * len(rows),
             )
-        tokens = processor.generated_tokens.to_numpy()[:, 0].tolist()
-        return self._commit(batch, drafts, tokens, scores)
+        return self._commit(batch, drafts, tokens.tolist(), scores, outputs.logits)
+
+    def _sample(
+        self, rows: list[Any], outputs: ModelOutputs, mask: Mask | None
+    ) -> Tokens:
+        """Returns each row's token."""
+        sampler, logits = self._sampler_without_bitmask, outputs.next_token_logits
+        if mask is not None:
+            sampler = self._sampler_with_bitmask
+        elif (
+            logits is not None
+            and all(row.sampling_params.top_k == 1 for row in rows)
+            and not any(row.sampling_params.needs_penalties for row in rows)
+            and (tokens := likeliest(logits)) is not None
+        ):
+            return tokens
+        assert sampler is not None
+        processor = FusedSamplingProcessor(
+            sampler=sampler,
+            pipeline_config=self._pipeline_config,
+            context_batch=rows,
+            device=self._sampler_device,
+            bitmask=mask,
+            vocab_size=self.vocab_size,
+            identity_logit_offsets=FusedSamplingProcessor.allocate_identity_logit_offsets(
+                self._pipeline_config, self._sampler_device, len(rows)
+            ),
+        )
+        logits, offsets = processor.logits_for_sampling(
+            logits=outputs.logits,
+            next_token_logits=outputs.next_token_logits,
+            logit_offsets=outputs.logit_offsets,
+        )
+        processor(BatchProcessorInputs(logits, offsets, rows))
+        assert processor.new_tokens is not None
+        return processor.new_tokens.to_numpy()
 
     def _commit(
         self,
@@ -193,6 +212,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         drafts: Sequence[Tokens],
         tokens: Sequence[int],
         scores: Sequence[LogProbabilities | None],
+        logits: Buffer,
     ) -> PipelineOutputsDict[TextGenerationOutput]:
         """Appends to each request its rows' tokens, up to the first not drafted."""
         counts = Counts(MOST, num_verifications=sum(map(bool, map(len, drafts))))
@@ -202,6 +222,8 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         for context, draft in zip(batch, drafts, strict=True):
             for i in range(len(draft) + 1):
                 token = tokens[row + i]
+                for count in context.sampling_params.logits_processors or ():
+                    count(ProcessorInputs(logits, context))
                 context.advance_token_buffer(token, scores[row + i])
                 context.advance_fsm(token)
                 counts.came += 1
@@ -218,3 +240,12 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             self._kv_manager.step(context)
         self._counts = counts
         return found
+
+
+def only_count(processors: Sequence[LogitsProcessor] | None) -> bool:
+    """Whether a request's logits are only counted, which ``max generate`` does."""
+    if not processors:
+        return True
+    from max._entrypoints.cli.generate import TrackMetrics
+
+    return all(isinstance(each, TrackMetrics) for each in processors)

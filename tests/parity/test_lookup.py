@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from max._entrypoints.cli.generate import TrackMetrics
+from max._entrypoints.cli.metrics import TextGenerationMetrics
 from transformers import AutoTokenizer
 
 from max_mistral.lookup import pipeline
@@ -73,6 +75,27 @@ def test_the_text_is_that_without(batch, prompts, name, kind):
     assert found.scores == plain.scores
     assert plain.drafted == 0
     assert 0 < found.right < found.drafted
+
+
+def test_max_generate_drafts_and_counts_each_token(batch, prompts):
+    counted = TextGenerationMetrics()
+    counts = {"top_k": 1, "logits_processors": [TrackMetrics(counted)]}
+    found = batch.answer([Request(prompts[0], 32, counts)], lookup=True)
+    assert found.right > 0
+    assert counted.output_size == len(found.tokens[0])
+    assert counted.prompt_size == len(prompts[0])
+
+
+def test_other_processors_see_plain_steps(batch, prompts):
+    seen = []
+
+    def look(inputs):
+        seen.append(len(inputs.context.tokens))
+
+    looked = {"top_k": 1, "logits_processors": [look]}
+    found = batch.answer([Request(prompts[0], 8, looked)], lookup=True)
+    assert found.drafted == 0
+    assert np.diff(seen).tolist() == [1] * (len(found.tokens[0]) - 1)
 
 
 # Answers of each way, tokens of each, and how often the labels are drawn anew.

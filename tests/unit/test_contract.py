@@ -1131,7 +1131,7 @@ def pipeline_of_an_architecture():
     "_execute _launch_forward_pass _structured_output _sampler_with_bitmask "
     "_sampler_without_bitmask _sampler_device _kv_manager _pipeline_model "
     "_pipeline_config _devices _record_batch_info FusedSamplingProcessor",
-    "compare `_verify` and `_commit` in `lookup/pipeline.py` with MAX's `_execute`",
+    "compare `_step`, `_sample` and `_commit` in `lookup/pipeline.py` with MAX's `_execute`",
 )
 def a_step_of_decoding():
     pipeline = "max.pipelines.lib:TextGenerationPipeline"
@@ -1150,6 +1150,10 @@ def a_step_of_decoding():
     keywords = "sampler pipeline_config context_batch device bitmask vocab_size"
     takes(sampling, 0, keywords + " identity_logit_offsets")
     takes(f"{sampling}.allocate_identity_logit_offsets", 3)
+    takes(f"{sampling}.__call__", 2)
+    processors = "max.pipelines.context.logit_processors_type"
+    takes(f"{processors}:BatchProcessorInputs", 3)
+    takes(f"{processors}:ProcessorInputs", 2)
     helper = "max.pipelines.lib.pipeline_variants.utils:StructuredOutputHelper"
     takes(f"{helper}.update_context", 4)
     takes(f"{helper}.fill_bitmask", 4)
@@ -1158,6 +1162,18 @@ def a_step_of_decoding():
         "snapshot_grammar_state restore_grammar_state advance_fsm set_matcher "
         "advance_token_buffer to_generation_output",
     )
+
+
+@seam(
+    "`max generate` counts tokens and the time to the first in a logits processor",
+    "_entrypoints TrackMetrics",
+    "`only_count` in `lookup/pipeline.py` lets no other processor have drafts",
+)
+def what_max_generate_counts():
+    counts = "max._entrypoints.cli.generate:TrackMetrics"
+    takes(f"{counts}.__call__", 2)
+    says(f"{counts}.__call__", r"self\.metrics\.new_token\(\)")
+    says("max._entrypoints.cli.generate", r"append\(TrackMetrics\(metrics\)\)")
 
 
 @seam(
