@@ -47,7 +47,8 @@ def signs_codes[kind: Int]() -> Bool:
     """Whether `dots` takes codes less 128, which are the weights over their scale.
     """
     comptime e = encoding[kind]()
-    comptime signs = HAS >= AVX2 and e.largest_code() > 127
+    comptime less = HAS == AVX2 or HAS == ARM
+    comptime signs = less and e.largest_code() > 127
     comptime assert not signs or e.bias == 128, "a code is no int8 plus 128"
     return signs
 
@@ -148,7 +149,7 @@ def _multiply[signed: Bool](codes: Codes, x: Int32) -> Words:
     """The products of two codes and two int8s, added, twice in each row."""
     var xs = bitcast[.int8, 32](SIMD[.int32, 8](x))
     var found = Words(0)
-    comptime for at in range(0, 2, 1):
+    comptime for at in range(2):
         var piece = codes.slice[32, offset = 32 * at]()
         var factors = xs
         comptime if signed:
