@@ -1131,7 +1131,8 @@ def pipeline_of_an_architecture():
     "_execute _launch_forward_pass _structured_output _sampler_with_bitmask "
     "_sampler_without_bitmask _sampler_device _kv_manager _pipeline_model "
     "_pipeline_config _devices _record_batch_info FusedSamplingProcessor",
-    "compare `_step`, `_sample` and `_commit` in `lookup/pipeline.py` with MAX's `_execute`",
+    "compare `_step`, `_sample` and `_commit` in `lookup/pipeline.py` with MAX's "
+    "`_execute`",
 )
 def a_step_of_decoding():
     pipeline = "max.pipelines.lib:TextGenerationPipeline"
