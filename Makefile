@@ -1,4 +1,4 @@
-# Needs Python 3.11 or later with venv and pip, and make. Everything else is
+# Needs Python 3.11 or later with venv and pip, make and cc. Everything else is
 # installed into .venv.
 PYTHON ?= python3
 VENV := .venv

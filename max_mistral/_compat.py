@@ -1,10 +1,11 @@
 """The MAX release this package plugs into, checked before anything is imported.
 
 MAX's plugin API changes with every monthly release, so a wrong one would fail
-later with an ImportError that names neither the cause nor the cure.
+later with an ImportError that names neither the cause nor the cure. So would MAX
+itself on a machine without a C compiler.
 """
 
-from importlib import metadata
+from importlib import import_module, metadata
 
 SUPPORTED_MAX = "26.7"
 
@@ -35,3 +36,19 @@ def check_max_version(found: str | None) -> None:
         f"max_mistral needs MAX {SUPPORTED_MAX}.x, but {what}. Install it with: "
         f"pip install 'max[serve]>={SUPPORTED_MAX},<{major}.{int(minor) + 1}'"
     )
+
+
+def check_max_compiles() -> None:
+    """Raises unless MAX has compiled a module of its own, as its first import does.
+
+    Raises:
+        ImportError: If it could not. It links with the C compiler ``cc``.
+    """
+    try:
+        import_module("max._kv_cache_ops")
+    except ImportError as error:
+        raise ImportError(
+            "MAX could not compile a module of its own, as it does at its first "
+            "import; see above. It needs a C compiler, by the name cc, and the C "
+            "library's headers: apt-get install gcc libc6-dev"
+        ) from error

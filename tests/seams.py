@@ -23,7 +23,7 @@ from typing import Any
 import max_mistral
 
 SOURCES = Path(max_mistral.__file__).parent
-CONTRIBUTING = SOURCES.parent / "CONTRIBUTING.md"
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 # What Python itself puts into classes, and its ``os._exit``.
 _PYTHON = ("_abc_impl", "_is_protocol", "_is_runtime_protocol", "_exit")
 _BEGIN, _END = "<!-- seams -->", "<!-- end of seams -->"

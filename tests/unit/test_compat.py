@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from max_mistral._compat import check_max_version
+from max_mistral import _compat
+from max_mistral._compat import check_max_compiles, check_max_version
 
 
 @pytest.mark.parametrize("version", ["26.7.0", "26.7.3", "26.7.0.dev1"])
@@ -39,3 +40,14 @@ def test_the_check_runs_before_any_of_max_is_imported():
     ).stdout
     assert "found MAX 26.8.0" in out
     assert out.splitlines()[-1] == "False"
+
+
+def test_max_that_cannot_compile_is_told_from_a_wrong_one(monkeypatch):
+    check_max_compiles()
+
+    def fails(name):
+        raise ImportError("Import of Mojo module failed due to compilation error.")
+
+    monkeypatch.setattr(_compat, "import_module", fails)
+    with pytest.raises(ImportError, match="apt-get install gcc libc6-dev"):
+        check_max_compiles()

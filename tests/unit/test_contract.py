@@ -40,6 +40,16 @@ MODEL = "max.pipelines.lib:PipelineModelWithKVCache"
 
 
 @seam(
+    "MAX's first import compiles `max._kv_cache_ops`, for which it needs a C compiler",
+    "_kv_cache_ops",
+    "if MAX needs none any more, drop `check_max_compiles` from `_compat.py` and the "
+    "compiler from README",
+)
+def a_module_that_max_compiles():
+    says("max._kv_cache_ops", "from .kv_cache_ops import")
+
+
+@seam(
     "`SupportedArchitecture` and its fields",
     "SupportedArchitecture",
     "compare with how MAX's `architectures/llama3/arch.py` declares itself",
