@@ -11,7 +11,7 @@ PROGRAM = Path(__file__).parent / "cpu_targets.mojo"
 X86 = "x86_64-unknown-linux-gnu"
 # Target: triple, instructions that must be there, and that must not.
 TARGETS = {
-    "haswell": (X86, ["vfmadd", "vpmaddubsw"], ["zmm", "vpdpbusd"]),
+    "haswell": (X86, ["vfmadd", "ymm", "vpmaddubsw"], ["zmm", "vpdpbusd"]),
     "alderlake": (X86, ["vfmadd", "vpdpbusd"], ["zmm", "vpmaddubsw"]),
     "cascadelake": (X86, ["vfmadd", "vpdpbusd", "zmm"], ["vpmaddubsw", "vdpbf16ps"]),
     "neoverse-n1": ("aarch64-unknown-linux-gnu", ["fmla", "sdot"], []),
