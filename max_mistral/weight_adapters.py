@@ -28,7 +28,7 @@ from .kernels import KernelMode
 from .progress import progress
 from .sharing import Sharing
 from .weights.dtypes import FLOATS, check_dtype
-from .weights.finite import check_bytes, check_weight
+from .weights.finite import check_weight
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
 from .weights.names import (
@@ -130,11 +130,15 @@ def convert_safetensor_state_dict(
         if quantization is None:
             check_dtype(found, FLOATS, source)
         if len(tensor.shape) == 2 and packed:
-            data = stored[name].read() if data is None else data
             encoding = ENCODINGS[found.dtype]
-            check_bytes(name, data, encoding, tensor.shape[1], source)
             weights[tensor.graph] = pack_matrix(
-                tensor.graph, data, tensor.shape, encoding, heads
+                tensor.graph,
+                stored[name] if data is None else data,
+                tensor.shape,
+                encoding,
+                name,
+                source,
+                heads,
             )
             continue
         stored_weight = found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ from max_mistral.build import build_graph
 from max_mistral.data_parallel import DataParallelMistral
 from max_mistral.mistral import Mistral
 from max_mistral.weight_adapters import convert_safetensor_state_dict
+from max_mistral.weights.stored import Stored
 
 Array = npt.NDArray[np.float32]
 
@@ -65,6 +68,13 @@ def build(
     weights = load_safetensors(pipeline_config)
     config = MistralConfig.initialize(pipeline_config)
     return build_graph(config.finalize(weights, return_logits), weights)
+
+
+def store(data: Array, folder: Path) -> Stored:
+    """Returns where bytes are, in a file of their own."""
+    path = folder / f"{uuid4()}.bytes"
+    data.tofile(path)
+    return Stored(path, 0, data.nbytes)
 
 
 def tolerance(config: dict[str, Any], logits: Array) -> float:

@@ -19,6 +19,11 @@ from .pieces import Bytes, Piece
 
 ROWS = 16
 
+# Words this far apart share a set of a first-level cache, which holds 8 or 12 of
+# them: 16 rows of such a length would push each other out.
+_SAME_CACHE_SET = 4096
+_CACHE_LINE = 64
+
 
 class Encoding(enum.IntEnum):
     """How a packed weight is encoded.
@@ -94,14 +99,30 @@ def pack(weight: Bytes, encoding: Encoding, columns: int) -> Bytes:
     Returns:
         uint8 ``[panels, panel_bytes]``.
     """
-    rows = weight.shape[0]
+    return pack_rows(
+        lambda start, end: weight[start:end], len(weight), encoding, columns
+    )
+
+
+def pack_rows(
+    some_rows: Callable[[int, int], Bytes], rows: int, encoding: Encoding, columns: int
+) -> Bytes:
+    """Packs a weight as :func:`pack` does, which is fetched some rows at a time.
+
+    Args:
+        some_rows: Returns rows from the first up to the second number. Called by
+            several threads.
+        rows: How many there are.
+        encoding: How the weight is encoded.
+        columns: Weights in a row, a multiple of ``encoding.block_columns``.
+    """
     panels, size = packed_shape(encoding, rows, columns)
     packed = np.zeros((panels, size), np.uint8)
     # A few panels at a time, so that the copies stay in the cache.
     step = max(1, 2**20 // size)
 
     def pack_some(start: int) -> None:
-        part = weight[start * ROWS : (start + step) * ROWS]
+        part = some_rows(start * ROWS, min((start + step) * ROWS, rows))
         if part.shape[0] % ROWS:
             missing = ROWS - part.shape[0] % ROWS
             part = np.pad(part, ((0, missing), (0, 0)))
@@ -119,11 +140,15 @@ def _pack_panels(part: Bytes, encoding: Encoding, columns: int, out: Bytes) -> N
     if encoding.is_dense:
         # bfloat16 columns stay in pairs.
         word = np.uint16 if encoding == Encoding.F16 else np.uint32
-        if encoding == Encoding.BF16 and columns % 2:
-            part = np.pad(part, ((0, 0), (0, 2)))
+        more = part.shape[1] % np.dtype(word).itemsize
+        if part.shape[1] % _SAME_CACHE_SET == 0:
+            more = _CACHE_LINE
+        if more:
+            part = np.pad(part, ((0, 0), (0, more)))
+        words = out.shape[1] // ROWS // np.dtype(word).itemsize
+        # [panels * 16, words] -> [panels, 16, words] -> [panels, words, 16]
         lines = np.ascontiguousarray(part).view(word)
-        # [panels, 16, words] -> [panels, words, 16]
-        lines = lines.reshape(-1, ROWS, lines.shape[1]).swapaxes(1, 2)
+        lines = lines.reshape(-1, ROWS, lines.shape[1])[..., :words].swapaxes(1, 2)
         out.view(word).reshape(lines.shape)[...] = lines
         return
     # [panels, 16, blocks, bytes] -> [panels, blocks, 16, bytes]

@@ -79,6 +79,7 @@ def check_bytes(
     encoding: Encoding,
     columns: int,
     source: str,
+    first_row: int = 0,
 ) -> None:
     """Raises if a matrix, or a scale of its blocks, is NaN or infinite.
 
@@ -88,14 +89,18 @@ def check_bytes(
         encoding: What the bytes are.
         columns: Weights in a row.
         source: What to call the checkpoint in the message.
+        first_row: Which row of the matrix the bytes begin with.
 
     Raises:
         UserError: (a ``ValueError``) naming the tensor and the first place.
     """
+    before = first_row * columns
     if encoding in _DENSE:
         known = _DTYPES[_DENSE[encoding]]
         words = data.reshape(-1).view(known.word)
-        _check(words, known, name, source, lambda at: _place(at, [-1, columns]))
+        _check(
+            words, known, name, source, lambda at: _place(before + at, [-1, columns])
+        )
         return
     width = encoding.block_columns
     blocks = data.reshape(-1, encoding.block_bytes)
@@ -106,7 +111,7 @@ def check_bytes(
             _F16,
             name,
             source,
-            lambda at: f"the scales of {_place(at * width, [-1, columns])}",
+            lambda at: f"the scales of {_place(before + at * width, [-1, columns])}",
         )
 
 

@@ -28,6 +28,7 @@ from gguf.quants import dequantize
 
 from ..errors import UserError
 from ..kernels.packing import Encoding
+from .stored import Stored
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -37,23 +38,24 @@ _ONE = np.array([1], np.float16).view(np.uint8)
 
 
 def encode(
-    data: Bytes, kind: GGMLQuantizationType, shape: tuple[int, ...]
-) -> tuple[Bytes, Encoding]:
-    """Returns a matrix's bytes in an encoding that has a kernel.
+    stored: Stored, kind: GGMLQuantizationType, shape: tuple[int, ...]
+) -> tuple[Stored | Bytes, Encoding]:
+    """Returns a matrix in an encoding that has a kernel: its bytes, or where they are.
 
     Types that have no other one become float16, whose rounding (2^-11) is far below
     their own.
 
     Args:
-        data: uint8, of any shape.
-        kind: What the bytes are.
+        stored: Where its bytes are.
+        kind: What they are.
         shape: ``(rows, columns)``.
 
     Raises:
         UserError: (a ``ValueError``) if the ``gguf`` package cannot read the type.
     """
     if kind.name in Encoding.__members__:
-        return data, Encoding[kind.name]
+        return stored, Encoding[kind.name]
+    data = stored.read()
     if kind in _ENCODERS:
         encoding, encode_blocks = _ENCODERS[kind]
         columns, size = GGML_QUANT_SIZES[kind]

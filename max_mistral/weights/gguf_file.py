@@ -166,15 +166,20 @@ class GGUFCheckpoint:
         for tensor in progress(wanted, "Loading weights", "tensors"):
             graph, shape = expected[tensor.name].graph, expected[tensor.name].shape
             heads = rotary_heads(graph, config)
-            data, kind = tensor.stored.read(), tensor.kind
+            kind = tensor.kind
             if packed and len(shape) == 2:
-                data, encoding = encode(data, kind, shape)
+                data, encoding = encode(tensor.stored, kind, shape)
                 if encoding.name != kind.name:
                     repacked[f"{kind.name} as {encoding.name}"] += 1
-                check_bytes(tensor.name, data, encoding, shape[1], str(self.path))
-                yield graph, pack_matrix(graph, data, shape, encoding, heads)
+                yield (
+                    graph,
+                    pack_matrix(
+                        *(graph, data, shape, encoding),
+                        *(tensor.name, str(self.path), heads),
+                    ),
+                )
                 continue
-            values = dequantize_rows(data, kind, shape)
+            values = dequantize_rows(tensor.stored.read(), kind, shape)
             check_bytes(
                 tensor.name,
                 np.ascontiguousarray(values).reshape(-1).view(np.uint8),

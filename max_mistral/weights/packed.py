@@ -1,7 +1,7 @@
 """Tensors of a checkpoint, packed for the CPU kernels one by one.
 
-Each is read, packed and let go before the next, so loading takes little more
-memory than the packed weights do.
+Each is read and packed some rows at a time, so loading takes little more memory
+than the packed weights do.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from max.pipelines.lib import PipelineConfig
 
 from .. import kernels
 from ..kernels import KernelMode
-from ..kernels.packing import Encoding, pack
+from ..kernels.packing import Encoding, pack, pack_rows
+from .finite import check_bytes
 from .heads import split_rotary
+from .stored import Stored
 
 ENCODINGS = {
     DType.float32: Encoding.F32,
@@ -68,26 +70,49 @@ def encodings_of(weights: Mapping[str, WeightData]) -> dict[str, Encoding]:
 
 def pack_matrix(
     name: str,
-    data: npt.NDArray[np.uint8],
+    data: Stored | npt.NDArray[np.uint8],
     shape: tuple[int, ...],
     encoding: Encoding,
+    tensor: str,
+    source: str,
     heads: int | None = None,
 ) -> PackedWeight:
-    """Packs a matrix.
+    """Reads, checks and packs a matrix, some rows at a time.
 
     Args:
         name: Its name in the graph.
-        data: Its bytes, row by row.
+        data: Where its bytes are, or these, row by row.
         shape: ``(rows, columns)``.
         encoding: What the bytes are.
+        tensor: Its name in the checkpoint, for messages.
+        source: What to call the checkpoint in them.
         heads: For a Q or K projection in the rotary order of Mistral or
             llama.cpp, how many heads it has.
+
+    Raises:
+        UserError: (a ``ValueError``) if a number is NaN or infinite, or the file
+            became shorter since its header was read.
     """
     rows, columns = shape
-    lines = data.reshape(rows, -1)
-    blocks = columns // encoding.block_columns
-    assert lines.shape[1] == blocks * encoding.block_bytes
+    width = columns // encoding.block_columns * encoding.block_bytes
+    size = data.size
+    assert size == rows * width
     if heads is not None:
-        lines = split_rotary(lines, heads)
-    array = pack(lines, encoding, columns)
+        # Its rows move through the whole matrix.
+        data = data.read() if isinstance(data, Stored) else data
+        check_bytes(tensor, data, encoding, columns, source)
+        moved = split_rotary(data.reshape(rows, width), heads)
+        array = pack(moved, encoding, columns)
+    else:
+
+        def some_rows(start: int, end: int) -> npt.NDArray[np.uint8]:
+            first, length = start * width, (end - start) * width
+            if isinstance(data, Stored):
+                part = data.read(first, length)
+            else:
+                part = data.reshape(-1).view(np.uint8)[first : first + length]
+            check_bytes(tensor, part, encoding, columns, source, first_row=start)
+            return part.reshape(end - start, width)
+
+        array = pack_rows(some_rows, rows, encoding, columns)
     return PackedWeight(array, name, DType.uint8, Shape(array.shape), encoding=encoding)

@@ -19,17 +19,23 @@ class Stored:
     offset: int
     size: int
 
-    def read(self) -> npt.NDArray[np.uint8]:
-        """Returns the bytes, in memory of their own.
+    def read(self, start: int = 0, size: int | None = None) -> npt.NDArray[np.uint8]:
+        """Returns the bytes or some of them, in memory of their own.
+
+        Args:
+            start: The first byte, counted from :attr:`offset`.
+            size: How many; by default up to the end.
 
         Raises:
             UserError: (a ``ValueError``) if the file ends before they do: it
                 became shorter since its header was read.
         """
-        data = np.fromfile(self.path, np.uint8, self.size, offset=self.offset)
-        if data.size != self.size:
+        size = self.size - start if size is None else size
+        assert 0 <= start <= start + size <= self.size
+        data = np.fromfile(self.path, np.uint8, size, offset=self.offset + start)
+        if data.size != size:
             raise UserError(
                 f"{self.path} became shorter while it was read: it has {data.size} of "
-                f"the {self.size} bytes at {self.offset}. Fetch it again."
+                f"the {size} bytes at {self.offset + start}. Fetch it again."
             )
         return data

@@ -17,6 +17,7 @@ from max_mistral.weights.gguf_encode import dequantize_rows, encode
 from max_mistral.weights.gguf_file import GGUFCheckpoint
 from max_mistral.weights.heads import split_rotary
 from max_mistral.weights.packed import PackedWeight
+from tests.harness import store
 from workbench.checkpoints import interleave
 
 
@@ -128,15 +129,15 @@ def test_matrices_are_packed_and_vectors_are_not(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [k for k in Encoding if "_IN_" not in k.name])
-def test_what_has_a_kernel_keeps_its_bytes(kind):
-    data = np.arange(12, dtype=np.uint8)
+def test_what_has_a_kernel_keeps_its_bytes(tmp_path, kind):
+    data = store(np.arange(12, dtype=np.uint8), tmp_path)
     kept, encoding = encode(data, gguf.GGMLQuantizationType[kind.name], (1, 1))
     assert kept is data
     assert encoding == kind
 
 
 @pytest.mark.parametrize("kind", ["IQ1_S", "MXFP4"])
-def test_what_has_none_loses_nothing(kind):
+def test_what_has_none_loses_nothing(tmp_path, kind):
     """Those that become other codes: ``test_kernels.py``."""
     kind = gguf.GGMLQuantizationType[kind]
     shape = (3, 512)
@@ -149,7 +150,7 @@ def test_what_has_none_loses_nothing(kind):
         blocks[:, 0] = rng.integers(0x77, 0x7C, len(blocks))
     data = blocks.reshape(-1)
     want = dequantize_rows(data, kind, shape)
-    repacked, encoding = encode(data, kind, shape)
+    repacked, encoding = encode(store(data, tmp_path), kind, shape)
     found = dequantize_rows(repacked, gguf.GGMLQuantizationType[encoding.name], shape)
     assert encoding == Encoding.F16
     np.testing.assert_allclose(found, want, rtol=2**-11, atol=2**-24)

@@ -4,6 +4,7 @@ All of them in one graph, which is compiled once.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gguf
 import ml_dtypes
@@ -34,6 +35,7 @@ from max_mistral.layers.packed import (
     rounds,
 )
 from max_mistral.weights.gguf_encode import encode
+from tests.harness import store
 
 EPS = float(np.finfo(np.float32).eps)
 LAYOUTS = Path(__file__).with_name("layouts.mojo")
@@ -99,7 +101,10 @@ def encoded_blocks(source, scales_at, rows, width):
     for at in scales_at:
         scales = rng.uniform(-0.1, 0.1, (count, 1)).astype(np.float16)
         blocks[:, at : at + 2] = scales.view(np.uint8)
-    data, encoding = encode(blocks, kind, (rows, width))
+    with TemporaryDirectory() as folder:
+        stored = store(blocks, Path(folder))
+        data, encoding = encode(stored, kind, (rows, width))
+        data = data.read() if data is stored else data
     values = dequantize(blocks.reshape(rows, -1), kind).astype(np.float64)
     return data.reshape(rows, -1), values, encoding
 
