@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +124,26 @@ def make_safetensors(values: dict[str, Any], folder: Path) -> Path:
     layers: dict[str, list[str]] = defaultdict(list)
     for name in expected:
         layers["".join(filter(str.isdigit, name))].append(name)
-    rng = np.random.default_rng(0)
     weight_map: dict[str, str] = {}
-    for i, names in enumerate(layers.values(), start=1):
-        file = f"model-{i:05d}-of-{len(layers):05d}.safetensors"
-        part = {name: random_weight(rng, expected[name].shape) for name in names}
-        save_file(part, folder / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
+    # A layer of a 7B model takes seconds and 2 GB, so not all of them at a time.
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        written = []
+        for i, names in enumerate(layers.values(), start=1):
+            file = f"model-{i:05d}-of-{len(layers):05d}.safetensors"
+            shapes = {name: expected[name].shape for name in names}
+            written.append(pool.submit(write_part, shapes, folder / file, i))
+            weight_map |= dict.fromkeys(names, file)
+        for part in written:
+            part.result()
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
+
+
+def write_part(shapes: dict[str, tuple[int, ...]], path: Path, seed: int) -> None:
+    """Writes random bfloat16 weights of these shapes as safetensors."""
+    rng = np.random.default_rng(seed)
+    part = {name: random_weight(rng, shape) for name, shape in shapes.items()}
+    save_file(part, path, {"format": "pt"})
 
 
 def stock(folder: Path) -> Path:

@@ -47,13 +47,14 @@ class Answer:
 
 
 @contextmanager
-def server(model: str, flags: list[str]) -> Iterator[str]:
+def server(model: str, flags: list[str], built_in: bool = False) -> Iterator[str]:
     """Starts ``max serve`` and yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [max_program() or "max", "serve"]
-    command += ["--custom-architectures", "max_mistral"]
+    if not built_in:
+        command += ["--custom-architectures", "max_mistral"]
     command += ["--model", model, "--host", "127.0.0.1", "--port", str(port), *flags]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--answer-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--built-in", action="store_true", help="MAX's own Mistral")
     parser.add_argument("--json", type=Path, help="where to write the results")
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:at])
@@ -133,7 +135,7 @@ def main() -> None:
     flags += ["--max-batch-size", str(max(arguments.users))]
     report: dict[str, dict[str, float]] = {}
     sizes = (arguments.prompt_tokens, arguments.answer_tokens)
-    with server(arguments.model, flags) as url:
+    with server(arguments.model, flags, arguments.built_in) as url:
         for users in arguments.users:
             rounds = [
                 asyncio.run(crowd(url, arguments.model, users, *sizes))

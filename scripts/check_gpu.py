@@ -2,11 +2,14 @@
 
     python scripts/check_gpu.py                     # every step without a result yet
     python scripts/check_gpu.py --steps matmul-own serving --again
+    python scripts/check_gpu.py --jobs 8            # on many cores: 8 steps at a time
     python scripts/check_gpu.py --dry-run           # without a GPU: do the steps run?
 
 A step is a process of its own, which ends within 8 minutes. Its result is written as
 it comes, so a check that is cut off goes on where it was. ``report.md`` and
 ``report.json`` answer each step's question in a line. Exits with 1 if an answer is no.
+Most of a step's time goes into compiling; steps that measure time wait for all others
+to end and run one by one.
 
 Needs what ``pip install '.[dev]'`` brings; ``scripts/pack_gpu.sh`` packs it for a
 machine without a network. The demo's model has to be there (``make build/smollm2``).
@@ -23,13 +26,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
 SECONDS = 480
+# Percent of the GPU's memory for each of several steps at a time: their models are tiny.
+SHARE = 8
 # pytest's "no tests were run".
 NOTHING = 5
 
@@ -51,6 +58,8 @@ class Step:
     dry: list[str] | None = None
     """What stands for it where there is no GPU; by default itself."""
     environment: dict[str, str] = field(default_factory=dict)
+    alone: bool = False
+    """Whether it measures time, or takes most of the GPU's memory."""
 
 
 Verdict = Literal["yes", "no", "too slow", "left out"]
@@ -106,7 +115,12 @@ def steps(out: Path) -> Iterator[Step]:
             [*pytest, "tests/gpu/test_quantized.py", "-k", f"[{name}]"],
             environment={"MAX_MISTRAL_FP8": "keep"},
         )
-    yield Step("serve", "Does max serve answer?", [*pytest, "tests/gpu/test_serve.py"])
+    yield Step(
+        "serve",
+        "Does max serve answer?",
+        [*pytest, "tests/gpu/test_serve.py"],
+        alone=True,
+    )
     gpu = [PYTHON, "-m", "benchmarks.gpu"]
     weights = ["--folder", str(out / "model")]
     yield Step(
@@ -121,6 +135,7 @@ def steps(out: Path) -> Iterator[Step]:
             f"How fast is {name}'s model alone, in tokens a second?",
             [*gpu, name, str(out / "model")],
             dry=[*gpu, "--help"],
+            alone=True,
         )
     serving = [PYTHON, "-m", "benchmarks.serving", "--json", str(out / "serving.json")]
     demo = ["--model", "build/smollm2", "--users", "1", "2", "--rounds", "1"]
@@ -208,11 +223,14 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", metavar="STEP", help="by default all")
     parser.add_argument("--again", action="store_true", help="those with a result too")
     parser.add_argument("--dry-run", action="store_true", help="without a GPU")
+    parser.add_argument("--jobs", type=int, default=1, help="steps at a time")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a step")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     if arguments.dry_run:
         out /= "dry"
+    if arguments.jobs < 1:
+        parser.error(f"--jobs {arguments.jobs}: at least one step at a time")
     out.mkdir(parents=True, exist_ok=True)
     every = list(steps(out))
     known = {step.name for step in every}
@@ -220,13 +238,27 @@ def main() -> None:
         parser.error(f"no steps: {', '.join(sorted(unknown))}. There are: {known}")
     found = read(out)
     asked = [s for s in every if s.name in (arguments.steps or known)]
-    for step in asked:
-        if step.name in found and not arguments.again:
-            continue
-        print(f"{step.name}: {step.question}", end=" ", flush=True)
-        found[step.name] = result = run(step, arguments.dry_run, arguments.seconds)
-        print(f"{result.verdict} ({result.seconds:.0f} s)", flush=True)
-        write(out, every, found)
+    todo = [s for s in asked if arguments.again or s.name not in found]
+    lock = Lock()
+
+    def ask(step: Step) -> None:
+        result = run(step, arguments.dry_run, arguments.seconds)
+        with lock:
+            found[step.name] = result
+            said = f"{result.verdict} ({result.seconds:.0f} s)"
+            print(f"{step.name}: {step.question} {said}", flush=True)
+            write(out, every, found)
+
+    if arguments.jobs > 1:
+        share = {"MODULAR_DEVICE_CONTEXT_MEMORY_MANAGER_SIZE_PERCENT": str(SHARE)}
+        os.environ |= share
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(ask, (s for s in todo if not s.alone)))
+        for name in share:
+            del os.environ[name]
+        todo = [s for s in todo if s.alone]
+    for step in todo:
+        ask(step)
     print(f"The report is {out / 'report.md'}.")
     write(out, every, found)
     bad = [s.name for s in asked if found[s.name].verdict in ("no", "too slow")]

@@ -35,6 +35,7 @@ def runner(tmp_path_factory):
                     "device_specs": [DeviceSpec.accelerator()],
                     "quantization_encoding": dtype,
                     "max_length": CASES[name].max_length,
+                    "device_memory_utilization": 0.05,
                 },
             )
         return made[key]

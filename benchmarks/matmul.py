@@ -1,0 +1,210 @@
+"""The matmuls that a model may run on this GPU: are they right, and how fast?
+
+    python -m benchmarks.matmul
+    python -m benchmarks.matmul --config CONFIG_JSON --matmuls own cublas
+
+Of one layer and the head of a 7B model, in bfloat16: what the self-check at load says
+of them, and for each number of rows the time of all five products, with the share of
+what the GPU reaches when it copies memory (``of memory``) and when cuBLAS multiplies
+8,192 x 8,192 matrices (``of peak``). Each matmul in a process of its own, one after
+another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from max.driver import Accelerator, Buffer, Device
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import (
+    DeviceRef,
+    Graph,
+    TensorType,
+    default_custom_extensions_scope,
+    ops,
+)
+from max_mistral.gpu_kernels import library
+
+from benchmarks.cpu import in_process
+from max_mistral.cublas import load_cublas
+from max_mistral.self_check import Product, _shapes, check_graph, wrong_products
+
+MATMULS = ("own", "cublas", "multistage")
+ROWS = (1, 2, 8, 16, 32, 64, 128, 256, 1024, 4096)
+SECONDS = 0.2
+CONFIG = Path(__file__).parent.parent / (
+    "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/config.json"
+)
+
+
+def products(config: dict[str, Any]) -> list[Product]:
+    """Returns the products of a layer and the head, and what is fused with each."""
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries = config["num_attention_heads"] * head_dim
+    keys = config["num_key_value_heads"] * head_dim
+    return [
+        Product(queries + 2 * keys, hidden),
+        Product(hidden, queries, "residual"),
+        Product(2 * wide, hidden, "swiglu"),
+        Product(hidden, wide, "residual"),
+        Product(config["vocab_size"], hidden, "float32"),
+    ]
+
+
+def seconds(run: Callable[[], object], device: Device) -> float:
+    """Returns what one run takes where many are queued, the median of five."""
+    run()
+    device.synchronize()
+    start = time.perf_counter()
+    run()
+    device.synchronize()
+    count = max(3, int(SECONDS / 5 / (time.perf_counter() - start)))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(count):
+            run()
+        device.synchronize()
+        times.append((time.perf_counter() - start) / count)
+    return statistics.median(times)
+
+
+def on_device(shape: tuple[int, ...], device: Device) -> Buffer:
+    """Returns random bfloat16 values near 0, a million different ones."""
+    draws = np.random.default_rng(0).standard_normal(1_000_003, np.float32) / 64
+    raw = np.resize((draws.view(np.uint32) >> 16).astype(np.uint16), shape)
+    return Buffer.from_numpy(raw).view(DType.bfloat16, raw.shape).to(device)
+
+
+def ceilings(device: Device) -> dict[str, float]:
+    """Returns bytes a second of a copy, and operations a second of cuBLAS."""
+    load_cublas()
+    session = InferenceSession(devices=[device])
+    session._use_vendor_blas("true")
+    ref, side = DeviceRef.from_device(device), 8192
+    square = TensorType(DType.bfloat16, (side, side), ref)
+    with Graph("ceilings", input_types=[square, square]) as graph:
+        a, b = (value.tensor for value in graph.inputs)
+        graph.output(a @ b.T)
+    multiply = session.load(graph)
+    flat = TensorType(DType.bfloat16, (2**30,), ref)
+    with Graph("copy", input_types=[flat]) as graph:
+        graph.output(ops.negate(graph.inputs[0].tensor))
+    copy = session.load(graph)
+    matrix, vector = (
+        on_device((side, side), device),
+        on_device((2**30,), device),
+    )
+    return {
+        "bytes/s": 2 * 2 * 2**30 / seconds(lambda: copy.execute(vector), device),
+        "operations/s": 2
+        * side**3
+        / seconds(lambda: multiply.execute(matrix, matrix), device),
+    }
+
+
+def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the self-check finds, and seconds for each number of rows."""
+    device = Accelerator()
+    session = InferenceSession(devices=[device])
+    if matmul == "cublas":
+        load_cublas()
+        session._use_vendor_blas("true")
+    every = products(config)
+    libraries = [library()] if matmul == "multistage" else []
+    with default_custom_extensions_scope(*libraries):
+        start = time.perf_counter()
+        wrong = wrong_products(session, device, every, DType.bfloat16)
+        check = time.perf_counter() - start
+        graph = check_graph(every, DType.bfloat16, DeviceRef.from_device(device))
+        model = session.load(graph)
+    buffers = [
+        [on_device(shape, device) for shape in _shapes(product, max(ROWS))]
+        for product in every
+    ]
+    times = {}
+    for rows in ROWS:
+        inputs = []
+        for x, weight, *residual in buffers:
+            inputs += [x[:rows, :], weight, *(buffer[:rows, :] for buffer in residual)]
+        times[str(rows)] = seconds(lambda: model.execute(*inputs), device)
+    return {
+        "wrong": [str(found) for found in wrong],
+        "check_seconds": check,
+        "seconds": times,
+    }
+
+
+def report(found: dict[str, dict[str, Any]], every: list[Product]) -> str:
+    """Returns the table."""
+    top = found["ceilings"]
+    numbers = sum(product.columns * product.terms for product in every)
+    lines = [
+        f"A copy moves {top['bytes/s'] / 1e12:.2f} TB/s, cuBLAS computes "
+        f"{top['operations/s'] / 1e12:.0f} TFLOP/s.",
+        "",
+        "| rows | "
+        + " | ".join(f"{m}, ms | of memory | of peak" for m in MATMULS)
+        + " |",
+        "|---" * (1 + 3 * len(MATMULS)) + "|",
+    ]
+    for rows in ROWS:
+        cells = [str(rows)]
+        for matmul in MATMULS:
+            if "seconds" not in found.get(matmul, {}):
+                cells += ["–"] * 3
+                continue
+            taken = found[matmul]["seconds"][str(rows)]
+            cells += [f"{1e3 * taken:.3f}"]
+            cells += [f"{2 * numbers / taken / top['bytes/s']:.0%}"]
+            cells += [f"{2 * rows * numbers / taken / top['operations/s']:.0%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    for matmul, values in found.items():
+        if "wrong" in values:
+            verdict = "; ".join(values["wrong"]) or "right"
+            lines += ["", f"{matmul} ({values['check_seconds']:.0f} s): {verdict}"]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("engine", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--matmuls", nargs="+", choices=MATMULS, default=MATMULS)
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    arguments = parser.parse_args()
+    config = json.loads(arguments.config.read_text())
+    if arguments.engine == "ceilings":
+        print(json.dumps(ceilings(Accelerator())))
+        return
+    if arguments.engine:
+        print(json.dumps(measure(arguments.engine, config)))
+        return
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("ceilings", *arguments.matmuls):
+        try:
+            found[name] = in_process(
+                name, "--config", arguments.config, module="benchmarks.matmul"
+            )
+        except SystemExit as failed:
+            found[name] = {"failed": str(failed)}
+            print(failed)
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps(found, indent=1))
+    if "failed" not in found["ceilings"]:
+        print(report(found, products(config)))
+
+
+if __name__ == "__main__":
+    main()
