@@ -1,6 +1,7 @@
 """The self-check of GPUs: on a CPU, with faults such as a GPU's."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,6 +148,13 @@ def test_the_products_of_a_model(tmp_path):
         Product(2 * (mlp // 4), hidden, "swiglu"),
         Product(hidden, mlp // 4),
     ]
+
+
+def test_of_a_model_that_embeds_no_head(tmp_path):
+    write_checkpoint(tmp_path, BASE, dtype="bfloat16")
+    config = config_of(tmp_path)
+    _, *rest = products(config)
+    assert products(replace(config, embeds=True)) == rest
 
 
 def test_of_a_quantized_model_the_head(tmp_path):
