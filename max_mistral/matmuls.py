@@ -6,25 +6,36 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from max.driver import Device, accelerator_api, is_virtual_device_mode
 from max.engine import InferenceSession
+from max.graph import default_custom_extensions_scope
 from max.pipelines.lib import PipelineConfig
 
 from .cublas import INSTALL, load_cublas
 from .errors import UserError
 from .gpu import gpu_architecture
+from .gpu_kernels import library
 from .model_config import MistralConfig
 from .self_check import ROWS, Wrong, products, wrong_products
 
 logger = logging.getLogger("max.pipelines")
 
-Matmul = Literal["MAX's own matmul", "the vendor's BLAS"]
+Matmul = Literal["MAX's own matmul", "the vendor's BLAS", "MAX's multistage GEMM"]
 OWN: Matmul = "MAX's own matmul"
 VENDOR: Matmul = "the vendor's BLAS"
+MULTISTAGE: Matmul = "MAX's multistage GEMM"
 
 VARIABLE = "MAX_MISTRAL_SELF_CHECK"
+MATMUL_VARIABLE = "MAX_MISTRAL_MATMUL"
+
+# With these a user asks for what is not MAX's own.
+_FLAGS = {
+    VENDOR: "--use-vendor-blas true",
+    MULTISTAGE: f"{MATMUL_VARIABLE}=multistage",
+}
 
 
 def self_check() -> bool:
@@ -39,16 +50,48 @@ def self_check() -> bool:
     return found == "on"
 
 
+def asked_for(pipeline_config: PipelineConfig, device: Device) -> Matmul:
+    """Returns the matmul that the user asked for, MAX's own by default.
+
+    Args:
+        pipeline_config: Has MAX's flag, ``--use-vendor-blas``.
+        device: One of those that the model will run on.
+
+    Raises:
+        UserError: (a ``ValueError``) if the environment's ``MAX_MISTRAL_MATMUL`` is
+            neither ``max``, the default, nor ``multistage``, or it is ``multistage``
+            beside the flag, or for other than NVIDIA's GPUs.
+    """
+    found = os.environ.get(MATMUL_VARIABLE, "max")
+    if found not in ("max", "multistage"):
+        raise UserError(f"{MATMUL_VARIABLE} is {found!r}. Set it to max or multistage.")
+    flag = pipeline_config.runtime.use_vendor_blas.lower()
+    is_vendor = flag not in ("false", "off", "no", "0")
+    if found == "max":
+        return VENDOR if is_vendor else OWN
+    if is_vendor:
+        raise UserError(
+            f"{_FLAGS[MULTISTAGE]} and {_FLAGS[VENDOR]} ask for two matmuls. "
+            "Leave one of them out."
+        )
+    if device.is_host or accelerator_api() != "cuda":
+        raise UserError(
+            f"{_FLAGS[MULTISTAGE]} is for NVIDIA's GPUs, and the model is to run on "
+            f"{'a CPU' if device.is_host else accelerator_api()}. Leave it out."
+        )
+    return MULTISTAGE
+
+
 def use_right_matmul(
     config: MistralConfig,
     pipeline_config: PipelineConfig,
     session: InferenceSession,
     device: Device,
-) -> None:
+) -> list[Path]:
     """Has ``session`` compile what it loads from now on with a matmul that is right.
 
-    On a GPU, MAX's own is tried at the model's shapes and, if it is wrong, the
-    vendor's. Not on a CPU, nor where there is only a GPU's name to compile for.
+    On a GPU, MAX's own is tried at the model's shapes and, if it is wrong, others.
+    Not on a CPU, nor where there is only a GPU's name to compile for.
 
     Args:
         config: The model's; need not be finalized.
@@ -56,20 +99,21 @@ def use_right_matmul(
         session: Compiles the model; nothing of it yet.
         device: One of those that it will run on.
 
+    Returns:
+        The kernels that the model's graphs must be traced with.
+
     Raises:
         UserError: (a ``ValueError``) if none is right.
     """
     is_on = self_check()
-    asked = pipeline_config.runtime.use_vendor_blas.lower()
-    is_vendor = asked not in ("false", "off", "no", "0")
+    asked = matmul = asked_for(pipeline_config, device)
     if device.is_host or is_virtual_device_mode():
-        return
-    matmul = VENDOR if is_vendor else OWN
-    if is_vendor and accelerator_api() == "cuda":
+        return _libraries(asked)
+    if asked is VENDOR and accelerator_api() == "cuda":
         load_cublas()
     if is_on:
         start = time.perf_counter()
-        choices = choices_for(is_vendor, accelerator_api())
+        choices = choices_for(asked, accelerator_api())
         matmul = choose(choices, lambda m: _finding(m, config, pipeline_config, device))
         logger.info(
             "%s computes this model's products as it should on this GPU (%s), with "
@@ -77,27 +121,33 @@ def use_right_matmul(
             *(matmul[0].upper() + matmul[1:], gpu_architecture()),
             *(max(ROWS), time.perf_counter() - start),
         )
+    if matmul is not asked and pipeline_config.runtime.precompiled_mefs:
+        raise UserError(
+            f"{OWN} is wrong on this GPU, and the graphs in --precompiled-mefs "
+            f"were compiled with it. Compile them with {_FLAGS[matmul]} and "
+            "start with that too, or leave --precompiled-mefs out."
+        )
     if matmul is VENDOR:
-        if not is_vendor and pipeline_config.runtime.precompiled_mefs:
-            raise UserError(
-                f"{OWN} is wrong on this GPU, and the graphs in --precompiled-mefs "
-                "were compiled with it. Compile them with --use-vendor-blas true and "
-                "start with that too, or leave --precompiled-mefs out."
-            )
         session._use_vendor_blas("true")
+    return _libraries(matmul)
 
 
-def choices_for(is_vendor: bool, api: str) -> list[Matmul]:
+def choices_for(asked: Matmul, api: str) -> list[Matmul]:
     """Returns the matmuls to try, in this order.
 
     Args:
-        is_vendor: Whether the user asked for the vendor's.
+        asked: What the user asked for.
         api: The GPUs', such as ``"cuda"``.
     """
-    if is_vendor:
-        return [VENDOR]
-    # AMD's ends the process where device graphs are captured, as MAX says.
-    return [OWN, VENDOR] if api == "cuda" else [OWN]
+    if asked is not OWN:
+        return [asked]
+    # AMD's BLAS ends the process where device graphs are captured, as MAX says.
+    return [OWN, VENDOR, MULTISTAGE] if api == "cuda" else [OWN]
+
+
+def _libraries(matmul: Matmul) -> list[Path]:
+    """Returns the kernels that take the place of MAX's own."""
+    return [library()] if matmul is MULTISTAGE else []
 
 
 def choose(
@@ -140,14 +190,15 @@ def _finding(
 ) -> str | None:
     """Returns what is wrong with a matmul on this device."""
     if matmul is VENDOR and accelerator_api() == "cuda" and load_cublas() is None:
-        return "is not installed"
+        return f"is not installed ({INSTALL})"
     # Its own session, since nothing takes the choice of a matmul back.
     session = InferenceSession(devices=[device])
     pipeline_config.configure_session(session)
     if matmul is VENDOR:
         session._use_vendor_blas("true")
     try:
-        wrong = wrong_products(session, device, products(config), config.dtype)
+        with default_custom_extensions_scope(*_libraries(matmul)):
+            wrong = wrong_products(session, device, products(config), config.dtype)
     except Exception as error:
         if matmul is OWN:
             raise  # as the model would

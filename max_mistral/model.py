@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from max.driver import Buffer, Device, is_virtual_device_mode
 from max.engine import InferenceSession, Model
-from max.graph import BufferType, TensorType
+from max.graph import BufferType, TensorType, default_custom_extensions_scope
 from max.graph.weights import (
     WeightData,
     Weights,
@@ -148,8 +148,11 @@ class MistralModel(
                 config, or no matmul is right on this GPU; see :mod:`.matmuls`.
         """
         config = self.arch_config_as(MistralConfig)
-        use_right_matmul(config, self.pipeline_config, session, self.devices[0])
-        return self.load_graphs(session)[GraphRole.DECODER]
+        kernels = use_right_matmul(
+            config, self.pipeline_config, session, self.devices[0]
+        )
+        with default_custom_extensions_scope(*kernels):
+            return self.load_graphs(session)[GraphRole.DECODER]
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         """Runs one step: writes the KV cache, returns float32 logits.

@@ -96,6 +96,12 @@ def steps(out: Path) -> Iterator[Step]:
         matmul,
         environment={"MAX_MISTRAL_VENDOR_BLAS": "1"},
     )
+    yield Step(
+        "matmul-multistage",
+        "Is MAX's multistage GEMM?",
+        matmul,
+        environment={"MAX_MISTRAL_MATMUL": "multistage"},
+    )
     for name in CONFIGS:
         yield Step(
             f"parity-{name}",

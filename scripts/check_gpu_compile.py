@@ -60,6 +60,7 @@ class Case:
         devices: How many GPUs.
         target: Which.
         keep: Whether FP8 weights stay so where MAX has no fast products of them.
+        multistage: Whether products are MAX's multistage GEMM's.
     """
 
     flags: Sequence[str] = ()
@@ -69,6 +70,7 @@ class Case:
     devices: int = 1
     target: str = "cuda:sm_90a"
     keep: bool = False
+    multistage: bool = False
 
     def write(self, folder: Path) -> None:
         """Writes the checkpoint into ``folder``."""
@@ -97,11 +99,43 @@ class Case:
             *self.flags,
         ]
 
+    def environment(self) -> dict[str, str]:
+        """Returns what the command is to find in its environment."""
+        return {
+            "MAX_MISTRAL_FP8": "keep" if self.keep else "bfloat16",
+            "MAX_MISTRAL_MATMUL": "multistage" if self.multistage else "max",
+        }
+
+
+@dataclass(frozen=True)
+class Products:
+    """The products of the self-check, at a 7B model's shapes.
+
+    Args:
+        target: Which GPU.
+        multistage: Whether on MAX's multistage GEMM, not on its own choice.
+    """
+
+    target: str
+    multistage: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Writes nothing."""
+
+    def command(self, folder: Path) -> list[str]:
+        """Returns the command that compiles them."""
+        command = [sys.executable, "-m", "workbench.compile_products", self.target]
+        return [*command, "multistage"] if self.multistage else command
+
+    def environment(self) -> dict[str, str]:
+        """Returns what the command is to find in its environment."""
+        return {"PYTHONPATH": str(Path(__file__).parent.parent)}
+
 
 # A window that the longest text outgrows. The name says the task.
 EMBEDS = DENSE | {"architectures": ["MistralModel"], "sliding_window": 128}
 REPLICAS = ("--data-parallel-degree", "2")
-CASES = {
+CASES: dict[str, Case | Products] = {
     "bfloat16": Case(),
     "tensor-parallel": Case(devices=2),
     "float32": Case(dtype="float32"),
@@ -140,6 +174,12 @@ CASES = {
     "gptq-desc-act": Case(layout="gptq_desc_act"),
     # Not gfx942: for that MAX 26.7 cannot compile its attention (head_dim 128).
     "amd": Case(target="hip:gfx950"),
+    # Where MAX's own matmul is wrong.
+    "multistage": Case(multistage=True),
+    "multistage-tensor-parallel": Case(devices=2, multistage=True),
+    "products-multistage": Products("cuda:sm_90a", multistage=True),
+    "products-multistage-blackwell": Products("cuda:sm_100a", multistage=True),
+    "products-amd": Products("hip:gfx950"),
 }
 
 
@@ -151,8 +191,7 @@ def compiles(name: str) -> bool:
             CASES[name].command(Path(folder)),
             # MAX's engine, once imported, exports a PYTHONEXECUTABLE that
             # sends a child Python to the wrong installation.
-            env=dict(os.environ)
-            | {"MAX_MISTRAL_FP8": "keep" if CASES[name].keep else "bfloat16"},
+            env=dict(os.environ) | CASES[name].environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer, Device
 from max.engine import InferenceSession, Model
+from max.graph import default_custom_extensions_scope
 from max.graph.weights import WeightData, Weights, WeightsAdapter
 from max.nn.kv_cache import KVCacheInputs
 from max.nn.transformer import ReturnLogits
@@ -33,6 +34,7 @@ from typing_extensions import override
 
 from ..build import build_graph
 from ..inputs import MistralInputs
+from ..matmuls import use_right_matmul
 from ..model_config import MistralConfig
 from ..orphans import end_with_the_server
 from ..run_graph import run_graph
@@ -86,6 +88,9 @@ class MistralEmbeddingModel(PipelineModel[TextContext, MistralEmbeddingConfig, M
             max_batch_size=max_batch_size or memory_plan.planned_max_batch_size,
         )
         self.config = self.arch_config_as(MistralEmbeddingConfig)
+        kernels = use_right_matmul(
+            self.config.decoder, pipeline_config, session, self.devices[0]
+        )
         self.kv_manager = load_kv_manager(
             self.config.kv_params,
             max_batch_size=self.config.step_pages,  # of a page or more each
@@ -98,7 +103,8 @@ class MistralEmbeddingModel(PipelineModel[TextContext, MistralEmbeddingConfig, M
         )
         self._has_run = False
         end_with_the_server()
-        self.model = self.load_graphs(session)[GraphRole.ENCODER]
+        with default_custom_extensions_scope(*kernels):
+            self.model = self.load_graphs(session)[GraphRole.ENCODER]
 
     @override
     def prepare_initial_token_inputs(

@@ -17,6 +17,7 @@ from max.graph import DeviceRef, Graph, TensorType
 from max.nn import Linear
 
 from max_mistral.cublas import load_cublas
+from max_mistral.gpu_kernels import library
 
 MOST_ROWS = 256
 UNIT = 2.0**-8  # the unit roundoff of bfloat16
@@ -43,7 +44,15 @@ def compile_linear(session, weight):
     layer = Linear(terms, columns, DType.bfloat16, DeviceRef.GPU())
     layer.load_state_dict({"weight": to_buffer(weight)})
     rows = TensorType(DType.bfloat16, ["rows", terms], device=DeviceRef.GPU())
-    graph = Graph("linear", lambda x: layer(x.tensor), input_types=[rows])
+    graph = Graph(
+        "linear",
+        lambda x: layer(x.tensor),
+        input_types=[rows],
+        # So that MAX's multistage GEMM computes.
+        custom_extensions=[library()]
+        if os.environ.get("MAX_MISTRAL_MATMUL") == "multistage"
+        else [],
+    )
     return session.load(graph, weights_registry=layer.state_dict())
 
 
@@ -102,6 +111,5 @@ def test_every_number_of_rows(session, terms, columns):
             share = bad.any(axis=1).sum()
             wrong.append(f"({rows}, {terms}, {columns}): {share} of {rows} rows wrong")
     assert not wrong, (
-        "MAX's bfloat16 matmul is wrong on this GPU for (M, K, N) =\n"
-        + "\n".join(wrong)
+        "The bfloat16 matmul is wrong on this GPU for (M, K, N) =\n" + "\n".join(wrong)
     )

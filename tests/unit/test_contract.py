@@ -1065,7 +1065,7 @@ def grammars_and_pieces():
     "then on, and `configure_session` comes before MAX makes the model",
     "_use_vendor_blas",
     "if MAX's own bfloat16 matmul is right on Hopper by then, drop `matmuls.py`, "
-    "`self_check.py` and `cublas.py`",
+    "`self_check.py`, `cublas.py` and `gpu_kernels/`",
 )
 def vendor_blas():
     takes("max.engine:InferenceSession._use_vendor_blas", 2)

@@ -1,6 +1,8 @@
 """The self-check of GPUs: on a CPU, with faults such as a GPU's."""
 
 import logging
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -9,11 +11,18 @@ import pytest
 from max.driver import CPU, DeviceSpec
 from max.dtype import DType
 from max.engine import InferenceSession
-from max.graph import DeviceRef
+from max.graph import DeviceRef, default_custom_extensions
 
-from max_mistral import MistralConfig, cublas, matmuls
+from max_mistral import MistralConfig, cublas, gpu_kernels, matmuls
 from max_mistral.errors import UserError
-from max_mistral.matmuls import OWN, VENDOR, choices_for, choose, use_right_matmul
+from max_mistral.matmuls import (
+    MULTISTAGE,
+    OWN,
+    VENDOR,
+    choices_for,
+    choose,
+    use_right_matmul,
+)
 from max_mistral.self_check import (
     ROWS,
     Product,
@@ -141,36 +150,52 @@ def test_the_products_of_a_model(tmp_path):
     ]
 
 
+def test_of_a_model_that_embeds_no_head(tmp_path):
+    write_checkpoint(tmp_path, BASE, dtype="bfloat16")
+    config = config_of(tmp_path)
+    _, *rest = products(config)
+    assert products(replace(config, embeds=True)) == rest
+
+
 def test_of_a_quantized_model_the_head(tmp_path):
     write_quantized(tmp_path, LAYOUTS["block"])
     (head,) = products(config_of(tmp_path, encoding="float8_e4m3fn"))
     assert head.then == "float32"
 
 
-FINDINGS = {OWN: "gets 25 of the rows wrong", VENDOR: "does not run: no handle"}
+FINDINGS = {
+    OWN: "gets 25 of the rows wrong",
+    VENDOR: "is not installed",
+    MULTISTAGE: "does not run: no memory",
+}
 
 
 @pytest.mark.parametrize(
-    ("right", "chosen"), [({OWN, VENDOR}, OWN), ({OWN}, OWN), ({VENDOR}, VENDOR)]
+    ("right", "passed_over"),
+    [
+        ([OWN, VENDOR, MULTISTAGE], []),
+        ([OWN], []),
+        ([VENDOR, MULTISTAGE], [OWN]),
+        ([MULTISTAGE], [OWN, VENDOR]),
+    ],
 )
-def test_the_first_that_is_right_is_chosen(caplog, right, chosen):
+def test_the_first_that_is_right_is_chosen(caplog, right, passed_over):
     with caplog.at_level(logging.WARNING, "max.pipelines"):
-        assert (
-            choose([OWN, VENDOR], lambda m: None if m in right else FINDINGS[m])
-            is chosen
-        )
-    said = [record.message for record in caplog.records]
-    expected = f"{OWN} {FINDINGS[OWN]}; {VENDOR} runs instead"
-    assert len(said) == (chosen is VENDOR)
-    assert all(message.startswith(expected) for message in said)
+        chosen = choose(list(FINDINGS), lambda m: None if m in right else FINDINGS[m])
+    assert chosen is right[0]
+    findings = "; ".join(f"{m} {FINDINGS[m]}" for m in passed_over)
+    assert [record.message for record in caplog.records] == [
+        f"{findings}; {chosen} runs instead. See modular/modular #6883."
+        for _ in passed_over[:1]
+    ]
 
 
 def test_if_none_is_right_the_model_is_refused():
     with pytest.raises(UserError) as refusal:
-        choose([OWN, VENDOR], FINDINGS.get)
+        choose(list(FINDINGS), FINDINGS.get)
     for part in (
-        *(f"{OWN} {FINDINGS[OWN]}; {VENDOR} {FINDINGS[VENDOR]}", "#6883"),
-        *("pip install 'max_mistral[hopper]'", "MAX_MISTRAL_SELF_CHECK=off"),
+        "; ".join(f"{matmul} {found}" for matmul, found in FINDINGS.items()),
+        *("#6883", "pip install 'max_mistral[hopper]'", "MAX_MISTRAL_SELF_CHECK=off"),
     ):
         assert part in str(refusal.value)
 
@@ -178,10 +203,11 @@ def test_if_none_is_right_the_model_is_refused():
 @pytest.mark.parametrize(
     ("asked", "api", "order"),
     [
-        (False, "cuda", [OWN, VENDOR]),
-        (True, "cuda", [VENDOR]),
-        (False, "hip", [OWN]),
-        (True, "hip", [VENDOR]),
+        (OWN, "cuda", [OWN, VENDOR, MULTISTAGE]),
+        (VENDOR, "cuda", [VENDOR]),
+        (MULTISTAGE, "cuda", [MULTISTAGE]),
+        (OWN, "hip", [OWN]),
+        (VENDOR, "hip", [VENDOR]),
     ],
 )
 def test_the_order(asked, api, order):
@@ -192,11 +218,11 @@ def test_the_order(asked, api, order):
 def start(monkeypatch):
     """Returns a function that loads a model on a GPU whose matmuls are as it says.
 
-    It returns the matmuls that were checked, and whether the model's session
-    compiles with the vendor's.
+    It returns the matmuls that were checked, and with which the model's graphs are
+    compiled.
     """
 
-    def start(wrong=(), asked="false", host=False, mefs=None):
+    def start(wrong=(), asked="false", host=False, mefs=None, api="cuda"):
         checked, switched = [], []
 
         def finding(matmul, *_):
@@ -204,40 +230,83 @@ def start(monkeypatch):
             return "is wrong" if matmul in wrong else None
 
         monkeypatch.setattr(matmuls, "_finding", finding)
-        monkeypatch.setattr(matmuls, "accelerator_api", lambda: "cuda")
+        monkeypatch.setattr(matmuls, "accelerator_api", lambda: api)
         monkeypatch.setattr(matmuls, "load_cublas", lambda: "libcublas.so.13")
+        monkeypatch.setattr(matmuls, "library", lambda: "multistage.mojoc")
         runtime = SimpleNamespace(use_vendor_blas=asked, precompiled_mefs=mefs)
-        use_right_matmul(
+        libraries = use_right_matmul(
             None,
             SimpleNamespace(runtime=runtime),
             SimpleNamespace(_use_vendor_blas=switched.append),
             SimpleNamespace(is_host=host),
         )
-        return checked, bool(switched)
+        used = [VENDOR for _ in switched] + [MULTISTAGE for _ in libraries]
+        return checked, used or [OWN]
 
     return start
 
 
-def test_the_models_session_is_switched(start):
-    assert start() == ([OWN], False)
-    assert start(wrong=[OWN]) == ([OWN, VENDOR], True)
-    assert start(asked="true") == ([VENDOR], True)
+def test_the_model_is_compiled_with_it(start):
+    assert start() == ([OWN], [OWN])
+    assert start(wrong=[OWN]) == ([OWN, VENDOR], [VENDOR])
+    every = [OWN, VENDOR, MULTISTAGE]
+    assert start(wrong=[OWN, VENDOR]) == (every, [MULTISTAGE])
+    assert start(asked="true") == ([VENDOR], [VENDOR])
     with pytest.raises(UserError, match="answers would be wrong"):
-        start(wrong=[OWN, VENDOR])
+        start(wrong=every)
+    with pytest.raises(UserError, match="answers would be wrong"):
+        start(wrong=[VENDOR], asked="true")
 
 
-def test_what_was_compiled_before_cannot_be_switched(start):
-    with pytest.raises(UserError, match="--precompiled-mefs"):
-        start(wrong=[OWN], mefs="folder")
-    assert start(mefs="folder") == ([OWN], False)
-    assert start(asked="true", mefs="folder") == ([VENDOR], True)
+def test_the_multistage_gemm_is_asked_for(start, monkeypatch):
+    monkeypatch.setenv("MAX_MISTRAL_MATMUL", "multistage")
+    assert start() == ([MULTISTAGE], [MULTISTAGE])
+    assert start(mefs="folder") == ([MULTISTAGE], [MULTISTAGE])
+    with pytest.raises(UserError, match="answers would be wrong"):
+        start(wrong=[MULTISTAGE])
+    monkeypatch.setenv("MAX_MISTRAL_SELF_CHECK", "off")
+    assert start() == ([], [MULTISTAGE])
+    # Compiled for a GPU that is not here.
+    monkeypatch.delenv("MAX_MISTRAL_SELF_CHECK")
+    monkeypatch.setattr(matmuls, "is_virtual_device_mode", lambda: True)
+    assert start() == ([], [MULTISTAGE])
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "message"),
+    [
+        ("", {}, "MAX_MISTRAL_MATMUL is '.*to max or multistage"),
+        ("Multistage", {"host": True}, "MAX_MISTRAL_MATMUL is '.*to max or multistage"),
+        ("multistage", {"asked": "true"}, "two matmuls"),
+        ("multistage", {"host": True}, "NVIDIA's GPUs.* a CPU"),
+        ("multistage", {"api": "hip"}, "NVIDIA's GPUs.* hip"),
+    ],
+)
+def test_the_multistage_gemm_is_refused(start, monkeypatch, value, where, message):
+    monkeypatch.setenv("MAX_MISTRAL_MATMUL", value)
+    with pytest.raises(UserError, match=message):
+        start(**where)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "flag"),
+    [
+        ([OWN], "--use-vendor-blas true"),
+        ([OWN, VENDOR], "MAX_MISTRAL_MATMUL=multistage"),
+    ],
+)
+def test_what_was_compiled_before_cannot_be_switched(start, wrong, flag):
+    with pytest.raises(UserError, match=f"--precompiled-mefs.*{flag}"):
+        start(wrong=wrong, mefs="folder")
+    assert start(mefs="folder") == ([OWN], [OWN])
+    assert start(asked="true", mefs="folder") == ([VENDOR], [VENDOR])
 
 
 def test_nothing_is_checked_on_a_cpu_or_where_it_is_off(start, monkeypatch):
-    assert start(wrong=[OWN], host=True) == ([], False)
+    assert start(wrong=[OWN], host=True) == ([], [OWN])
     monkeypatch.setenv("MAX_MISTRAL_SELF_CHECK", "off")
-    assert start(wrong=[OWN]) == ([], False)
-    assert start(asked="true") == ([], True)
+    assert start(wrong=[OWN]) == ([], [OWN])
+    assert start(asked="true") == ([], [VENDOR])
 
 
 @pytest.mark.parametrize("host", [True, False])
@@ -256,26 +325,49 @@ def test_what_is_said_of_wrong_products():
     assert matmuls.describe([]) is None
 
 
-def test_a_vendors_blas_that_fails_is_a_finding(monkeypatch):
-    def fails(*_):
-        raise RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED")
+@pytest.fixture
+def finding(monkeypatch):
+    """Returns a function that checks a matmul in a function of the test's."""
 
-    session = SimpleNamespace(_use_vendor_blas=lambda _: None)
-    monkeypatch.setattr(matmuls, "InferenceSession", lambda devices: session)
-    monkeypatch.setattr(matmuls, "products", lambda _: [])
-    monkeypatch.setattr(matmuls, "wrong_products", fails)
+    def finding(matmul, check):
+        session = SimpleNamespace(_use_vendor_blas=lambda _: None)
+        monkeypatch.setattr(matmuls, "InferenceSession", lambda devices: session)
+        monkeypatch.setattr(matmuls, "products", lambda _: [])
+        monkeypatch.setattr(matmuls, "wrong_products", lambda *_: check())
+        config = SimpleNamespace(dtype=DType.bfloat16)
+        pipeline_config = SimpleNamespace(configure_session=lambda _: None)
+        return matmuls._finding(matmul, config, pipeline_config, None)
+
     monkeypatch.setattr(matmuls, "accelerator_api", lambda: "cuda")
     monkeypatch.setattr(matmuls, "load_cublas", lambda: "libcublas.so.13")
-    config = SimpleNamespace(dtype=DType.bfloat16)
-    pipeline_config = SimpleNamespace(configure_session=lambda _: None)
-    arguments = (config, pipeline_config, None)
-    assert matmuls._finding(VENDOR, *arguments) == (
-        "does not run: CUBLAS_STATUS_NOT_INITIALIZED"
-    )
+    monkeypatch.setattr(matmuls, "library", lambda: Path("multistage.mojoc"))
+    return finding
+
+
+def test_a_matmul_that_fails_is_a_finding(finding, monkeypatch):
+    def fails():
+        raise RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED")
+
+    for matmul in (VENDOR, MULTISTAGE):
+        found = finding(matmul, fails)
+        assert found == "does not run: CUBLAS_STATUS_NOT_INITIALIZED"
     with pytest.raises(RuntimeError):
-        matmuls._finding(OWN, *arguments)
+        finding(OWN, fails)
     monkeypatch.setattr(matmuls, "load_cublas", lambda: None)
-    assert matmuls._finding(VENDOR, *arguments) == "is not installed"
+    found = finding(VENDOR, fails)
+    assert found == "is not installed (pip install 'max_mistral[hopper]')"
+
+
+def test_the_kernels_for_gpus_compile():
+    # As far as this MAX's toolchain does without knowing which GPU.
+    assert gpu_kernels.library().exists()
+
+
+def test_only_the_multistage_gemm_is_checked_with_its_kernels(finding):
+    seen = []
+    for matmul in FINDINGS:
+        assert finding(matmul, lambda: seen.append(default_custom_extensions())) is None
+    assert seen == [(), (), (Path("multistage.mojoc"),)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,3 @@
+"""GPU kernels: products on MAX's multistage GEMM."""
+
+from .matmul import Matmul

@@ -1,0 +1,43 @@
+"""Compiles the products of the self-check for a GPU that need not be here.
+
+    python -m workbench.compile_products cuda:sm_90a
+    python -m workbench.compile_products cuda:sm_90a multistage
+
+on MAX's own matmul, or on its multistage GEMM.
+"""
+
+import sys
+
+from max import driver
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef, default_custom_extensions_scope
+
+from max_mistral.gpu_kernels import library
+from max_mistral.self_check import Product, check_graph
+
+# Of a 7B model.
+PRODUCTS = [
+    Product(6144, 4096),
+    Product(4096, 4096, "residual"),
+    Product(28672, 4096, "swiglu"),
+    Product(4096, 14336, "residual"),
+    Product(32768, 4096, "float32"),
+]
+
+
+def main() -> None:
+    """The command line."""
+    target, *matmul = sys.argv[1:]
+    api, architecture = target.split(":")
+    driver.set_virtual_device_api(api)
+    driver.set_virtual_device_target_arch(architecture)
+    driver.set_virtual_device_count(1)
+    libraries = [library()] if matmul == ["multistage"] else []
+    with default_custom_extensions_scope(*libraries):
+        graph = check_graph(PRODUCTS, DType.bfloat16, DeviceRef.GPU())
+    InferenceSession(devices=[driver.Accelerator()]).load(graph)
+
+
+if __name__ == "__main__":
+    main()
