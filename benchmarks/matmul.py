@@ -31,11 +31,11 @@ from max.graph import (
     default_custom_extensions_scope,
     ops,
 )
-from max_mistral.gpu_kernels import library
 
 from benchmarks.cpu import in_process
 from max_mistral.cublas import load_cublas
-from max_mistral.self_check import Product, _shapes, check_graph, wrong_products
+from max_mistral.gpu_kernels import library
+from max_mistral.self_check import Product, check_graph, shapes, wrong_products
 
 MATMULS = ("own", "cublas", "multistage")
 ROWS = (1, 2, 8, 16, 32, 64, 128, 256, 1024, 4096)
@@ -128,7 +128,7 @@ def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:
         graph = check_graph(every, DType.bfloat16, DeviceRef.from_device(device))
         model = session.load(graph)
     buffers = [
-        [on_device(shape, device) for shape in _shapes(product, max(ROWS))]
+        [on_device(shape, device) for shape in shapes(product, max(ROWS))]
         for product in every
     ]
     times = {}
@@ -161,7 +161,7 @@ def report(found: dict[str, dict[str, Any]], every: list[Product]) -> str:
         cells = [str(rows)]
         for matmul in MATMULS:
             if "seconds" not in found.get(matmul, {}):
-                cells += ["–"] * 3
+                cells += ["-"] * 3
                 continue
             taken = found[matmul]["seconds"][str(rows)]
             cells += [f"{1e3 * taken:.3f}"]

@@ -96,13 +96,13 @@ def check_graph(products: Sequence[Product], dtype: DType, device: DeviceRef) ->
     types = [
         TensorType(dtype, [*shape], device)
         for product in products
-        for shape in _shapes(product, "rows")
+        for shape in shapes(product, "rows")
     ]
     with Graph("self_check", input_types=types) as graph:
         inputs = iter([value.tensor for value in graph.inputs])
         results = []
         for product in products:
-            x, weight, *residual = (next(inputs) for _ in _shapes(product, "rows"))
+            x, weight, *residual = (next(inputs) for _ in shapes(product, "rows"))
             y = x @ weight.T
             if product.then == "residual":
                 y = residual[0] + y
@@ -168,7 +168,7 @@ class _Operands:
     ) -> _Operands:
         # Results of about 1, so that SwiGLU's silu is where models have it.
         smaller = draws / np.float32(np.sqrt(product.terms))
-        x_shape, weight_shape, *residual_shape = _shapes(product, max(ROWS))
+        x_shape, weight_shape, *residual_shape = shapes(product, max(ROWS))
         x = np.resize(_encode(smaller, dtype), x_shape)
         weight, *residual = (
             np.resize(_encode(draws, dtype), shape)
@@ -191,7 +191,8 @@ class _Operands:
         return cls(x_buffer, weight_buffer, residuals, sample, expected)
 
 
-def _shapes(product: Product, rows: Any) -> list[tuple[Any, ...]]:
+def shapes(product: Product, rows: Any) -> list[tuple[Any, ...]]:
+    """Returns those of ``x``, the weight and, if there is one, the residual."""
     shapes = [(rows, product.terms), (product.columns, product.terms)]
     residual = [(rows, product.columns)] if product.then == "residual" else []
     return shapes + residual

@@ -35,7 +35,7 @@ from typing import Literal
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
 SECONDS = 480
-# Percent of the GPU's memory for each of several steps at a time: their models are tiny.
+# Percent of the GPU's memory for each of several steps at a time. Models are tiny.
 SHARE = 8
 # pytest's "no tests were run".
 NOTHING = 5
