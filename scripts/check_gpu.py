@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
 SECONDS = 480
 # Percent of the GPU's memory for each of several steps at a time. Models are tiny.
-SHARE = 8
+SHARE = 4
 # pytest's "no tests were run".
 NOTHING = 5
 
