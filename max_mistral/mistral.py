@@ -46,7 +46,7 @@ from max.nn.transformer.distributed_transformer import (
 from max.nn.transformer.transformer import forward_sequential_layers
 
 from .flat_graph import FlatGraph
-from .layers.block import MistralBlock, make_norm
+from .layers.block import MistralBlock, add_delta, carries_delta, make_norm
 from .layers.embed_head import make_embedding, make_head
 from .layers.pooling import pool_last
 from .layers.query_scale import query_scale
@@ -126,11 +126,11 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
 
         query_scales = self._query_scales(tokens, row_offsets, kv_collections[0])
 
-        def layer_inputs(idx: int, hs: list[TensorValue]) -> list[Any]:
+        def layer_inputs(idx: int, state: list[TensorValue]) -> list[Any]:
             group, place = self.config.kv_places[idx]
             return [
                 ops.constant(place, DType.uint32, device=DeviceRef.CPU()),
-                hs,
+                state,
                 signal_buffers,
                 kv_collections[group],
                 freqs_cis,
@@ -138,14 +138,20 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
                 query_scales,
             ]
 
-        hs = forward_sequential_layers(
+        state = hs
+        if carries_delta(self.config):
+            # Nothing yet; so the first block shares a subgraph with the others.
+            zero = ops.constant(0, self.config.dtype, device=DeviceRef.CPU())
+            state = hs + [zero.to(h.device).broadcast_to(h.shape) for h in hs]
+        state = forward_sequential_layers(
             list(self.layers),
             inputs_for_layer=layer_inputs,
-            initial_hidden_states=hs,
+            initial_hidden_states=state,
             subgraph_layer_groups=self._layer_groups(),
             name_for_subgraph=lambda group: f"{self.prefix}transformer_block_{group}",
             weight_prefix_for_layer=lambda idx: f"{self.prefix}layers.{idx}.",
         )
+        hs = add_delta(state, len(self.devices))
         if self.config.embeds:
             return (pool_last(self.norm_shards[0], hs[0], row_offsets[0]),)
         return self._postprocess_logits(

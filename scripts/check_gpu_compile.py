@@ -81,18 +81,20 @@ class Case:
             config = CONFIG | {"intermediate_size": 512}
             write_quantized(folder, LAYOUTS[self.layout], config)
 
+    @property
+    def encoding(self) -> str:
+        """Its ``--quantization-encoding``."""
+        return self.dtype if self.layout is None else LAYOUTS[self.layout].encoding
+
     def command(self, folder: Path) -> list[str]:
         """Returns the command that compiles it."""
         devices = ",".join(str(i) for i in range(self.devices))
-        encoding = self.dtype
-        if self.layout is not None:
-            encoding = LAYOUTS[self.layout].encoding
         return [
             max_program() or "max",
             "warm-cache",
             *("--custom-architectures", "max_mistral"),
             *("--model", str(folder)),
-            *("--quantization-encoding", encoding),
+            *("--quantization-encoding", self.encoding),
             *("--devices", f"gpu:{devices}"),
             *("--target", self.target),
             *("--max-length", "512"),

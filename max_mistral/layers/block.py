@@ -26,10 +26,38 @@ def make_norm(config: MistralConfig, cls: type[RMSNorm] = RMSNorm) -> RMSNorm:
     )
 
 
+def carries_delta(config: MistralConfig) -> bool:
+    """Whether a block leaves it to the next one to add its MLP's output.
+
+    There MAX adds and normalizes in one kernel. At a block's end, which is the end
+    of a subgraph, the sum is a kernel of its own after an FP8, NVFP4 or GPTQ product
+    and after cuBLAS: one of 13 a block in FP8, one of 10 in bfloat16. MAX's own
+    matmul in bfloat16 and its all-reduce add on their way: with the former a block
+    has 9 kernels either way, before the latter nothing is carried. They are listed
+    by ``scripts/list_kernels.py``.
+
+    Packed weights on a CPU gain nothing: their norm is part of the next projection.
+    """
+    return not config.encodings and len(config.devices) == 1
+
+
+def add_delta(state: list[TensorValue], devices: int) -> list[TensorValue]:
+    """Returns hidden states, one per device.
+
+    Args:
+        state: Hidden states and, where blocks carry it, what is to be added to
+            them: ``[total_seq_len, hidden_size]`` each.
+        devices: How many share the block.
+    """
+    hs, delta = state[:devices], state[devices:]
+    return [h + x for h, x in zip(hs, delta, strict=True)] if delta else hs
+
+
 class MistralBlock(Module):
     """A pre-norm decoder block: attention, then SwiGLU, each with a residual.
 
-    HF ``modeling_mistral.py``, ``MistralDecoderLayer.forward``.
+    HF ``modeling_mistral.py``, ``MistralDecoderLayer.forward``, but that the
+    MLP's output may be carried to the next block: see :func:`carries_delta`.
 
     Args:
         config: The model's config.
@@ -38,6 +66,7 @@ class MistralBlock(Module):
 
     def __init__(self, config: MistralConfig, layer: int) -> None:
         super().__init__()
+        self.carries_delta = carries_delta(config)
         self.self_attn = MistralAttention.of(config, layer)
         self.mlp = make_mlp(config, layer)
         norm = PackedNorm if config.layer_encodings(layer) else RMSNorm
@@ -57,7 +86,7 @@ class MistralBlock(Module):
     def __call__(
         self,
         layer_idx: TensorValue,
-        hs: list[TensorValue],
+        state: list[TensorValue],
         signal_buffers: list[BufferValue],
         kv_collections: list[PagedCacheValues],
         freqs_cis: list[TensorValue],
@@ -68,13 +97,17 @@ class MistralBlock(Module):
 
         Args:
             layer_idx: uint32 scalar, the layer's place in the KV cache.
-            hs: Hidden states, a copy per device.
+            state: Hidden states, a copy per device; where blocks carry it, then as
+                many of what the block before added to them.
             signal_buffers: One per device; empty on one device.
             kv_collections: The paged KV cache of each device.
             freqs_cis: Rotary cosines and sines, ``[max_seq_len * 2, head_dim]``.
             input_row_offsets: uint32 ``[batch + 1]``, a copy per device.
             query_scales: float32 ``[total_seq_len]``, a copy per device; empty
                 where queries are not scaled.
+
+        Returns:
+            As ``state``.
         """
 
         def all_reduce(xs: list[TensorValue]) -> list[TensorValue]:
@@ -82,6 +115,7 @@ class MistralBlock(Module):
                 return xs
             return ops.allreduce.sum(xs, signal_buffers)
 
+        hs = add_delta(state, len(self._attention))
         scales: list[TensorValue | None] = [*query_scales] or [None] * len(hs)
         normed = forward_sharded_layers(self._input_norm, hs)
         attended = [
@@ -98,5 +132,6 @@ class MistralBlock(Module):
         ]
         hs = [h + x for h, x in zip(hs, all_reduce(attended), strict=True)]
         normed = forward_sharded_layers(self._post_norm, hs)
-        fed = forward_sharded_layers(self._mlp, normed)
-        return [h + x for h, x in zip(hs, all_reduce(fed), strict=True)]
+        fed = all_reduce(forward_sharded_layers(self._mlp, normed))
+        state = [*hs, *fed]
+        return state if self.carries_delta else add_delta(state, len(hs))

@@ -1,0 +1,94 @@
+"""List what the graph launches on a GPU, in order, without a GPU.
+
+    python scripts/list_kernels.py              # a block of the plain bfloat16 model
+    python scripts/list_kernels.py gptq         # of a case of check_gpu_compile.py
+    python scripts/list_kernels.py gptq --all   # and what is around the blocks
+
+compiles the case's tiny model as far as its kernels have names; a minute. A line is
+a launch; "+" joins what MAX fused into one. "once" stands before what runs when the
+model is loaded, and at no step.
+
+Where cuBLAS runs, a "matmul + ..." is two launches: MAX computes what follows the
+product in a kernel of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from max import driver, tree
+from max.driver import DeviceSpec
+
+from max_mistral.formats.fp8 import VARIABLE
+from scripts.check_gpu_compile import CASES, Case
+from tests.harness import build
+from workbench.compiled_ops import COPY, Kernel, compiled_kernels
+from workbench.runner import make_pipeline_config
+
+
+def kernels_of(case: Case) -> list[Kernel]:
+    """Returns the kernels of a case's graph. Once in a process: MAX keeps the GPU."""
+    api, architecture = case.target.split(":")
+    driver.set_virtual_device_api(api)
+    driver.set_virtual_device_target_arch(architecture)
+    driver.set_virtual_device_count(case.devices)
+    os.environ[VARIABLE] = "keep" if case.keep else "bfloat16"
+    devices = [DeviceSpec.accelerator(i) for i in range(case.devices)]
+    with tempfile.TemporaryDirectory() as folder:
+        case.write(Path(folder))
+        model = build(
+            make_pipeline_config(
+                folder,
+                device_specs=devices,
+                quantization_encoding=case.encoding,
+                max_length=512,
+            )
+        )
+        graph = model.trace(*tree.leaves(model.input_tree()))
+        return compiled_kernels(graph, devices)
+
+
+def listing(kernels: Iterable[Kernel], *, every: bool) -> Iterator[str]:
+    """Yields a line per kernel, and one for each graph or subgraph.
+
+    Args:
+        kernels: In their order.
+        every: Whether those around the blocks too.
+    """
+    graph = ""
+    for kernel in kernels:
+        # Weights have to get to the GPU.
+        is_load = kernel.once and kernel.operations == (COPY,)
+        if kernel.device.startswith("cpu") or is_load:
+            continue
+        if not (every or "block" in kernel.graph):
+            continue
+        if kernel.graph != graph:
+            graph = kernel.graph
+            yield f"{graph}:"
+        yield f"  {'once' if kernel.once else '    '} {kernel.device} {kernel}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    names = [name for name, case in CASES.items() if not case.flags]
+    parser.add_argument("case", nargs="?", choices=names, default="bfloat16")
+    parser.add_argument("--all", action="store_true", help="not the blocks alone")
+    asked = parser.parse_args()
+    # MAX's compiler prints the names of its files.
+    with os.fdopen(os.dup(1), "w") as out, open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        kernels = kernels_of(CASES[asked.case])
+        print(*listing(kernels, every=asked.all), sep="\n", file=out)
+
+
+if __name__ == "__main__":
+    main()
