@@ -5,7 +5,8 @@
     python scripts/check_gpu.py --jobs 8            # on many cores: 8 steps at a time
     python scripts/check_gpu.py --dry-run           # without a GPU: do the steps run?
 
-A step is a process of its own, which ends within 8 minutes. Its result is written as
+A step is a process of its own, which ends within 8 minutes, and with this one, with
+all that it has started. Its result is written as
 it comes, so a check that is cut off goes on where it was. ``report.md`` and
 ``report.json`` answer each step's question in a line. Exits with 1 if an answer is no.
 Most of a step's time goes into compiling; steps that measure time wait for all others
@@ -25,42 +26,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Literal
 
-ROOT = Path(__file__).parent.parent
-PYTHON = sys.executable
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from scripts.gpu_steps import PYTHON, ROOT, Step, steps
+
 SECONDS = 480
 # Percent of the GPU's memory for each of several steps at a time. Models are tiny.
 SHARE = 4
 # pytest's "no tests were run".
 NOTHING = 5
-
-CONFIGS = ["gqa", "mha_tied", "window", "ministral", "ministral3", "head_dim_128"]
-LAYOUTS = ["static", "native", "block", "autofp8", "autofp8_dynamic", "channel"]
-LAYOUTS += ["compressed_static", "nvfp4", "modelopt_nvfp4", "modelopt_fp8"]
-LAYOUTS += ["gptq", "gptq_desc_act"]
-FP8_LAYOUTS = [n for n in LAYOUTS if "nvfp4" not in n and "gptq" not in n]
-ENGINES = ["max_mistral", "MAX", "transformers"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One question, and the command that answers it by its exit status."""
-
-    name: str
-    question: str
-    command: list[str]
-    dry: list[str] | None = None
-    """What stands for it where there is no GPU; by default itself."""
-    environment: dict[str, str] = field(default_factory=dict)
-    alone: bool = False
-    """Whether it measures time, or takes most of the GPU's memory."""
-
 
 Verdict = Literal["yes", "no", "too slow", "left out"]
 
@@ -76,85 +57,6 @@ class Result:
     """The last lines; of a step that prints figures, those."""
 
 
-def steps(out: Path) -> Iterator[Step]:
-    """Yields the steps, what others depend on first.
-
-    Args:
-        out: Where models and figures go.
-    """
-    pytest = [PYTHON, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
-    matmul = [*pytest, "tests/gpu/test_matmul.py"]
-    yield Step(
-        "doctor", "What is here?", [PYTHON, "-m", "max_mistral.command", "doctor"]
-    )
-    yield Step(
-        "matmul-own", "Is MAX's own bfloat16 matmul right, for 1 to 256 rows?", matmul
-    )
-    yield Step(
-        "matmul-cublas",
-        "Is cuBLAS's?",
-        matmul,
-        environment={"MAX_MISTRAL_VENDOR_BLAS": "1"},
-    )
-    yield Step(
-        "matmul-multistage",
-        "Is MAX's multistage GEMM?",
-        matmul,
-        environment={"MAX_MISTRAL_MATMUL": "multistage"},
-    )
-    for name in CONFIGS:
-        yield Step(
-            f"parity-{name}",
-            f"Are the logits of {name} those of Hugging Face, in float32 and bfloat16?",
-            [*pytest, "tests/gpu/test_parity.py", "-k", f"[{name}] or [{name}-"],
-        )
-    for name in LAYOUTS:
-        yield Step(
-            f"quantized-{name}",
-            f"Are a block's products right in {name}?",
-            [*pytest, "tests/gpu/test_quantized.py", "-k", f"[{name}]"],
-        )
-    for name in FP8_LAYOUTS:
-        yield Step(
-            f"quantized-{name}-kept",
-            f"And on MAX's products of FP8 in {name}, whatever they cost?",
-            [*pytest, "tests/gpu/test_quantized.py", "-k", f"[{name}]"],
-            environment={"MAX_MISTRAL_FP8": "keep"},
-        )
-    yield Step(
-        "serve",
-        "Does max serve answer?",
-        [*pytest, "tests/gpu/test_serve.py"],
-        alone=True,
-    )
-    gpu = [PYTHON, "-m", "benchmarks.gpu"]
-    weights = ["--folder", str(out / "model")]
-    yield Step(
-        "weights",
-        "Are the benchmark's weights there?",
-        [*gpu, *weights, "--make"],
-        dry=[*gpu, "--help"],
-    )
-    for name in ENGINES:
-        yield Step(
-            f"speed-{name}",
-            f"How fast is {name}'s model alone, in tokens a second?",
-            [*gpu, name, str(out / "model")],
-            dry=[*gpu, "--help"],
-            alone=True,
-        )
-    serving = [PYTHON, "-m", "benchmarks.serving", "--json", str(out / "serving.json")]
-    demo = ["--model", "build/smollm2", "--users", "1", "2", "--rounds", "1"]
-    demo += ["--answer-tokens", "8", "--prompt-tokens", "16", "--", "--devices", "cpu"]
-    gguf = str(ROOT / "build/SmolLM2-135M-Instruct.Q4_1.gguf")
-    yield Step(
-        "serving",
-        "What do 1, 8 and 64 users of max serve get?",
-        [*serving, "--model", str(out / "model"), "--", "--devices", "gpu:0"],
-        dry=[*serving, *demo, "--weight-path", gguf],
-    )
-
-
 def run(step: Step, dry: bool, seconds: float) -> Result:
     """Runs a step, and ends all its processes when its time is over."""
     command = (step.dry or step.command) if dry else step.command
@@ -168,20 +70,41 @@ def run(step: Step, dry: bool, seconds: float) -> Result:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
+        # Not a session: what ends this script's session ends the steps' too.
+        process_group=0,
     )
+    running.add(process)
     try:
         output, _ = process.communicate(timeout=seconds)
         verdict = judge(process.returncode, output)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
         output, _ = process.communicate()
         verdict = "too slow"
+    running.discard(process)
     words = [f"{k}={v}" for k, v in step.environment.items()] + command
     words = ["python" if word == PYTHON else word for word in words]
     return Result(
         verdict, time.monotonic() - start, shlex.join(words), output[-6000:].strip()
     )
+
+
+running: set[subprocess.Popen[str]] = set()
+"""The steps of now."""
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Ends a step and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def stop(number: int, frame: object) -> None:
+    """A signal's handler: ends the steps, then this process."""
+    for process in list(running):
+        kill(process)
+    # Not sys.exit, which would wait for the other threads' steps.
+    os._exit(128 + number)
 
 
 def judge(status: int, output: str) -> Verdict:
@@ -232,6 +155,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="steps at a time")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a step")
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
     out = arguments.out.resolve()
     if arguments.dry_run:
         out /= "dry"

@@ -1,11 +1,17 @@
 """``scripts/check_gpu.py`` without a GPU: what it makes of steps, and its report."""
 
+import dataclasses
 import importlib.util
 import json
+import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
+from scripts import gpu_steps
 from workbench.checkpoints import CONFIGS
 from workbench.demo import ROOT
 from workbench.quantized import LAYOUTS
@@ -76,6 +82,58 @@ def test_it_goes_on_where_it_was(check):
     assert "bad:" not in printed
 
 
+# Each waits for the other's file, so that one at a time they would wait for ever.
+MEET = """
+import sys, time
+from pathlib import Path
+folder, mine, theirs = Path(sys.argv[1]), *sys.argv[2:]
+(folder / mine).touch()
+while not (folder / theirs).exists():
+    time.sleep(0.05)
+print("met")
+"""
+
+
+def test_several_at_a_time(check, tmp_path):
+    def meet(mine, theirs):
+        command = [sys.executable, "-c", MEET, str(tmp_path), mine, theirs]
+        return check_gpu.Step(mine, "?", command)
+
+    both = [meet("left", "right"), meet("right", "left")]
+    after = dataclasses.replace(meet("last", "left"), alone=True)
+    status, verdicts, printed = check([after, *both], "--jobs", "2", "--seconds", "60")
+    assert (status, set(verdicts.values())) == (0, {"yes"})
+    assert printed.index("last:") > max(printed.index("left:"), printed.index("right:"))
+
+
+def test_its_end_is_the_steps_end(tmp_path):
+    """Else they would hold the GPU, and the cores that the next check needs."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from scripts import check_gpu
+step = check_gpu.Step("slow", "?", [sys.executable, "-c", {ENDLESS!r}])
+check_gpu.steps = lambda out: iter([step])
+sys.argv = ["check_gpu", "--out", {str(tmp_path)!r}]
+check_gpu.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    started = psutil.Process(process.pid)
+    wait_until(lambda: len(started.children(recursive=True)) == 2)
+    children = started.children(recursive=True)
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_an_unknown_step(check):
     check([GOOD])
     status, _, _ = check([GOOD], "--steps", "god")
@@ -99,7 +157,7 @@ def test_what_an_exit_status_says(status, output, verdict):
 
 def test_every_case_has_a_step(tmp_path):
     """The script names the cases itself, for it imports no package."""
-    assert list(CONFIGS) == check_gpu.CONFIGS
-    assert list(LAYOUTS) == check_gpu.LAYOUTS
-    names = [step.name for step in check_gpu.steps(tmp_path)]
+    assert list(CONFIGS) == gpu_steps.CONFIGS
+    assert list(LAYOUTS) == gpu_steps.LAYOUTS
+    names = [step.name for step in gpu_steps.steps(tmp_path)]
     assert len(names) == len(set(names))
