@@ -1,12 +1,15 @@
 #!/bin/sh
-# Packs this checkout with all it needs for `make check-gpu`, in parts of 60 MiB, for a
-# GPU machine without a network. Run it with the Python version that is there.
+# Packs this checkout with all it needs for `make check-gpu`, in parts of 54 MiB, for a
+# GPU machine without a network, whose Python must be of the same version. Takes ten
+# minutes on two cores; about 300 MB.
 #
 #     make build/smollm2 && scripts/pack_gpu.sh PARTS [PYTHON]
 #
 # On the GPU machine, once all parts lie in one folder:
 #
-#     sh PARTS/unpack.sh FOLDER && cd FOLDER && .venv/bin/python scripts/check_gpu.py
+#     sh PARTS/unpack.sh FOLDER && sh FOLDER/check.sh --jobs 4
+#
+# cuBLAS is not among it: a GPU machine has it, with CUDA or with torch.
 set -eu
 parts=$(mkdir -p "$1" && cd "$1" && pwd)
 python=${2:-python3}
@@ -14,29 +17,35 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --upgrade pip
-# hatchling and editables build the package there.
-"$work/venv/bin/pip" download --quiet --dest "$work/wheels" \
-    '.[dev,hopper]' 'hatchling>=1.27' editables pip
-git archive --format tar HEAD | tar -x -C "$work" --one-top-level=tree
-mkdir -p "$work/tree/build"
+pip="$work/venv/bin/pip"
+"$pip" install --quiet --upgrade pip
+"$pip" install --quiet --no-compile '.[dev]'
+# What checks sources, and the package itself, which runs from the checkout.
+"$pip" uninstall --quiet --yes mypy ruff import-linter grimp max_mistral
+# Of MAX's optional parts, for video, which no check reads.
+"$pip" uninstall --quiet --yes av
+mkdir -p "$work/tree/build" "$work/tree/site/bin" "$work/tree/site/av"
+: >"$work/tree/site/av/__init__.py"
+cp -r "$work"/venv/lib/python3*/site-packages/. "$work/tree/site"
+rm -rf "$work/tree/site/pip"
+sed '1s|.*|#!/usr/bin/env python3|' "$work/venv/bin/max" >"$work/tree/site/bin/max"
+chmod +x "$work/tree/site/bin/max"
+git archive --format tar HEAD | tar -x -C "$work/tree"
 cp -r build/smollm2 build/SmolLM2-135M-Instruct.Q4_1.gguf "$work/tree/build"
+cat >"$work/tree/check.sh" <<'CHECK'
+#!/bin/sh
+# sh check.sh FLAGS: scripts/check_gpu.py on what lies beside it.
+cd "$(dirname "$0")"
+export PYTHONPATH="$PWD:$PWD/site" PATH="$PWD/site/bin:$PATH" HF_HUB_OFFLINE=1
+exec python3 scripts/check_gpu.py "$@"
+CHECK
 rm -f "$parts"/part-*
-tar -C "$work" -c tree wheels | split -b 60M -d -a 3 - "$parts/part-"
+tar -C "$work/tree" -c . | xz -T0 -6 | split -b 54M -d -a 3 - "$parts/part-"
 cat >"$parts/unpack.sh" <<'UNPACK'
 #!/bin/sh
-# sh unpack.sh FOLDER [PYTHON]
+# sh unpack.sh FOLDER
 set -eu
-parts=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "$1" && cd "$1"
-cat "$parts"/part-* | tar -x
-mv tree/* tree/.[!.]* . && rmdir tree
-"${2:-python3}" -m venv .venv
-offline="--quiet --no-index --find-links wheels"
-# shellcheck disable=SC2086 # several words
-.venv/bin/pip install $offline --upgrade pip hatchling editables
-# shellcheck disable=SC2086
-.venv/bin/pip install $offline --no-build-isolation --editable '.[dev,hopper]'
-rm -r wheels
+mkdir -p "$1"
+cat "$(dirname "$0")"/part-* | xz -dc -T0 | tar -x -C "$1"
 UNPACK
 ls -l "$parts"
