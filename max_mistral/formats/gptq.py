@@ -12,7 +12,7 @@ from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.quantization import QuantizationConfig, QuantizationEncoding
 from max.graph.weights import WeightData
-from max.nn.linear import GPTQLinear
+from max.nn.linear import MLP, GPTQLinear
 
 from ..errors import UserError
 from ..sharing import Sharing
@@ -20,7 +20,7 @@ from ..weights.dtypes import FLOATS, check_dtype
 from ..weights.names import ExpectedTensor
 from ..weights.scales import in_float32
 from .base import BLOCK, Expected, Linears, Part, WeightFormat, convert_float
-from .gptq_stacked import StackedGPTQMLP, StackedGPTQQKV
+from .gptq_stacked import StackedGPTQMLP, StackedGPTQQKV, is_worth_stacking
 
 # MAX's kernel takes no others.
 _DTYPES = {
@@ -128,11 +128,24 @@ class GPTQ(WeightFormat):
         )
         if (part, layer) in self.apart:
             return made_of
-        return replace(made_of, qkv_cls=partial(_qkv, self), mlp_cls=StackedGPTQMLP)
+        return replace(made_of, qkv_cls=partial(_qkv, self), mlp_cls=_mlp)
 
     def layer_kind(self, layer: int) -> tuple[object, ...]:
         """See :meth:`WeightFormat.layer_kind`."""
         return tuple((part, layer) in self.apart for part in ("self_attn", "mlp"))
+
+
+def _mlp(
+    dtype: DType,
+    encoding: QuantizationEncoding,
+    hidden: int,
+    wide: int,
+    devices: Sequence[DeviceRef],
+    **options: Any,
+) -> MLP:
+    # Takes what max.nn's MLP does.
+    cls = StackedGPTQMLP if is_worth_stacking(hidden, wide) else MLP
+    return cls(dtype, encoding, hidden, wide, devices, **options)
 
 
 def _qkv(

@@ -10,6 +10,11 @@ from max.nn.linear import MLP, GPTQLinear
 
 from .qkv import SeparateQKV
 
+# Columns and rows of the weights that MAX's kernel is tuned for, those of a 7B with 8
+# key-value heads (``matmul_gpu_qint4_impl`` in MAX's Mojo). All others get one tile,
+# which is for many rows of activations.
+_TUNED = {(4096, 4096), (4096, 6144), (4096, 14336), (14336, 4096)}
+
 
 class StackedGPTQQKV(SeparateQKV):
     """Runs the three as one.
@@ -35,6 +40,14 @@ class StackedGPTQMLP(MLP):
         wide = int(both.shape[1]) // 2
         gate, up = ops.split(both, [wide, wide], axis=1)
         return self.down_proj(self.activation_function(gate) * up)
+
+
+def is_worth_stacking(in_dim: int, out_dim: int) -> bool:
+    """Whether two such projections are best run as one.
+
+    A launch less, but not if it costs them the kernel that is tuned for each.
+    """
+    return (in_dim, out_dim) not in _TUNED or (in_dim, 2 * out_dim) in _TUNED
 
 
 def stacked_product(x: TensorValue, linears: Sequence[GPTQLinear]) -> TensorValue:

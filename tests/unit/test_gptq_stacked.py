@@ -57,6 +57,13 @@ def test_one_product_needs_one_order_of_columns(tmp_path, projection, found):
     assert stacked(tmp_path) == [(True, True), found]
 
 
+@pytest.mark.parametrize(("wide", "is_stacked"), [(14336, False), (11008, True)])
+def test_gate_and_up_of_a_7b_keep_their_tuned_kernel(wide, is_stacked):
+    made_of = GPTQ(desc_act=False).linears("mlp", 0, DType.bfloat16)
+    mlp = made_of.mlp(4096, wide, [DeviceRef.GPU()])
+    assert isinstance(mlp, StackedGPTQMLP) == is_stacked
+
+
 def test_the_stacked_weight_is_one_of_all_their_columns():
     rng = np.random.default_rng(0)
     in_dim, widths = 256, {"q_proj": 128, "k_proj": 64, "v_proj": 32}
