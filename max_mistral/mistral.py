@@ -167,6 +167,8 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
         if self.config.query_scaling is None:
             return []
         beta, original_max_position = self.config.query_scaling
+        if self.config.max_seq_len <= original_max_position:
+            return []  # It would be 1 everywhere.
         return [
             query_scale(
                 tokens.to(device), rows, kv.cache_lengths, beta, original_max_position

@@ -168,6 +168,7 @@ CASES: dict[str, Case | Products] = {
     # Where MAX's own matmuls with one scale per tensor or per row compile.
     "fp8-static-blackwell": Case(layout="static", target="cuda:sm_100a"),
     "fp8-channel-blackwell": Case(layout="channel", target="cuda:sm_100a"),
+    "fp8-block-blackwell": Case(layout="block", target="cuda:sm_100a"),
     "nvfp4": Case(layout="nvfp4", target="cuda:sm_100a"),
     "nvfp4-tensor-parallel": Case(
         layout="modelopt_nvfp4", devices=2, target="cuda:sm_100a"

@@ -41,6 +41,7 @@ class Linears:
     linear_cls: Callable[..., Any] = Linear
     qkv_cls: Callable[..., Any] | None = StackedLinear
     """Runs Q, K and V as one matmul; ``None`` runs them one by one."""
+    mlp_cls: Callable[..., MLP] = MLP
     quant_config: QuantConfig | None = None
     encoding: QuantizationEncoding | None = None
 
@@ -74,7 +75,7 @@ class Linears:
 
     def mlp(self, hidden: int, wide: int, devices: Sequence[DeviceRef]) -> MLP:
         """Returns SwiGLU from ``hidden`` to ``wide`` and back."""
-        return MLP(
+        return self.mlp_cls(
             self.dtype,
             self.encoding,
             hidden,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,15 @@ from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.quantization import QuantizationConfig, QuantizationEncoding
 from max.graph.weights import WeightData
-from max.nn.linear import GPTQLinear
+from max.nn.linear import MLP, GPTQLinear
 
 from ..errors import UserError
+from ..sharing import Sharing
 from ..weights.dtypes import FLOATS, check_dtype
 from ..weights.names import ExpectedTensor
 from ..weights.scales import in_float32
 from .base import BLOCK, Expected, Linears, Part, WeightFormat, convert_float
+from .gptq_stacked import StackedGPTQMLP, StackedGPTQQKV, is_worth_stacking
 
 # MAX's kernel takes no others.
 _DTYPES = {
@@ -38,6 +40,9 @@ class GPTQ(WeightFormat):
     desc_act: bool
     """Whether columns were quantized in the order of their activations, so that a
     group's columns are scattered over the weight."""
+    apart: frozenset[tuple[str, int]] = frozenset()
+    """Where Q, K and V, or gate and up, have their columns in different orders, by
+    part and layer: they cannot be one product. From :meth:`finalize`."""
 
     def check_runs(self, devices: Sequence[DeviceRef], dtype: DType) -> None:
         """See :meth:`WeightFormat.check_runs`."""
@@ -96,14 +101,68 @@ class GPTQ(WeightFormat):
             return WeightData.from_numpy(order.astype(np.int32), graph_name)
         return weight
 
+    def finalize(
+        self,
+        weights: Mapping[str, WeightData],
+        widths: Mapping[str, int],
+        sharing: Sharing,
+    ) -> GPTQ:
+        """See :meth:`WeightFormat.finalize`."""
+        orders: dict[tuple[str, int], set[bytes]] = {}
+        for name, weight in weights.items():
+            if name.endswith(".perm_idx"):
+                _, number, part, projection, _ = name.split(".")
+                if projection not in ("o_proj", "down_proj"):
+                    found = orders.setdefault((part, int(number)), set())
+                    found.add(weight.to_buffer().to_numpy().tobytes())
+        apart = frozenset(key for key, found in orders.items() if len(found) > 1)
+        return replace(self, apart=apart)
+
     def linears(self, part: Part, layer: int, dtype: DType) -> Linears:
         """See :meth:`WeightFormat.linears`."""
-        return Linears(
+        made_of = Linears(
             dtype,
             linear_cls=partial(_linear, self),
             qkv_cls=None,
             encoding=QuantizationEncoding.GPTQ,
         )
+        if (part, layer) in self.apart:
+            return made_of
+        return replace(made_of, qkv_cls=partial(_qkv, self), mlp_cls=_mlp)
+
+    def layer_kind(self, layer: int) -> tuple[object, ...]:
+        """See :meth:`WeightFormat.layer_kind`."""
+        return tuple((part, layer) in self.apart for part in ("self_attn", "mlp"))
+
+
+def _mlp(
+    dtype: DType,
+    encoding: QuantizationEncoding,
+    hidden: int,
+    wide: int,
+    devices: Sequence[DeviceRef],
+    **options: Any,
+) -> MLP:
+    # Takes what max.nn's MLP does.
+    cls = StackedGPTQMLP if is_worth_stacking(hidden, wide) else MLP
+    return cls(dtype, encoding, hidden, wide, devices, **options)
+
+
+def _qkv(
+    gptq: GPTQ,
+    *,
+    in_dim: int,
+    out_dims: Sequence[int],
+    names: Sequence[str],
+    dtype: DType,
+    device: DeviceRef,
+    **_: Any,
+) -> StackedGPTQQKV:
+    # Takes what max.nn's StackedLinear does.
+    dims = zip(names, out_dims, strict=True)
+    return StackedGPTQQKV(
+        {name: _linear(gptq, in_dim, wide, dtype, device) for name, wide in dims}
+    )
 
 
 def _linear(

@@ -493,6 +493,25 @@ def stacked_linear():
 
 
 @seam(
+    "`GPTQLinear` puts the bytes of `qweight` above those of `scales`, each as wide as "
+    "the layer, and `qmatmul` takes them so, with `perm_idx`",
+    "qmatmul perm_idx",
+    "`formats/gptq_stacked.py` does it for several layers at once: do as MAX does",
+)
+def gptq_weight():
+    linear = "max.nn.linear:GPTQLinear"
+    has(linear, "qweight scales perm_idx quantization_config")
+    says(
+        f"{linear}.__call__",
+        r"ops\.gather\(x, perm_idx",
+        r"\(qweight, scales\), axis=1",
+    )
+    takes("max.graph.ops:qmatmul", 5)
+    has("max.graph:Weight", "original_dtype_and_shape")
+    has("max.nn.linear:MLP", "gate_proj up_proj down_proj activation_function")
+
+
+@seam(
     "`split_batch_replicated(devices, tokens, row_offsets, host_row_offsets, splits)`",
     "split_batch_replicated",
     "see how MAX's DeepSeek shares a batch among replicas",
