@@ -1,4 +1,4 @@
-"""Side by side on this GPU: max_mistral, MAX's own Mistral, transformers on torch.
+"""Side by side on this GPU: max_mistral, MAX's own Mistral, transformers, vLLM.
 
     make check-gpu                       # or, to choose:
     python -m benchmarks.gpu --rounds 3
@@ -6,10 +6,12 @@
 Mistral-7B-v0.3's config and the same seeded random bfloat16 weights for all.
 Every round runs every engine once, in rotated order, each in a process of its
 own; the table has the medians in tokens a second, and the median of the rounds'
-ratios to MAX's own Mistral. Each engine's model alone is measured, without a
-scheduler and without captured device graphs, which max_mistral has in ``max
-serve`` and MAX's own Mistral has not. transformers is there where torch with
-CUDA is. Takes 15 GB of disk and 24 GB of the GPU's memory.
+ratios to MAX's own Mistral; below, what share of the GPU's memory bandwidth and of
+its arithmetic that is, as ``benchmarks/matmul.py`` measures them. Each engine's
+model alone is measured, without a scheduler and without captured device graphs,
+which max_mistral has in ``max serve`` and MAX's own Mistral has not; vLLM has them
+here too. transformers is there where torch with CUDA is, vLLM where it is installed.
+Takes 15 GB of disk and 24 GB of the GPU's memory.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import models
+from benchmarks import matmul, models
 from benchmarks.cpu import in_process, run_round
-from benchmarks.measure import PREFILL, Engine, measure
+from benchmarks.measure import PREFILL, Engine, Prompts, measure
 from benchmarks.report import Results, table
 from benchmarks.worker import MaxMistral, Torch
 from workbench.demo import ROOT
@@ -41,7 +45,11 @@ BASE = "MAX"
 # For weights, KV cache and a step's activations; MAX would take all that is free.
 GPU_BYTES = 24e9
 CUDA = "import torch; print(torch.cuda.is_available())"
-NO_CUDA = "transformers is left out: there is no torch with CUDA here."
+# How to ask for what an engine needs, and what it is.
+NEEDS = {
+    "transformers": (CUDA, "torch with CUDA"),
+    "vLLM": ("import vllm; print(True)", "vllm"),
+}
 # An exit status, as pytest's where there is nothing to do.
 NOTHING = 5
 
@@ -80,17 +88,101 @@ class OnGpu(MaxMistral):
         return [1] * logits.shape[0]
 
 
-def run(name: str, folder: Path) -> None:
-    """Measures one engine and prints JSON."""
+class Vllm:
+    """vLLM's engine in this process, step by step, bfloat16 with captured graphs."""
+
+    def __init__(self, folder: Path) -> None:
+        # Its engine is in a process of its own otherwise, and steps by itself.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        import vllm
+
+        self.kv_bytes = 0
+        self.engine = vllm.LLM(
+            str(folder),
+            dtype="bfloat16",
+            max_model_len=PREFILL + 128,
+            enable_prefix_caching=False,
+        ).llm_engine
+        self.greedy = functools.partial(
+            vllm.SamplingParams, temperature=0, ignore_eos=True, detokenize=False
+        )
+        self.running: list[str] = []
+        self.names = map(str, itertools.count())
+
+    def start(self, prompts: Prompts) -> Callable[[], object]:
+        """See :class:`Engine`."""
+        self.engine.abort_request(self.running)
+        self.running = []
+        for prompt in prompts:
+            self.running.append(next(self.names))
+            answer = self.greedy(max_tokens=PREFILL + 127 - len(prompt))
+            tokens = {"prompt_token_ids": prompt}
+            self.engine.add_request(self.running[-1], tokens, answer)
+        step: Callable[[], object] = self.engine.step
+        return step
+
+
+def run(name: str, folder: Path, matmuls: Path | None = None) -> None:
+    """Measures one engine and prints JSON.
+
+    Args:
+        name: Of the engine.
+        folder: The checkpoint.
+        matmuls: What ``benchmarks.matmul --json`` has written, to say what share
+            of the GPU the engine takes.
+    """
     engine: Engine
+    if missing(name):
+        print(missing(name))
+        sys.exit(NOTHING)
     if name == "transformers":
-        if ask(CUDA) != "True":
-            print(NO_CUDA)
-            sys.exit(NOTHING)
         engine = Torch(folder, None, "cuda")
+    elif name == "vLLM":
+        engine = Vllm(folder)
     else:
         engine = OnGpu(folder, name)
-    print(json.dumps(measure(engine, DECODES, prefills=10)))
+    rates = measure(engine, DECODES, prefills=10)
+    if matmuls is not None and matmuls.exists():
+        print(shares(rates, json.loads(matmuls.read_text())["ceilings"]))
+    print(json.dumps(rates))
+
+
+def missing(name: str) -> str | None:
+    """Returns what an engine lacks here, as a sentence."""
+    if name not in NEEDS:
+        return None
+    code, what = NEEDS[name]
+    return None if ask(code) == "True" else f"{name} is left out: no {what} here."
+
+
+def shares(rates: Mapping[str, float], ceilings: Mapping[str, float]) -> str:
+    """Returns a line for each measure: what it takes of the GPU.
+
+    Args:
+        rates: Tokens a second.
+        ceilings: As :func:`benchmarks.matmul.ceilings` returns them.
+    """
+    values = json.loads(CONFIG.read_text())
+    *layer, head = matmul.products(values)
+    layers = values["num_hidden_layers"]
+    weights = layers * sum(p.columns * p.terms for p in layer)
+    weights += head.columns * head.terms
+    # Keys and values of a token, in bfloat16.
+    kv = 2 * 2 * layers * values["num_key_value_heads"] * 128
+    lines = []
+    for name, (batch, before, steps) in {"prefill": (1, PREFILL, 0), **DECODES}.items():
+        tokens = PREFILL if name == "prefill" else batch
+        seconds = tokens / rates[name]
+        # A prompt's keys and values are written, a decode step's read.
+        moved = 2 * weights + kv * batch * (before + steps // 2)
+        memory = moved / seconds / ceilings["bytes/s"]
+        # The head computes a prompt's last token only.
+        computed = 2 * weights * tokens - 2 * head.columns * head.terms * (
+            tokens - batch
+        )
+        peak = computed / seconds / ceilings["operations/s"]
+        lines.append(f"{name:12}{memory:6.0%} of memory{peak:6.0%} of peak")
+    return "\n".join(lines)
 
 
 def ask(code: str) -> str:
@@ -109,9 +201,10 @@ def ask(code: str) -> str:
 
 
 def main() -> None:
-    """The command line; with two words, an engine's process."""
-    if len(sys.argv) == 3 and not sys.argv[1].startswith("-"):
-        run(sys.argv[1], Path(sys.argv[2]))
+    """The command line; with two words or three, an engine's process."""
+    name, *paths = sys.argv[1:] or [""]
+    if len(paths) in (1, 2) and not name.startswith("-"):
+        run(name, *map(Path, paths))
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
@@ -128,10 +221,11 @@ def main() -> None:
     if not gpu:
         sys.exit("benchmarks.gpu needs a GPU, and MAX finds none here.")
     names = ["max_mistral", BASE]
-    if ask(CUDA) == "True":
-        names.append("transformers")
-    else:
-        print(NO_CUDA)
+    for name in NEEDS:
+        if said := missing(name):
+            print(said)
+        else:
+            names.append(name)
     folder = models.make_safetensors(values, arguments.folder)
     runs = {
         name: functools.partial(in_process, name, folder, module="benchmarks.gpu")
@@ -143,12 +237,17 @@ def main() -> None:
     results = {name: results[name] for name in names}
     print(f"\nMistral 7B in bfloat16 on {gpu}, tokens/s and ratio to MAX's own")
     print(table(results, ["prefill", *DECODES], BASE))
+    ceilings = in_process("ceilings", module="benchmarks.matmul")
+    for name, found in results.items():
+        medians = {key: statistics.median(values) for key, values in found.items()}
+        print(f"\n{name}\n{shares(medians, ceilings)}")
     if arguments.json:
         report = {
             "gpu": gpu,
             "date": time.strftime("%Y-%m-%d"),
             "max": importlib.metadata.version("max"),
             "tokens_per_second": results,
+            "ceilings": ceilings,
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=1))

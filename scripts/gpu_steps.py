@@ -18,7 +18,7 @@ LAYOUTS = ["static", "native", "block", "autofp8", "autofp8_dynamic", "channel"]
 LAYOUTS += ["compressed_static", "nvfp4", "modelopt_nvfp4", "modelopt_fp8"]
 LAYOUTS += ["gptq", "gptq_desc_act"]
 FP8_LAYOUTS = [n for n in LAYOUTS if "nvfp4" not in n and "gptq" not in n]
-ENGINES = ["max_mistral", "MAX", "transformers"]
+ENGINES = ["max_mistral", "MAX", "transformers", "vLLM"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def steps(out: Path) -> Iterator[Step]:
         yield Step(
             f"speed-{name}",
             f"How fast is {name}'s model alone, in tokens a second?",
-            [*gpu, name, str(out / "model")],
+            [*gpu, name, str(out / "model"), str(out / "matmuls.json")],
             dry=[*gpu, "--help"],
             alone=True,
         )

@@ -1,0 +1,81 @@
+"""``benchmarks/gpu.py`` without a GPU: an engine that is a fake, and its figures."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import gpu, matmul
+from max_mistral.self_check import Product
+
+
+class Engine:
+    """What ``benchmarks/gpu.py`` calls of vLLM's ``LLMEngine``."""
+
+    def __init__(self):
+        self.running = {}
+        self.steps = []
+
+    def add_request(self, name, prompt, parameters):
+        assert name not in self.running
+        self.running[name] = prompt["prompt_token_ids"], parameters
+
+    def abort_request(self, names):
+        for name in names:
+            del self.running[name]
+
+    def step(self):
+        self.steps.append(len(self.running))
+
+
+def test_vllm_runs_the_prompts_of_now_alone(monkeypatch, tmp_path):
+    made = {}
+
+    def llm(model, **flags):
+        made.update(flags, model=model)
+        return SimpleNamespace(llm_engine=Engine())
+
+    fake = SimpleNamespace(LLM=llm, SamplingParams=lambda **flags: flags)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    vllm = gpu.Vllm(tmp_path)
+    vllm.start([[1, 2, 3]])()
+    step = vllm.start([[4] * 100, [5] * 100])
+    step()
+    assert vllm.engine.steps == [1, 2]
+    prompts = [prompt for prompt, _ in vllm.engine.running.values()]
+    assert prompts == [[4] * 100, [5] * 100]
+    for prompt, parameters in vllm.engine.running.values():
+        assert len(prompt) + parameters["max_tokens"] < made["max_model_len"]
+        assert parameters["ignore_eos"]
+    assert (made["model"], made["dtype"]) == (str(tmp_path), "bfloat16")
+
+
+def test_what_is_not_here_is_left_out(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(gpu, "ask", lambda code: "")
+    with pytest.raises(SystemExit) as end:
+        gpu.run("vLLM", tmp_path)
+    assert end.value.code == gpu.NOTHING
+    assert capsys.readouterr().out == "vLLM is left out: no vllm here.\n"
+
+
+def test_shares_of_a_gpu():
+    """7.1 billion weights without the embedding's, of 2 bytes and 2 operations."""
+    rates = {"prefill": 10_000, "decode_1": 100, "decode_8": 800, "decode_64": 6400}
+    ceilings = {"bytes/s": 2 * 7.1e9 * 100, "operations/s": 2 * 7.1e9 * 6400}
+    lines = [line.split() for line in gpu.shares(rates, ceilings).splitlines()]
+    assert [line[0] for line in lines] == ["prefill", *gpu.DECODES]
+    # 100 steps a second, each of which reads all weights, and the KV cache.
+    assert [int(line[1][:-1]) for line in lines] == [20, 100, 101, 108]
+    assert int(lines[3][4][:-1]) == 100
+
+
+def test_the_table_of_matmuls():
+    every = [Product(100, 50), Product(50, 100)]
+    seconds = {str(rows): 2e-8 * rows for rows in matmul.ROWS}
+    own = {"wrong": ["8 of the rows"], "check_seconds": 3.0, "seconds": seconds}
+    ceilings = {"bytes/s": 2e12, "operations/s": 2e12}
+    text = matmul.report({"ceilings": ceilings, "own": own}, every)
+    # 20,000 bytes and operations in 20 ns.
+    (row,) = [line for line in text.splitlines() if line.startswith("| 1 ")]
+    assert row.split(" | ")[1:4] == ["0.000", "50%", "50%"]
+    assert "own (3 s): 8 of the rows" in text
