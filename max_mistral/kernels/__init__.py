@@ -1,19 +1,12 @@
 """Mojo kernels for linear layers and attention on a CPU, and packed weights."""
 
 import functools
-import hashlib
 import os
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mojo.run import subprocess_run_mojo
-
 from ..errors import UserError
-from .cache import cached
-
-_SOURCES = Path(__file__).parent
+from .compiler import compiled
 
 KernelMode = Literal["on", "exact", "portable", "off"]
 
@@ -51,27 +44,9 @@ def has_bfloat16() -> bool:
 def library() -> Path:
     """Returns the compiled kernels, a ``.mojoc`` file; compiles them if needed.
 
-    They are kept by what they are compiled from; see :mod:`.cache`.
-
     Raises:
         RuntimeError: If MAX's toolchain cannot compile them.
     """
-    return cached(_fingerprint(), _compile)
-
-
-def _compile(path: Path) -> None:
-    command = ["precompile", str(_SOURCES), "-o", str(path)]
-    try:
-        subprocess_run_mojo(command, check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        raise RuntimeError(
-            f"The kernels in {_SOURCES} do not compile:\n{error.stderr}\n"
-            "MAX_MISTRAL_KERNELS=off runs without them."
-        ) from error
-
-
-def _fingerprint() -> str:
-    digest = hashlib.sha256(version("max").encode())
-    for source in sorted(_SOURCES.glob("*.mojo")):
-        digest.update(source.name.encode() + source.read_bytes())
-    return digest.hexdigest()[:16]
+    return compiled(
+        Path(__file__).parent, hint="MAX_MISTRAL_KERNELS=off runs without them."
+    )
