@@ -1,7 +1,7 @@
 #!/bin/sh
 # Packs this checkout with all it needs for `make check-gpu`, in parts of 54 MiB, for a
 # GPU machine without a network, whose Python must be of the same version. Takes ten
-# minutes on two cores; about 300 MB.
+# minutes on two cores; 350 MB.
 #
 #     make build/smollm2 && scripts/pack_gpu.sh PARTS [PYTHON]
 #
