@@ -30,11 +30,11 @@ def carries_delta(config: MistralConfig) -> bool:
     """Whether a block leaves it to the next one to add its MLP's output.
 
     There MAX adds and normalizes in one kernel. At a block's end, which is the end
-    of a subgraph, the sum is a kernel of its own after an FP8, NVFP4 or GPTQ product
-    and after cuBLAS: one of 13 a block in FP8, one of 10 in bfloat16. MAX's own
-    matmul in bfloat16 and its all-reduce add on their way: with the former a block
-    has 9 kernels either way, before the latter nothing is carried. They are listed
-    by ``scripts/list_kernels.py``.
+    of a subgraph, the sum is a kernel of its own after an FP8 or GPTQ product and
+    after cuBLAS: one of 13 a block in FP8, one of 10 in bfloat16. MAX's own matmul in
+    bfloat16, its product in NVFP4 and its all-reduce add on their way: a block of the
+    first two has as many kernels either way, before the last nothing is carried.
+    ``scripts/list_kernels.py`` lists them.
 
     Packed weights on a CPU gain nothing: their norm is part of the next projection.
     """

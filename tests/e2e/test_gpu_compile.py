@@ -1,14 +1,10 @@
 """The two cheapest of what ``make check-gpu-compile`` compiles, and their kernels."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from scripts.check_gpu_compile import compiles
+from tests.e2e.conftest import run_python
 
-ROOT = Path(__file__).parents[2]
 # A block's at each step, which no work on weights is among.
 KERNELS = {
     "bfloat16": """
@@ -43,10 +39,8 @@ def test_it_compiles_for_a_gpu(name):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_nothing_is_launched_in_vain(name):
-    command = [sys.executable, "scripts/list_kernels.py", name]
-    listed = subprocess.run(
-        command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
-    )
+    listed = run_python("scripts/list_kernels.py", name)
+    assert listed.returncode == 0, listed.stderr
     heading, *lines = listed.stdout.splitlines()
     assert heading == "transformer_block_0:"
     found = [line.split(maxsplit=1) for line in lines if "once" not in line]
