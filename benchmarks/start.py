@@ -20,35 +20,27 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from functools import partial, wraps
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import models
 from benchmarks.cpu import cpu_name, rotated
-from max_mistral.command.program import max_program
+from benchmarks.start_parts import IMPORTS, PARTS
 
+# MAX imports torch where it is installed, for seconds. A user's environment has none.
+MAX = """
+import sys
+sys.modules["torch"] = None
+from max._entrypoints.pipelines import main
+main()
+"""
 FLAGS = ["--devices", "cpu", "--max-length", "1024", "--max-new-tokens", "1"]
 FLAGS += ["--temperature", "0", "--prompt", "Hello"]
-# What is timed: a module and a name in it.
-PARTS = {
-    "the model's graph": ("max_mistral.model", "MistralModel.load_model"),
-    "weights read, checked, packed": (
-        "max_mistral.model",
-        "MistralModel._load_state_dict",
-    ),
-    "log-probabilities' graph": ("max.engine", "InferenceSession.load"),
-    "the sampler's graphs": (
-        "max.pipelines.lib.pipeline_variants.text_generation",
-        "load_sampler_graphs",
-    ),
-    "first token": ("max.pipelines.lib.generate", "GenerateIterator.step"),
-}
 # What MAX's own Llama has on a CPU, by what we call it.
 OWN = {"q4_0": "q4_0", "q4_k_m": "q4_k"}
 INSIDE = {"weights read, checked, packed": "the model's graph"}
-IMPORTS, REST = "Python, imports of MAX and ours", "the rest"
+REST = "the rest"
 
 
 def commands(shape: str, encoding: str) -> dict[str, list[str]]:
@@ -69,15 +61,18 @@ def commands(shape: str, encoding: str) -> dict[str, list[str]]:
 
 def start(flags: list[str]) -> float:
     """Returns the seconds that ``max generate`` takes for one token."""
-    return run([max_program() or "max", "generate", *flags, *FLAGS])[0]
+    return run([sys.executable, "-c", MAX, "generate", *flags, *FLAGS])[0]
 
 
 def run(command: list[str]) -> tuple[float, str]:
     """Returns the seconds that a command takes, and what it prints."""
+    variables = dict(os.environ) | {"PYTHONWARNINGS": "ignore"}
+    # Python compiles its modules at each start where it may not keep them.
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     began = time.perf_counter()
     done = subprocess.run(
         command,
-        env=dict(os.environ) | {"PYTHONWARNINGS": "ignore"},
+        env=variables,
         capture_output=True,
         text=True,
         check=False,
@@ -89,48 +84,11 @@ def run(command: list[str]) -> tuple[float, str]:
 
 def parts(flags: list[str]) -> dict[str, float]:
     """Returns the seconds of each part of ours, from a process of its own."""
-    module = [sys.executable, "-m", "benchmarks.start", "--parts"]
+    module = [sys.executable, "-m", "benchmarks.start_parts"]
     total, printed = run([*module, "generate", *flags, *FLAGS])
     found: dict[str, float] = json.loads(printed.splitlines()[-1])
     outer = sum(v for k, v in found.items() if k not in INSIDE)
     return found | {REST: total - outer, "in all": total}
-
-
-def time_parts(arguments: list[str]) -> None:
-    """Runs ``max`` in this process with clocks around its parts; prints them."""
-    # The process's own start, as the system has it: Python's is a part too.
-    ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    born = ticks / os.sysconf("SC_CLK_TCK")
-    max_main = import_module("max._entrypoints.pipelines").main
-    import_module("max_mistral.arch")
-
-    seconds: dict[str, float] = defaultdict(float)
-    seconds[IMPORTS] = time.clock_gettime(time.CLOCK_BOOTTIME) - born
-
-    def timed(label: str, function: Any) -> Any:
-        @wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                seconds[label] += time.perf_counter() - began
-
-        return run
-
-    for label, (module, name) in PARTS.items():
-        *owners, last = name.split(".")
-        owner: Any = import_module(module)
-        for each in owners:
-            owner = getattr(owner, each)
-        setattr(owner, last, timed(label, getattr(owner, last)))
-    sys.argv = ["max", *arguments]
-    try:
-        max_main()
-    except SystemExit as end:
-        if end.code:
-            raise
-    print(json.dumps(seconds))
 
 
 def main() -> None:
@@ -169,7 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--parts"]:
-        time_parts(sys.argv[2:])
-    else:
-        main()
+    main()

@@ -27,7 +27,7 @@ from .hf_quantization import read_quantization
 from .kernels import KernelMode
 from .progress import progress
 from .sharing import Sharing
-from .weights.dtypes import FLOATS, check_dtype
+from .weights.dtypes import FLOATS, cast, check_dtype
 from .weights.finite import check_weight
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
@@ -145,7 +145,7 @@ def convert_safetensor_state_dict(
         if heads is not None:
             found = on_rows(found, partial(split_rotary, heads=heads))
         weights[tensor.graph] = (
-            found.astype(dtype)
+            cast(found, dtype)
             if quantization is None
             else quantization.convert(tensor.graph, found, dtype, source)
         )
@@ -187,7 +187,7 @@ def convert_gguf_state_dict(
     packed = runs_packed(pipeline_config, kernel_mode)
     found = checkpoint.weights(huggingface_config, packed=packed, headless=headless)
     weights = {
-        name: weight if isinstance(weight, PackedWeight) else weight.astype(dtype)
+        name: weight if isinstance(weight, PackedWeight) else cast(weight, dtype)
         for name, weight in found
     }
     sharing = Sharing.of(huggingface_config, pipeline_config.model)

@@ -20,7 +20,7 @@ from max.pipelines.modeling.config_enums import SupportedEncoding
 
 from ..errors import UserError
 from ..sharing import Sharing
-from ..weights.dtypes import FLOATS, check_dtype
+from ..weights.dtypes import FLOATS, cast, check_dtype
 from ..weights.names import ExpectedTensor
 from .qkv import SeparateQKV
 
@@ -227,7 +227,7 @@ def is_projection(graph_name: str) -> bool:
 def convert_float(weight: WeightData, dtype: DType, source: str) -> WeightData:
     """Returns a tensor that is not quantized in ``dtype``."""
     check_dtype(weight, FLOATS, source)
-    return weight.astype(dtype)
+    return cast(weight, dtype)
 
 
 def part_of_projection(

@@ -28,9 +28,9 @@ from max.nn.stacked_linear import StackedLinear
 
 from ..errors import UserError
 from ..gpu import gpu_architecture, lacks_fast_blocks, lacks_scaled_matmul
-from ..weights.dtypes import FLOATS, check_dtype
+from ..weights.dtypes import FLOATS, check_dtype, in_float32
 from ..weights.names import ExpectedTensor
-from ..weights.scales import in_float32, read_scale
+from ..weights.scales import read_scale
 from .base import (
     BLOCK,
     Expected,

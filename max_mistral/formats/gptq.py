@@ -16,9 +16,8 @@ from max.nn.linear import MLP, GPTQLinear
 
 from ..errors import UserError
 from ..sharing import Sharing
-from ..weights.dtypes import FLOATS, check_dtype
+from ..weights.dtypes import FLOATS, check_dtype, in_float32
 from ..weights.names import ExpectedTensor
-from ..weights.scales import in_float32
 from .base import BLOCK, Expected, Linears, Part, WeightFormat, convert_float
 from .gptq_stacked import StackedGPTQMLP, StackedGPTQQKV, is_worth_stacking
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from max.driver import is_virtual_device_mode
-from max.dtype import DType
 from max.graph.weights import WeightData
 
 from ..errors import UserError
+from .dtypes import in_float32
 
 
 def read_scale(
@@ -43,13 +42,3 @@ def read_scale(
         scale = np.float32(1) / scale
     # NumPy makes scalars of arrays without dimensions.
     return WeightData.from_numpy(np.asarray(scale), weight.name)
-
-
-def in_float32(weight: WeightData) -> npt.NDArray[np.float32]:
-    """Returns a float tensor's values; in ``max warm-cache`` MAX has no ``astype``."""
-    raw = weight.to_buffer()
-    if weight.dtype == DType.bfloat16:
-        # NumPy has none: it is the upper half of a float32.
-        upper = raw.view(DType.uint16, raw.shape).to_numpy().astype(np.uint32)
-        return np.asarray(upper << 16).view(np.float32)
-    return raw.to_numpy().astype(np.float32)
