@@ -28,8 +28,7 @@ def check_dtype(weight: WeightData, kinds: Collection[DType], source: str) -> No
 def cast(weight: WeightData, dtype: DType) -> WeightData:
     """Returns a float tensor in ``dtype``.
 
-    To float32 not by MAX's ``astype``, which loads a graph for it: three seconds of
-    a start.
+    To float32 not by MAX's ``astype``, which loads a graph for it, seconds of a start.
     """
     if weight.dtype != dtype and dtype == DType.float32:
         return WeightData.from_numpy(in_float32(weight), weight.name)
