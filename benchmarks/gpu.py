@@ -35,9 +35,7 @@ from benchmarks.cpu import in_process, run_round
 from benchmarks.measure import PREFILL, Engine, Prompts, measure
 from benchmarks.report import Results, table
 from benchmarks.worker import MaxMistral, Torch
-from workbench.demo import ROOT
 
-CONFIG = ROOT / "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/config.json"
 # Requests at a time, tokens of each before, steps timed. Together the tokens
 # are fewer than the 8,192 that MAX takes in one step by default.
 DECODES = {f"decode_{batch}": (batch, 100, 64) for batch in (1, 8, 64)}
@@ -132,8 +130,8 @@ def run(name: str, folder: Path, matmuls: Path | None = None) -> None:
             of the GPU the engine takes.
     """
     engine: Engine
-    if missing(name):
-        print(missing(name))
+    if said := missing(name):
+        print(said)
         sys.exit(NOTHING)
     if name == "transformers":
         engine = Torch(folder, None, "cuda")
@@ -162,11 +160,11 @@ def shares(rates: Mapping[str, float], ceilings: Mapping[str, float]) -> str:
         rates: Tokens a second.
         ceilings: As :func:`benchmarks.matmul.ceilings` returns them.
     """
-    values = json.loads(CONFIG.read_text())
+    values = json.loads(matmul.CONFIG.read_text())
     *layer, head = matmul.products(values)
     layers = values["num_hidden_layers"]
-    weights = layers * sum(p.columns * p.terms for p in layer)
-    weights += head.columns * head.terms
+    in_head = head.columns * head.terms
+    in_layers = layers * sum(p.columns * p.terms for p in layer)
     # Keys and values of a token, in bfloat16.
     kv = 2 * 2 * layers * values["num_key_value_heads"] * 128
     lines = []
@@ -174,12 +172,10 @@ def shares(rates: Mapping[str, float], ceilings: Mapping[str, float]) -> str:
         tokens = PREFILL if name == "prefill" else batch
         seconds = tokens / rates[name]
         # A prompt's keys and values are written, a decode step's read.
-        moved = 2 * weights + kv * batch * (before + steps // 2)
+        moved = 2 * (in_layers + in_head) + kv * batch * (before + steps // 2)
         memory = moved / seconds / ceilings["bytes/s"]
         # The head computes a prompt's last token only.
-        computed = 2 * weights * tokens - 2 * head.columns * head.terms * (
-            tokens - batch
-        )
+        computed = 2 * (in_layers * tokens + in_head * batch)
         peak = computed / seconds / ceilings["operations/s"]
         lines.append(f"{name:12}{memory:6.0%} of memory{peak:6.0%} of peak")
     return "\n".join(lines)
@@ -213,7 +209,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     # MAX's own Mistral fails without head_dim, which the published config lacks.
-    values = json.loads(CONFIG.read_text()) | {"head_dim": 128}
+    values = json.loads(matmul.CONFIG.read_text()) | {"head_dim": 128}
     if arguments.make:
         models.make_safetensors(values, arguments.folder)
         return

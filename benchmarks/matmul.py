@@ -35,14 +35,20 @@ from max.graph import (
 from benchmarks.cpu import in_process
 from max_mistral.cublas import load_cublas
 from max_mistral.gpu_kernels import library
-from max_mistral.self_check import Product, check_graph, shapes, wrong_products
+from max_mistral.self_check import (
+    Product,
+    block_products,
+    check_graph,
+    encode,
+    shapes,
+    wrong_products,
+)
+from workbench.demo import ROOT
 
 MATMULS = ("own", "cublas", "multistage")
 ROWS = (1, 2, 8, 16, 32, 64, 128, 256, 1024, 4096)
 SECONDS = 0.2
-CONFIG = Path(__file__).parent.parent / (
-    "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/config.json"
-)
+CONFIG = ROOT / "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/config.json"
 
 
 def products(config: dict[str, Any]) -> list[Product]:
@@ -51,13 +57,8 @@ def products(config: dict[str, Any]) -> list[Product]:
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head_dim
     keys = config["num_key_value_heads"] * head_dim
-    return [
-        Product(queries + 2 * keys, hidden),
-        Product(hidden, queries, "residual"),
-        Product(2 * wide, hidden, "swiglu"),
-        Product(hidden, wide, "residual"),
-        Product(config["vocab_size"], hidden, "float32"),
-    ]
+    head = Product(config["vocab_size"], hidden, "float32")
+    return [*block_products(hidden, wide, queries, keys), head]
 
 
 def seconds(run: Callable[[], object], device: Device) -> float:
@@ -81,7 +82,7 @@ def seconds(run: Callable[[], object], device: Device) -> float:
 def on_device(shape: tuple[int, ...], device: Device) -> Buffer:
     """Returns random bfloat16 values near 0, a million different ones."""
     draws = np.random.default_rng(0).standard_normal(1_000_003, np.float32) / 64
-    raw = np.resize((draws.view(np.uint32) >> 16).astype(np.uint16), shape)
+    raw = np.resize(encode(draws, DType.bfloat16), shape)
     return Buffer.from_numpy(raw).view(DType.bfloat16, raw.shape).to(device)
 
 
@@ -100,16 +101,11 @@ def ceilings(device: Device) -> dict[str, float]:
     with Graph("copy", input_types=[flat]) as graph:
         graph.output(ops.negate(graph.inputs[0].tensor))
     copy = session.load(graph)
-    matrix, vector = (
-        on_device((side, side), device),
-        on_device((2**30,), device),
-    )
-    return {
-        "bytes/s": 2 * 2 * 2**30 / seconds(lambda: copy.execute(vector), device),
-        "operations/s": 2
-        * side**3
-        / seconds(lambda: multiply.execute(matrix, matrix), device),
-    }
+    matrix, vector = on_device((side, side), device), on_device((2**30,), device)
+    copied = seconds(lambda: copy.execute(vector), device)
+    multiplied = seconds(lambda: multiply.execute(matrix, matrix), device)
+    # Of 2 bytes each, read and written.
+    return {"bytes/s": 2 * 2 * 2**30 / copied, "operations/s": 2 * side**3 / multiplied}
 
 
 def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:

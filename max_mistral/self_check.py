@@ -73,13 +73,24 @@ def products(config: MistralConfig) -> list[Product]:
     vocabulary = -(-config.vocab_size // degree)
     found = [] if config.embeds else [Product(vocabulary, hidden, "float32")]
     if config.quantization is None:
-        found += [
-            Product(queries + 2 * keys, hidden),
-            Product(hidden, queries, then),
-            Product(2 * wide, hidden, "swiglu"),
-            Product(hidden, wide, then),
-        ]
+        found += block_products(hidden, wide, queries, keys, then)
     return list(dict.fromkeys(found))
+
+
+def block_products(
+    hidden: int,
+    wide: int,
+    queries: int,
+    keys: int,
+    then: Literal["residual", "nothing"] = "residual",
+) -> list[Product]:
+    """Returns those of a block: Q, K and V, ``o_proj``, gate and up, ``down_proj``."""
+    return [
+        Product(queries + 2 * keys, hidden),
+        Product(hidden, queries, then),
+        Product(2 * wide, hidden, "swiglu"),
+        Product(hidden, wide, then),
+    ]
 
 
 def check_graph(products: Sequence[Product], dtype: DType, device: DeviceRef) -> Graph:
@@ -169,9 +180,9 @@ class _Operands:
         # Results of about 1, so that SwiGLU's silu is where models have it.
         smaller = draws / np.float32(np.sqrt(product.terms))
         x_shape, weight_shape, *residual_shape = shapes(product, max(ROWS))
-        x = np.resize(_encode(smaller, dtype), x_shape)
+        x = np.resize(encode(smaller, dtype), x_shape)
         weight, *residual = (
-            np.resize(_encode(draws, dtype), shape)
+            np.resize(encode(draws, dtype), shape)
             for shape in (weight_shape, *residual_shape)
         )
         width = product.columns // (2 if product.then == "swiglu" else 1)
@@ -245,7 +256,7 @@ def _wrong(product: Product, rows: int, off: Array, dtype: DType) -> list[Wrong]
     return [Wrong(product, rows, wrong_rows)] if wrong_rows else []
 
 
-def _encode(values: Array, dtype: DType) -> npt.NDArray[Any]:
+def encode(values: Array, dtype: DType) -> npt.NDArray[Any]:
     """Returns values cut to ``dtype``, in what NumPy has for it."""
     if dtype == DType.float32:
         return values
@@ -254,7 +265,7 @@ def _encode(values: Array, dtype: DType) -> npt.NDArray[Any]:
 
 
 def _decode(raw: npt.NDArray[Any]) -> Array:
-    """Returns what :func:`_encode` made, as float32."""
+    """Returns what :func:`encode` made, as float32."""
     if raw.dtype == np.float32:
         return raw
     return (raw.astype(np.uint32) << 16).view(np.float32)

@@ -57,11 +57,13 @@ class Result:
     """The last lines; of a step that prints figures, those."""
 
 
-def run(step: Step, dry: bool, seconds: float) -> Result:
+def run(step: Step, dry: bool, seconds: float, is_alone: bool = True) -> Result:
     """Runs a step, and ends all its processes when its time is over."""
     command = (step.dry or step.command) if dry else step.command
     variables = {"MODULAR_TELEMETRY_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
     variables["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    if not is_alone:
+        variables["MODULAR_DEVICE_CONTEXT_MEMORY_MANAGER_SIZE_PERCENT"] = str(SHARE)
     start = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -172,8 +174,8 @@ def main() -> None:
     todo = [s for s in asked if arguments.again or s.name not in found]
     lock = Lock()
 
-    def ask(step: Step) -> None:
-        result = run(step, arguments.dry_run, arguments.seconds)
+    def ask(step: Step, is_alone: bool = True) -> None:
+        result = run(step, arguments.dry_run, arguments.seconds, is_alone)
         with lock:
             found[step.name] = result
             said = f"{result.verdict} ({result.seconds:.0f} s)"
@@ -181,12 +183,8 @@ def main() -> None:
             write(out, every, found)
 
     if arguments.jobs > 1:
-        share = {"MODULAR_DEVICE_CONTEXT_MEMORY_MANAGER_SIZE_PERCENT": str(SHARE)}
-        os.environ |= share
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(ask, (s for s in todo if not s.alone)))
-        for name in share:
-            del os.environ[name]
+            list(pool.map(lambda s: ask(s, False), [s for s in todo if not s.alone]))
         todo = [s for s in todo if s.alone]
     for step in todo:
         ask(step)

@@ -14,16 +14,11 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, default_custom_extensions_scope
 
 from max_mistral.gpu_kernels import library
-from max_mistral.self_check import Product, check_graph
+from max_mistral.self_check import Product, block_products, check_graph
 
 # Of a 7B model.
-PRODUCTS = [
-    Product(6144, 4096),
-    Product(4096, 4096, "residual"),
-    Product(28672, 4096, "swiglu"),
-    Product(4096, 14336, "residual"),
-    Product(32768, 4096, "float32"),
-]
+PRODUCTS = block_products(hidden=4096, wide=14336, queries=4096, keys=1024)
+PRODUCTS += [Product(32768, 4096, "float32")]
 
 
 def main() -> None:
