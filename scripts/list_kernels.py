@@ -79,14 +79,19 @@ def listing(kernels: Iterable[Kernel], *, every: bool) -> Iterator[str]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    names = [name for name, case in CASES.items() if not case.flags]
-    parser.add_argument("case", nargs="?", choices=names, default="bfloat16")
+    # kernels_of knows no flags.
+    cases = {
+        name: case
+        for name, case in CASES.items()
+        if isinstance(case, Case) and not case.flags
+    }
+    parser.add_argument("case", nargs="?", choices=cases, default="bfloat16")
     parser.add_argument("--all", action="store_true", help="not the blocks alone")
     asked = parser.parse_args()
     # MAX's compiler prints the names of its files.
     with os.fdopen(os.dup(1), "w") as out, open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
-        kernels = kernels_of(CASES[asked.case])
+        kernels = kernels_of(cases[asked.case])
         print(*listing(kernels, every=asked.all), sep="\n", file=out)
 
 
