@@ -199,9 +199,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     report: dict[str, Any] = {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
-    folder = models.make(arguments.shape, arguments.folder / arguments.shape)
+    model = models.make(arguments.shape, arguments.folder / arguments.shape)
     for encoding in arguments.encodings:
-        results = run(folder, encoding, arguments.rounds)
+        results = run(model, encoding, arguments.rounds)
         print(f"\n{arguments.shape} {encoding}, tokens/s of so many texts of so many")
         print(table(results, TEXTS), flush=True)
         report[f"{arguments.shape} {encoding}"] = results

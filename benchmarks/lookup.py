@@ -80,12 +80,12 @@ class Played(Batch):
                     if len(text) < len(whole) and (whole[: len(text)] == text).all():
                         row[-1] = whole[len(text)]
 
-        FusedSamplingProcessor.__call__ = replaced  # type: ignore[method-assign]
+        FusedSamplingProcessor.__call__ = replaced  # type: ignore
 
 
 def play(tokenizer: Any, chats: Sequence[Sequence[int]], folder: Path) -> Any:
     """Returns a model of 1.1B and what it is asked, with its answers played."""
-    vocabulary = {}
+    vocabulary: dict[int, int] = {}
     asked: Asked = {}
     known = []
     for kind in KINDS:

@@ -36,7 +36,7 @@ from max_mistral.build import build_graph
 
 PIPELINE = text_generation.TextGenerationPipeline
 # What is timed; what is indented is part of what stands above it.
-PARTS = {
+PARTS: dict[str, tuple[Any, str] | None] = {
     "a token": None,
     "  a step of the pipeline": (GenerateIterator, "step"),
     "    KV cache and inputs": (PIPELINE, "prepare_batch"),
@@ -49,7 +49,7 @@ def linear_layers(model: MistralModel, repeats: int = 50) -> float:
     """Returns the median seconds of a token's linear layers, on a CPU."""
     weights = model._load_state_dict()
     config = model._create_model_config(weights)
-    decoder = build_graph(config, weights)
+    decoder: Any = build_graph(config, weights)
     width = config.num_attention_heads * config.head_dim
 
     def forward(value: Value[Any]) -> TensorValue:

@@ -147,7 +147,8 @@ class Torch:
         torch.set_grad_enabled(False)
         self.torch, self.device = torch, device
         self.kv_bytes = kv_bytes(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        load: Any = AutoModelForCausalLM.from_pretrained
+        self.model = load(folder, dtype=torch.bfloat16)
         self.model.to(device).eval()
 
     def start(self, prompts: Prompts) -> Callable[[], object]:
@@ -183,7 +184,11 @@ def llama_cpp_user(gguf: Path) -> dict[str, float]:
     return {"end_to_end": (len(times) - 1) / (times[-1] - times[0])}
 
 
-ENGINES = {"max_mistral": MaxMistral, "llama.cpp": LlamaCpp, "torch": Torch}
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "max_mistral": MaxMistral,
+    "llama.cpp": LlamaCpp,
+    "torch": Torch,
+}
 
 
 def main() -> None:
@@ -197,7 +202,7 @@ def main() -> None:
         # MAX imports torch where it is installed. A user's environment has none.
         sys.modules["torch"] = None  # type: ignore[assignment]
     start = time.perf_counter()
-    engine: Engine = ENGINES[name](Path(folder), gguf)
+    engine = ENGINES[name](Path(folder), gguf)
     print(json.dumps({"loaded": time.perf_counter() - start}), flush=True)
     for line in sys.stdin:
         measure, *_ = line.split()

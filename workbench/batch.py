@@ -64,7 +64,8 @@ class Batch:
 
     def __init__(self, folder: Path | str, **flags: Any) -> None:
         config = make_pipeline_config(folder, **flags)
-        self.pipeline: Any = PIPELINE_REGISTRY.retrieve_factory(config).factory()
+        make: Any = PIPELINE_REGISTRY.retrieve_factory(config).factory
+        self.pipeline = make()
         self.eos = PIPELINE_REGISTRY.retrieve_tokenizer(config).eos_token_ids
         self.may_draft = self.pipeline._may_draft
 

@@ -222,7 +222,7 @@ def write_gguf(
 
 
 def _write_shards(folder: Path, tensors: dict[str, Any], shards: int) -> None:
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(shards):
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
         part = dict(list(tensors.items())[i::shards])

@@ -169,7 +169,7 @@ def functions(count: int) -> list[str]:
     modules = [argparse, calendar, configparser, difflib, email.utils, fnmatch]
     modules += [heapq, inspect, ipaddress, json.decoder, mimetypes, pprint, random]
     modules += [shlex, shutil, statistics, string, tarfile, textwrap, tokenize, zipfile]
-    found = {}
+    found: dict[str, None] = {}
     for module in modules:
         for owner in (module, *vars(module).values()):
             if owner is not module and not inspect.isclass(owner):

@@ -1,6 +1,7 @@
 """The text on which SmolLM2's perplexity is taken, and how it is summed up."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ GOLDEN = BOOKS / "perplexity.json"
 WINDOW, WINDOWS = 1024, 4
 
 
-def windows(tokenizer) -> list[list[int]]:
+def windows(tokenizer: Any) -> list[list[int]]:
     """Returns the book's first tokens, ``WINDOWS`` times ``WINDOW``."""
     text = (BOOKS / "absence_of_mr_glass.txt").read_text()
     tokens = tokenizer.encode(text, add_special_tokens=False)
@@ -17,7 +18,7 @@ def windows(tokenizer) -> list[list[int]]:
     return [tokens[i * WINDOW : (i + 1) * WINDOW] for i in range(WINDOWS)]
 
 
-def mean_nll(logits, tokens: list[int]) -> float:
+def mean_nll(logits: np.ndarray, tokens: list[int]) -> float:
     """Returns a window's mean negative log-likelihood, its first token left out.
 
     Args:

@@ -66,7 +66,8 @@ class Runner:
         self.session = InferenceSession(devices=devices)
         plan = MemoryEstimator.plan(pipeline_config, self.arch)
         paths = pipeline_config.model.resolved_weight_paths()
-        self.model: Any = self.arch.pipeline_model(
+        pipeline_model: Any = self.arch.pipeline_model
+        self.model = pipeline_model(
             pipeline_config,
             self.session,
             devices,

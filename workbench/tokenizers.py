@@ -49,9 +49,14 @@ def write_file(kind: str, folder: Path) -> Path:
     ]
     file["config"]["version"] = version
     if version == "v15":
-        effort = {"type": "enum", "values": ["none", "high"]}
-        effort |= {"accepts_none": True, "default": "none"}
-        file["model_settings_builder"] = {"reasoning_effort": effort}
+        file["model_settings_builder"] = {
+            "reasoning_effort": {
+                "type": "enum",
+                "values": ["none", "high"],
+                "accepts_none": True,
+                "default": "none",
+            }
+        }
     (folder / "tekken.json").write_text(json.dumps(file))
     return folder / "tekken.json"
 
