@@ -3,7 +3,8 @@
     python -m benchmarks.matmul
     python -m benchmarks.matmul --config CONFIG_JSON --matmuls own cublas
 
-Of one layer and the head of a 7B model, in bfloat16: what the self-check at load says
+Of one layer and the head of a 7B model, in bfloat16, and the layer in FP8 with a scale
+for each row (``fp8``, ``MAX_MISTRAL_FP8=keep``): what the self-check at load says
 of them, and for each number of rows the time of all five products, with the share of
 what the GPU reaches when it copies memory (``of memory``) and when cuBLAS multiplies
 8,192 x 8,192 matrices (``of peak``). Each matmul in a process of its own, one after
@@ -35,30 +36,31 @@ from max.graph import (
 from benchmarks.cpu import in_process
 from max_mistral.cublas import load_cublas
 from max_mistral.gpu_kernels import library
-from max_mistral.self_check import (
+from max_mistral.products import (
+    Operand,
     Product,
     block_products,
     check_graph,
-    encode,
-    shapes,
-    wrong_products,
+    operands_of,
 )
+from max_mistral.self_check import encode, rows_of, wrong_products
 from workbench.demo import ROOT
 
-MATMULS = ("own", "cublas", "multistage")
+MATMULS = ("own", "cublas", "multistage", "fp8")
 ROWS = (1, 2, 8, 16, 32, 64, 128, 256, 1024, 4096)
 SECONDS = 0.2
 CONFIG = ROOT / "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/config.json"
 
 
-def products(config: dict[str, Any]) -> list[Product]:
+def products(config: dict[str, Any], matmul: str = "own") -> list[Product]:
     """Returns the products of a layer and the head, and what is fused with each."""
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head_dim
     keys = config["num_key_value_heads"] * head_dim
     head = Product(config["vocab_size"], hidden, "float32")
-    return [*block_products(hidden, wide, queries, keys), head]
+    fp8 = matmul == "fp8"
+    return [*block_products(hidden, wide, queries, keys, fp8=fp8), head]
 
 
 def seconds(run: Callable[[], object], device: Device) -> float:
@@ -79,11 +81,12 @@ def seconds(run: Callable[[], object], device: Device) -> float:
     return statistics.median(times)
 
 
-def on_device(shape: tuple[int, ...], device: Device) -> Buffer:
-    """Returns random bfloat16 values near 0, a million different ones."""
+def on_device(operand: Operand, device: Device) -> Buffer:
+    """Returns random values near 0, a million different ones."""
     draws = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
-    raw: Any = np.resize(encode(draws / np.float32(64), DType.bfloat16), [*shape])
-    return Buffer.from_numpy(raw).view(DType.bfloat16, raw.shape).to(device)
+    encoded = encode(draws / np.float32(64), operand.dtype)
+    raw: Any = np.resize(encoded, [*operand.shape])
+    return Buffer.from_numpy(raw).view(operand.dtype, raw.shape).to(device)
 
 
 def ceilings(device: Device) -> dict[str, float]:
@@ -101,7 +104,8 @@ def ceilings(device: Device) -> dict[str, float]:
     with Graph("copy", input_types=[flat]) as graph:
         graph.output(ops.negate(graph.inputs[0].tensor))
     copy = session.load(graph)
-    matrix, vector = on_device((side, side), device), on_device((2**30,), device)
+    matrix = on_device(Operand(DType.bfloat16, (side, side)), device)
+    vector = on_device(Operand(DType.bfloat16, (2**30,)), device)
     copied = seconds(lambda: copy.execute(vector), device)
     multiplied = seconds(lambda: multiply.execute(matrix, matrix), device)
     # Of 2 bytes each, read and written.
@@ -115,23 +119,25 @@ def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:
     if matmul == "cublas":
         load_cublas()
         session._use_vendor_blas("true")
-    every = products(config)
-    libraries = [library()] if matmul == "multistage" else []
+    every = products(config, matmul)
+    libraries = [library()] if matmul in ("multistage", "fp8") else []
     with default_custom_extensions_scope(*libraries):
         start = time.perf_counter()
         wrong = wrong_products(session, device, every, DType.bfloat16)
         check = time.perf_counter() - start
         graph = check_graph(every, DType.bfloat16, DeviceRef.from_device(device))
         model = session.load(graph)
-    buffers = [
-        [on_device(shape, device) for shape in shapes(product, max(ROWS))]
+    operands = [
+        (operand, on_device(operand, device))
         for product in every
+        for operand in operands_of(product, max(ROWS), DType.bfloat16)
     ]
     times = {}
     for rows in ROWS:
-        inputs = []
-        for x, weight, *residual in buffers:
-            inputs += [x[:rows, :], weight, *(buffer[:rows, :] for buffer in residual)]
+        inputs = [
+            buffer if operand.is_weight else rows_of(buffer, 0, rows)
+            for operand, buffer in operands
+        ]
         times[str(rows)] = seconds(lambda: model.execute(*inputs), device)
     return {
         "wrong": [str(found) for found in wrong],
@@ -140,10 +146,9 @@ def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def report(found: dict[str, dict[str, Any]], every: list[Product]) -> str:
+def report(found: dict[str, dict[str, Any]], every: dict[str, list[Product]]) -> str:
     """Returns the table."""
     top = found["ceilings"]
-    numbers = sum(product.columns * product.terms for product in every)
     lines = [
         f"A copy moves {top['bytes/s'] / 1e12:.2f} TB/s, cuBLAS computes "
         f"{top['operations/s'] / 1e12:.0f} TFLOP/s.",
@@ -160,9 +165,12 @@ def report(found: dict[str, dict[str, Any]], every: list[Product]) -> str:
                 cells += ["-"] * 3
                 continue
             taken = found[matmul]["seconds"][str(rows)]
+            weights = [(p.columns * p.terms, p.fp8) for p in every[matmul]]
+            bytes_ = sum(numbers * (1 if fp8 else 2) for numbers, fp8 in weights)
+            operations = sum(2 * rows * numbers for numbers, _ in weights)
             cells += [f"{1e3 * taken:.3f}"]
-            cells += [f"{2 * numbers / taken / top['bytes/s']:.0%}"]
-            cells += [f"{2 * rows * numbers / taken / top['operations/s']:.0%}"]
+            cells += [f"{bytes_ / taken / top['bytes/s']:.0%}"]
+            cells += [f"{operations / taken / top['operations/s']:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
     for matmul, values in found.items():
         if "wrong" in values:
@@ -199,7 +207,7 @@ def main() -> None:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(found, indent=1))
     if "failed" not in found["ceilings"]:
-        print(report(found, products(config)))
+        print(report(found, {m: products(config, m) for m in MATMULS}))
 
 
 if __name__ == "__main__":

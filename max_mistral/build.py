@@ -18,8 +18,6 @@ def build_graph(
         config: From :meth:`MistralConfig.finalize`.
         weights: The tensors by their names in the graph, from a weight adapter.
     """
-    if config.quantization is not None:
-        weights = config.quantization.adapt(weights)
     graph: Mistral | DataParallelMistral
     if config.data_parallel_degree > 1:
         graph = DataParallelMistral(config)

@@ -10,13 +10,14 @@ def gpu_architecture() -> str | None:
     return accelerator_architecture_name() if accelerator_count() else None
 
 
-def lacks_scaled_matmul() -> bool:
-    """Whether MAX has no FP8 matmul for these GPUs but the block-scaled one.
+def has_idle_fp8_cores() -> bool:
+    """Whether MAX leaves these GPUs' tensor cores for FP8 unused.
 
-    On Hopper in 26.7 its kernel for one scale per tensor or per row stops with
+    NVIDIA's have them from Ada (sm_89) on. MAX uses those of sm_100 and sm_103. On
+    Hopper its kernel for one scale per tensor or per row does not even compile:
     "static coordinate 2 is out of bounds" (``tile_writer.mojo``).
     """
-    return (gpu_architecture() or "").startswith("sm_90")
+    return (gpu_architecture() or "").startswith(("sm_89", "sm_90", "sm_12"))
 
 
 def lacks_fast_blocks() -> bool:

@@ -16,10 +16,12 @@ from max.pipelines.lib import PipelineConfig
 
 from .cublas import INSTALL, load_cublas
 from .errors import UserError
+from .formats.fp8 import VARIABLE as FP8_VARIABLE
 from .gpu import gpu_architecture
 from .gpu_kernels import library
 from .model_config import MistralConfig
-from .self_check import ROWS, Wrong, products, wrong_products
+from .products import products
+from .self_check import ROWS, Wrong, wrong_products
 
 logger = logging.getLogger("max.pipelines")
 
@@ -36,6 +38,7 @@ _FLAGS = {
     VENDOR: "--use-vendor-blas true",
     MULTISTAGE: f"{MATMUL_VARIABLE}=multistage",
 }
+_KEEP = f"{FP8_VARIABLE}=keep"
 
 
 def self_check() -> bool:
@@ -50,16 +53,19 @@ def self_check() -> bool:
     return found == "on"
 
 
-def asked_for(pipeline_config: PipelineConfig, device: Device) -> Matmul:
+def asked_for(
+    config: MistralConfig, pipeline_config: PipelineConfig, device: Device
+) -> Matmul:
     """Returns the matmul that the user asked for, MAX's own by default.
 
     Args:
+        config: The model's; in FP8 it may need one.
         pipeline_config: Has MAX's flag, ``--use-vendor-blas``.
         device: One of those that the model will run on.
 
     Raises:
         UserError: (a ``ValueError``) if the environment's ``MAX_MISTRAL_MATMUL`` is
-            neither ``max``, the default, nor ``multistage``, or it is ``multistage``
+            neither ``max``, the default, nor ``multistage``, or that is asked for
             beside the flag, or for other than NVIDIA's GPUs.
     """
     found = os.environ.get(MATMUL_VARIABLE, "max")
@@ -67,12 +73,14 @@ def asked_for(pipeline_config: PipelineConfig, device: Device) -> Matmul:
         raise UserError(f"{MATMUL_VARIABLE} is {found!r}. Set it to max or multistage.")
     flag = pipeline_config.runtime.use_vendor_blas.lower()
     is_vendor = flag not in ("false", "off", "no", "0")
-    if found == "max":
+    format_ = config.quantization
+    needs_own = format_ is not None and format_.needs_own_matmul
+    if found == "max" and not needs_own:
         return VENDOR if is_vendor else OWN
     if is_vendor:
+        other = _FLAGS[MULTISTAGE] if found == "multistage" else _KEEP
         raise UserError(
-            f"{_FLAGS[MULTISTAGE]} and {_FLAGS[VENDOR]} ask for two matmuls. "
-            "Leave one of them out."
+            f"{other} and {_FLAGS[VENDOR]} ask for two matmuls. Leave one of them out."
         )
     if device.is_host or accelerator_api() != "cuda":
         raise UserError(
@@ -106,7 +114,7 @@ def use_right_matmul(
         UserError: (a ``ValueError``) if none is right.
     """
     is_on = self_check()
-    asked = matmul = asked_for(pipeline_config, device)
+    asked = matmul = asked_for(config, pipeline_config, device)
     if device.is_host or is_virtual_device_mode():
         return _libraries(asked)
     if asked is VENDOR and accelerator_api() == "cuda":
@@ -177,8 +185,9 @@ def choose(
     raise UserError(
         f"On this GPU ({gpu_architecture()}) this model's answers would be wrong: "
         f"{'; '.join(findings)}. See modular/modular #6883 and #7146. Install "
-        f"NVIDIA's cuBLAS ({INSTALL}) or run --quantization-encoding float32. "
-        f"{VARIABLE}=off starts without this check."
+        f"NVIDIA's cuBLAS ({INSTALL}), run --quantization-encoding float32 or, of a "
+        f"checkpoint in FP8, leave {_KEEP} out. {VARIABLE}=off starts without this "
+        "check."
     )
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer, Device
 from max.dtype import DType
 from max.engine import InferenceSession, Model
-from max.graph import DeviceRef, Graph, TensorType, ops
+from max.graph import DeviceRef
 
-from .model_config import MistralConfig
+from .formats.restore import fp8_values
+from .products import Operand, Product, check_graph, operands_of
 
 ROWS = (2, 8, 9, 16, 17, 33, 41, 64, 65, 128, 129, 256)
 """How many rows a product is tried with: on both sides of a kernel's tiles."""
@@ -36,17 +37,6 @@ Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Product:
-    """``x [rows, terms] @ weight [columns, terms].T``, and what is fused with it."""
-
-    columns: int
-    terms: int
-    then: Literal["nothing", "residual", "swiglu", "float32"] = "nothing"
-    """Of what MAX makes one kernel with it: nothing, the addition of the residual,
-    SwiGLU of its two halves, or the cast of the logits."""
-
-
-@dataclass(frozen=True)
 class Wrong:
     """A product of which some rows are wrong."""
 
@@ -57,74 +47,6 @@ class Wrong:
     def __str__(self) -> str:
         shape = (self.rows, self.product.terms, self.product.columns)
         return f"{self.wrong_rows} of the rows for (M, K, N) = {shape}"
-
-
-def products(config: MistralConfig) -> list[Product]:
-    """Returns the products of a model's steps on one device, each once.
-
-    Those of quantized weights are not among them.
-    """
-    degree = config.sharing.tensor_parallel_degree
-    hidden, wide = config.hidden_size, config.feed_forward_length // degree
-    queries = config.num_attention_heads * config.head_dim // degree
-    keys = config.sharing.total_kv_heads * config.head_dim // degree
-    # Where devices share a replica, their sums are added up first.
-    then: Literal["residual", "nothing"] = "residual" if degree == 1 else "nothing"
-    vocabulary = -(-config.vocab_size // degree)
-    found = [] if config.embeds else [Product(vocabulary, hidden, "float32")]
-    if config.quantization is None:
-        found += block_products(hidden, wide, queries, keys, then)
-    return list(dict.fromkeys(found))
-
-
-def block_products(
-    hidden: int,
-    wide: int,
-    queries: int,
-    keys: int,
-    then: Literal["residual", "nothing"] = "residual",
-) -> list[Product]:
-    """Returns those of a block: Q, K and V, ``o_proj``, gate and up, ``down_proj``."""
-    return [
-        Product(queries + 2 * keys, hidden),
-        Product(hidden, queries, then),
-        Product(2 * wide, hidden, "swiglu"),
-        Product(hidden, wide, then),
-    ]
-
-
-def check_graph(products: Sequence[Product], dtype: DType, device: DeviceRef) -> Graph:
-    """Returns a graph of all products, for any number of rows.
-
-    Its inputs are each product's ``x``, ``weight`` and ``[rows, columns]`` residual
-    if it has one. One graph, since each compiles for a minute or more.
-
-    Args:
-        products: What it computes.
-        dtype: Of operands and results.
-        device: Where.
-    """
-    types = [
-        TensorType(dtype, [*shape], device)
-        for product in products
-        for shape in shapes(product, "rows")
-    ]
-    with Graph("self_check", input_types=types) as graph:
-        inputs = iter([value.tensor for value in graph.inputs])
-        results = []
-        for product in products:
-            x, weight, *residual = (next(inputs) for _ in shapes(product, "rows"))
-            y = x @ weight.T
-            if product.then == "residual":
-                y = residual[0] + y
-            elif product.then == "swiglu":
-                gate, up = ops.split(y, [product.columns // 2] * 2, axis=1)
-                y = ops.silu(gate) * up
-            elif product.then == "float32":
-                y = ops.cast(y, DType.float32)
-            results.append(y)
-        graph.output(*results)
-    return graph
 
 
 def wrong_products(
@@ -141,7 +63,7 @@ def wrong_products(
         session: Compiles them, with the matmul that it is configured for.
         device: Where.
         products: Which.
-        dtype: Of operands and results.
+        dtype: Of operands that are not FP8, and of results.
     """
     if not products:  # a quantized model without a head
         return []
@@ -164,10 +86,7 @@ def wrong_products(
 
 @dataclass(frozen=True)
 class _Operands:
-    x: Buffer
-    weight: Buffer
-    residual: list[Buffer]
-    """One, if the product has it."""
+    buffers: list[tuple[Operand, Buffer]]
     sample: slice
     """The columns of the result that are known."""
     expected: Array
@@ -177,46 +96,62 @@ class _Operands:
     def of(
         cls, product: Product, draws: Array, dtype: DType, device: Device
     ) -> _Operands:
-        # Results of about 1, so that SwiGLU's silu is where models have it.
-        smaller = draws / np.float32(np.sqrt(product.terms))
-        x_shape, weight_shape, *residual_shape = shapes(product, max(ROWS))
-        x = np.resize(encode(smaller, dtype), x_shape)
-        weight, *residual = (
-            np.resize(encode(draws, dtype), shape)
-            for shape in (weight_shape, *residual_shape)
-        )
+        operands = operands_of(product, max(ROWS), dtype)
+        raws = [
+            np.resize(encode(values, operand.dtype), operand.shape)
+            for operand, values in zip(operands, _values(product, draws), strict=True)
+        ]
         width = product.columns // (2 if product.then == "swiglu" else 1)
         sample = slice(max(0, width - _BLOCK), width)
+        x, weight, *others = raws
         # Of SwiGLU, the same columns of both halves.
         halves = weight.reshape(-1, width, product.terms)[:, sample]
         first, *second = (_decode(x) @ _decode(half).T for half in halves)
         expected = first
-        if residual:
-            expected = _decode(residual[0])[:, sample] + first
-        if second:
+        if product.then == "residual":
+            expected = _decode(others[0])[:, sample] + first
+        elif product.then == "swiglu":
             expected = first / (1 + np.exp(-first)) * second[0]
-        x_buffer, weight_buffer, *residuals = (
-            Buffer.from_numpy(raw).view(dtype, raw.shape).to(device)
-            for raw in (x, weight, *residual)
-        )
-        return cls(x_buffer, weight_buffer, residuals, sample, expected)
+        elif product.fp8:
+            expected = others[0][:, None] * first * others[1][sample]
+        buffers = [
+            Buffer.from_numpy(raw).view(operand.dtype, raw.shape).to(device)
+            for operand, raw in zip(operands, raws, strict=True)
+        ]
+        return cls(list(zip(operands, buffers, strict=True)), sample, expected)
+
+    def inputs(self, first: int, end: int) -> list[Buffer]:
+        """Returns the operands of some of the rows."""
+        return [
+            buffer if operand.is_weight else rows_of(buffer, first, end)
+            for operand, buffer in self.buffers
+        ]
 
 
-def shapes(product: Product, rows: Any) -> list[tuple[Any, ...]]:
-    """Returns those of ``x``, the weight and, if there is one, the residual."""
-    shapes = [(rows, product.terms), (product.columns, product.terms)]
-    residual = [(rows, product.columns)] if product.then == "residual" else []
-    return shapes + residual
+def rows_of(buffer: Buffer, first: int, end: int) -> Buffer:
+    """Returns some of the rows, which share its memory."""
+    whole = [slice(None) for _ in buffer.shape[1:]]
+    return buffer[(slice(first, end), *whole)]
+
+
+def _values(product: Product, draws: Array) -> list[Array]:
+    """Returns what each operand is cut from, so that results are of about 1.
+
+    There SwiGLU's silu is where models have it. No two scales are alike.
+    """
+    smaller = np.float32(1 / np.sqrt(product.terms))
+    if product.fp8:
+        scales = np.add(1, np.tanh(draws) / 2, dtype=np.float32)
+        return [draws, draws, scales * smaller, scales]
+    residual = [draws] if product.then == "residual" else []
+    return [draws * smaller, draws, *residual]
 
 
 def _run(
     model: Model, operands: Sequence[_Operands], first: int, end: int
 ) -> list[Array]:
     """Returns the results for some of the rows."""
-    inputs: list[Buffer] = []
-    for operand in operands:
-        inputs += [operand.x[first:end, :], operand.weight]
-        inputs += [buffer[first:end, :] for buffer in operand.residual]
+    inputs = [buffer for each in operands for buffer in each.inputs(first, end)]
     outputs = model.execute(*inputs)
     return [
         _decode(
@@ -260,6 +195,10 @@ def encode(values: Array, dtype: DType) -> npt.NDArray[Any]:
     """Returns values cut to ``dtype``, in what NumPy has for it."""
     if dtype == DType.float32:
         return values
+    if dtype == DType.float8_e4m3fn:
+        # The codes of numbers that are not negative, but NaN, rise with them.
+        codes = np.searchsorted(fp8_values()[:127], np.abs(values), side="right") - 1
+        return (codes + 128 * (values < 0)).astype(np.uint8)
     # NumPy has no bfloat16: the upper half of a float32.
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
@@ -268,4 +207,6 @@ def _decode(raw: npt.NDArray[Any]) -> Array:
     """Returns what :func:`encode` made, as float32."""
     if raw.dtype == np.float32:
         return raw
+    if raw.dtype == np.uint8:
+        return fp8_values()[raw]
     return (raw.astype(np.uint32) << 16).view(np.float32)

@@ -14,7 +14,7 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, default_custom_extensions_scope
 
 from max_mistral.gpu_kernels import library
-from max_mistral.self_check import Product, block_products, check_graph
+from max_mistral.products import Product, block_products, check_graph
 
 # Of a 7B model.
 PRODUCTS = block_products(hidden=4096, wide=14336, queries=4096, keys=1024)

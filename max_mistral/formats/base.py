@@ -100,6 +100,9 @@ class WeightFormat(ABC):
     """Whether it may have Mistral's own names, whose Q and K rows are reordered
     at load. Scales per row or block would have to move with the rows."""
 
+    needs_own_matmul: bool = False
+    """Whether its products run on ``gpu_kernels/`` on the GPUs that are here."""
+
     def check_runs(self, devices: Sequence[DeviceRef], dtype: DType) -> None:
         """Raises a ``UserError`` if such a checkpoint cannot run as asked.
 
@@ -199,10 +202,6 @@ class WeightFormat(ABC):
                 quantized, or devices would share a block of scales.
         """
         return self
-
-    def adapt(self, weights: dict[str, WeightData]) -> dict[str, WeightData]:
-        """Returns the weights as this finalized format runs them."""
-        return weights
 
     @abstractmethod
     def linears(self, part: Part, layer: int, dtype: DType) -> Linears:

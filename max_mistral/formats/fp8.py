@@ -27,7 +27,7 @@ from max.nn.quant_config import (
 from max.nn.stacked_linear import StackedLinear
 
 from ..errors import UserError
-from ..gpu import gpu_architecture, lacks_fast_blocks, lacks_scaled_matmul
+from ..gpu import gpu_architecture, has_idle_fp8_cores, lacks_fast_blocks
 from ..weights.dtypes import FLOATS, check_dtype, in_float32
 from ..weights.names import ExpectedTensor
 from ..weights.scales import read_scale
@@ -41,7 +41,6 @@ from .base import (
 )
 from .qkv import OwnShards
 from .restore import restore
-from .row_scaled import RowScaledLinear, RowScaledQKV, row_scales
 from .scaled import QuantizedLayers, ScaledFormat, check_blocks
 
 logger = logging.getLogger("max.pipelines")
@@ -81,9 +80,6 @@ class FP8(ScaledFormat):
     static: bool
     """Whether the checkpoint also has one scale per projection for the activations;
     if not, each token is scaled as it comes."""
-    row_scales_after_matmul: bool = False
-    """Whether weights run through the block-scaled matmul, and their scales, one
-    per row, are applied to its result."""
 
     @property
     def reads_native(self) -> bool:  # type: ignore[override]
@@ -153,36 +149,25 @@ class FP8(ScaledFormat):
         degree: int,
     ) -> FP8:
         """See :meth:`ScaledFormat.finalize_layers`."""
-        final = self
-        if self.scales != "block" and lacks_scaled_matmul():
-            logger.info(
-                "MAX has no FP8 matmul with one scale per tensor or per row for this "
-                "GPU: the block-scaled one runs%s.",
-                ", without the checkpoint's scales of activations"
-                if self.static
-                else "",
-            )
-            final = FP8("channel", static=False, row_scales_after_matmul=True)
         # max.nn puts the scales of Q, K and V under each other, and of gate and
         # up; MAX's kernel takes whole blocks of columns.
-        blocks = final.row_scales_after_matmul or final.scales == "block"
-        check_blocks(widths, BLOCK if blocks else 1, degree)
-        if blocks and lacks_fast_blocks():
+        check_blocks(widths, BLOCK if self.scales == "block" else 1, degree)
+        if lacks_fast_blocks() and not self.needs_own_matmul:
             logger.warning(
                 "On this GPU (%s) MAX 26.7 computes FP8 products without tensor cores, "
                 "at a fraction of bfloat16's speed. Without %s=keep the weights become "
                 "bfloat16.",
                 *(gpu_architecture(), VARIABLE),
             )
-        # RowScaledLinear has no fused gate and up.
-        fuse = not final.row_scales_after_matmul and can_use_fused_mlp(
+        fuse = can_use_fused_mlp(
             dict(weights), tensor_wise=self.scales == "tensor" and not self.static
         )
-        return replace(final, layers=replace(layers, fuse_mlp=fuse))
+        return replace(self, layers=replace(layers, fuse_mlp=fuse))
 
-    def adapt(self, weights: dict[str, WeightData]) -> dict[str, WeightData]:
-        """See :meth:`WeightFormat.adapt`."""
-        return row_scales(weights) if self.row_scales_after_matmul else weights
+    @property
+    def needs_own_matmul(self) -> bool:  # type: ignore[override]
+        """Blocks of scales have no kernel of ours."""
+        return self.scales != "block" and has_idle_fp8_cores()
 
     @cached_property
     def quant_config(self) -> QuantConfig:
@@ -218,8 +203,6 @@ class FP8(ScaledFormat):
     def quantized_linears(self) -> Linears:
         """See :meth:`ScaledFormat.quantized_linears`."""
         made_of = Linears(DType.float8_e4m3fn, quant_config=self.quant_config)
-        if self.row_scales_after_matmul:
-            return replace(made_of, linear_cls=RowScaledLinear, qkv_cls=RowScaledQKV)
         return replace(made_of, qkv_cls=StaticFP8QKV) if self.static else made_of
 
 

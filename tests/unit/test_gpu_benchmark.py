@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import gpu, matmul
-from max_mistral.self_check import Product
+from max_mistral.products import Product
 
 
 class Engine:
@@ -74,8 +74,12 @@ def test_the_table_of_matmuls():
     seconds = {str(rows): 2e-8 * rows for rows in matmul.ROWS}
     own = {"wrong": ["8 of the rows"], "check_seconds": 3.0, "seconds": seconds}
     ceilings = {"bytes/s": 2e12, "operations/s": 2e12}
-    text = matmul.report({"ceilings": ceilings, "own": own}, every)
+    fp8 = [Product(100, 50, fp8=True), Product(50, 100, fp8=True)]
+    found = {"ceilings": ceilings, "own": own, "fp8": own}
+    text = matmul.report(found, {"own": every, "fp8": fp8})
     # 20,000 bytes and operations in 20 ns.
     (row,) = [line for line in text.splitlines() if line.startswith("| 1 ")]
     assert row.split(" | ")[1:4] == ["0.000", "50%", "50%"]
+    # Half the bytes.
+    assert row.rstrip(" |").split(" | ")[-3:] == ["0.000", "25%", "50%"]
     assert "own (3 s): 8 of the rows" in text

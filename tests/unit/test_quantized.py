@@ -9,7 +9,7 @@ from max import tree
 from max.driver import DeviceSpec
 from max.dtype import DType
 
-from max_mistral.formats.fp8 import FP8, row_scales
+from max_mistral.formats.fp8 import FP8
 from max_mistral.formats.scaled import QuantizedLayers
 from tests.harness import build, load_safetensors, virtual_gpus
 from tests.quantized_reference import GOLDEN, NAMES, digest
@@ -125,19 +125,6 @@ def test_the_scales_are_the_same_where_gpus_are_virtual(tmp_path, name):
         assert np.array_equal(array(alike[key]), array(weights[key])), key
 
 
-@pytest.mark.parametrize("name", [n for n in FP8_LAYOUTS if n != "block"])
-def test_row_scales_are_worth_the_same(tmp_path, name):
-    worth = write_quantized(tmp_path, LAYOUTS[name])
-    weights = row_scales(load(tmp_path))
-    assert not any(key.endswith("input_scale") for key in weights)
-    for key, want in worth.items():
-        name = key.removeprefix("model.")
-        assert np.array_equal(dequantize(weights, name), want), key
-        if key.endswith("_proj.weight"):
-            scale = weights[name + "_scale"]
-            assert [int(size) for size in scale.shape] == [len(want), 1]
-
-
 @pytest.mark.parametrize("name", FP8_LAYOUTS + NVFP4_LAYOUTS)
 def test_layers_left_in_bfloat16(tmp_path, name):
     worth = write_quantized(
@@ -198,8 +185,10 @@ def test_the_scales_of_a_kv_cache_are_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("gpu", "scales", "slow"),
     [
-        *[("sm_90a", scales, True) for scales in ("tensor", "channel", "block")],
-        ("sm_89", "block", True),
+        *[(gpu, "block", True) for gpu in ("sm_90a", "sm_89", "sm_120a")],
+        *[(gpu, "tensor", False) for gpu in ("sm_90a", "sm_89", "sm_120a")],
+        ("sm_90a", "channel", False),
+        *[("sm_86", scales, True) for scales in ("tensor", "channel", "block")],
         ("sm_100a", "block", False),
         ("sm_100a", "tensor", False),
         ("gfx950", "block", False),

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-from max.driver import CPU, DeviceSpec
+from max.driver import CPU, Buffer, DeviceSpec
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, default_custom_extensions
@@ -23,14 +23,9 @@ from max_mistral.matmuls import (
     choose,
     use_right_matmul,
 )
-from max_mistral.self_check import (
-    ROWS,
-    Product,
-    Wrong,
-    check_graph,
-    products,
-    wrong_products,
-)
+from max_mistral.products import Product, check_graph, products
+from max_mistral.self_check import ROWS, Wrong, wrong_products
+from tests.harness import virtual_gpus
 from workbench.checkpoints import BASE, write_checkpoint
 from workbench.quantized import LAYOUTS, write_quantized
 from workbench.runner import make_pipeline_config
@@ -116,6 +111,63 @@ def test_what_is_wrong_is_found(model, fault, wrong):
         assert rows == wrong, product
 
 
+class NumPyInFP8:
+    """A model of products in FP8, for which a CPU has no kernel."""
+
+    def __init__(self, wrong_scale=False):
+        self.wrong_scale = wrong_scale
+
+    def execute(self, *inputs):
+        return [
+            self._product(*inputs[i : i + OPERANDS])
+            for i in range(0, len(inputs), OPERANDS)
+        ]
+
+    def _product(self, x, weight, *scales):
+        x, weight = (
+            b.view(DType.uint8, b.shape).to_numpy().view(ml_dtypes.float8_e4m3fn)
+            for b in (x, weight)
+        )
+        rows, columns = (b.to_numpy() for b in scales)
+        if self.wrong_scale:
+            columns = np.roll(columns, 1)
+        y = x.astype(np.float32) @ weight.astype(np.float32).T
+        y = (y * rows[:, None] * columns).astype(ml_dtypes.bfloat16)
+        return Buffer.from_numpy(y.view(np.uint16)).view(DType.bfloat16, y.shape)
+
+
+OPERANDS = 4
+FP8_PRODUCTS = [Product(256, 96, fp8=True), Product(320, 160, fp8=True)]
+
+
+def test_another_columns_scale_is_found():
+    model = Faulty(NumPyInFP8(wrong_scale=True), nothing)
+    found = wrong_products(model, CPU(), FP8_PRODUCTS, DType.bfloat16)
+    assert [(each.product, each.rows) for each in found] == [
+        (product, 1) for product in FP8_PRODUCTS
+    ]
+    # By chance a row's difference may be small.
+    assert all(each.wrong_rows > 0.9 * max(ROWS) for each in found)
+
+
+@pytest.mark.parametrize(
+    ("fault", "wrong"),
+    [
+        (nothing, []),
+        (late_rows, [(rows, rows - 8) for rows in ROWS if rows > 8]),
+    ],
+)
+def test_what_is_wrong_in_fp8_is_found(fault, wrong):
+    # The graph is built as for a GPU, and its products are NumPy's.
+    model = Faulty(NumPyInFP8(), fault)
+    found = wrong_products(model, CPU(), FP8_PRODUCTS, DType.bfloat16)
+    for product in FP8_PRODUCTS:
+        rows = [
+            (each.rows, each.wrong_rows) for each in found if each.product == product
+        ]
+        assert rows == wrong, product
+
+
 def config_of(folder, devices=1, encoding="bfloat16"):
     return MistralConfig.initialize(
         make_pipeline_config(
@@ -161,6 +213,17 @@ def test_of_a_quantized_model_the_head(tmp_path):
     write_quantized(tmp_path, LAYOUTS["block"])
     (head,) = products(config_of(tmp_path, encoding="float8_e4m3fn"))
     assert head.then == "float32"
+
+
+def test_of_a_model_kept_in_fp8_its_products_in_fp8(tmp_path, monkeypatch):
+    write_quantized(tmp_path, LAYOUTS["channel"])
+    monkeypatch.setenv("MAX_MISTRAL_FP8", "keep")
+    with virtual_gpus("sm_90a"):
+        config = config_of(tmp_path, encoding="float8_e4m3fn")
+        head, *block = products(config)
+    assert not head.fp8
+    assert len(block) == 4
+    assert all(product.fp8 for product in block)
 
 
 FINDINGS = {
@@ -222,7 +285,9 @@ def start(monkeypatch):
     compiled.
     """
 
-    def start(wrong=(), asked="false", host=False, mefs=None, api="cuda"):
+    def start(
+        wrong=(), asked="false", host=False, mefs=None, api="cuda", quantization=None
+    ):
         checked, switched = [], []
 
         def finding(matmul, *_):
@@ -235,7 +300,7 @@ def start(monkeypatch):
         monkeypatch.setattr(matmuls, "library", lambda: "multistage.mojoc")
         runtime = SimpleNamespace(use_vendor_blas=asked, precompiled_mefs=mefs)
         libraries = use_right_matmul(
-            None,
+            SimpleNamespace(quantization=quantization),
             SimpleNamespace(runtime=runtime),
             SimpleNamespace(_use_vendor_blas=switched.append),
             SimpleNamespace(is_host=host),
@@ -270,6 +335,17 @@ def test_the_multistage_gemm_is_asked_for(start, monkeypatch):
     monkeypatch.delenv("MAX_MISTRAL_SELF_CHECK")
     monkeypatch.setattr(matmuls, "is_virtual_device_mode", lambda: True)
     assert start() == ([], [MULTISTAGE])
+
+
+def test_fp8_that_is_kept_needs_our_kernels(start, monkeypatch):
+    kept = SimpleNamespace(needs_own_matmul=True)
+    assert start(quantization=kept) == ([MULTISTAGE], [MULTISTAGE])
+    with pytest.raises(UserError, match="leave MAX_MISTRAL_FP8=keep out"):
+        start(quantization=kept, wrong=[MULTISTAGE])
+    with pytest.raises(UserError, match="MAX_MISTRAL_FP8=keep and --use-vendor-blas"):
+        start(quantization=kept, asked="true")
+    other = SimpleNamespace(needs_own_matmul=False)
+    assert start(quantization=other) == ([OWN], [OWN])
 
 
 @pytest.mark.parametrize(
