@@ -13,11 +13,12 @@ def gpu_architecture() -> str | None:
 def has_idle_fp8_cores() -> bool:
     """Whether MAX leaves these GPUs' tensor cores for FP8 unused.
 
-    NVIDIA's have them from Ada (sm_89) on. MAX uses those of sm_100 and sm_103. On
-    Hopper its kernel for one scale per tensor or per row does not even compile:
-    "static coordinate 2 is out of bounds" (``tile_writer.mojo``).
+    MAX uses those of sm_100 and sm_103. On Hopper its kernel for one scale per
+    tensor or per row does not even compile: "static coordinate 2 is out of bounds"
+    (``tile_writer.mojo``). Those of Ada (sm_89) nothing that MAX compiles can use: it
+    writes PTX of an ISA below 8.4 for it.
     """
-    return (gpu_architecture() or "").startswith(("sm_89", "sm_90", "sm_12"))
+    return (gpu_architecture() or "").startswith(("sm_90", "sm_12"))
 
 
 def lacks_fast_blocks() -> bool:

@@ -115,11 +115,11 @@ class Products:
 
     Args:
         target: Which GPU.
-        multistage: Whether on MAX's multistage GEMM, not on its own choice.
+        matmul: ``multistage`` or ``fp8`` for those kernels, not MAX's own choice.
     """
 
     target: str
-    multistage: bool = False
+    matmul: str | None = None
 
     def write(self, folder: Path) -> None:
         """Writes nothing."""
@@ -127,7 +127,7 @@ class Products:
     def command(self, folder: Path) -> list[str]:
         """Returns the command that compiles them."""
         command = [sys.executable, "-m", "workbench.compile_products", self.target]
-        return [*command, "multistage"] if self.multistage else command
+        return [*command, self.matmul] if self.matmul else command
 
     def environment(self) -> dict[str, str]:
         """Returns what the command is to find in its environment."""
@@ -180,8 +180,10 @@ CASES: dict[str, Case | Products] = {
     # Where MAX's own matmul is wrong.
     "multistage": Case(multistage=True),
     "multistage-tensor-parallel": Case(devices=2, multistage=True),
-    "products-multistage": Products("cuda:sm_90a", multistage=True),
-    "products-multistage-blackwell": Products("cuda:sm_100a", multistage=True),
+    "products-multistage": Products("cuda:sm_90a", "multistage"),
+    "products-multistage-blackwell": Products("cuda:sm_100a", "multistage"),
+    "products-fp8": Products("cuda:sm_90a", "fp8"),
+    "products-fp8-rtx-blackwell": Products("cuda:sm_120a", "fp8"),
     "products-amd": Products("hip:gfx950"),
 }
 

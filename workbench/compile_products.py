@@ -2,8 +2,9 @@
 
     python -m workbench.compile_products cuda:sm_90a
     python -m workbench.compile_products cuda:sm_90a multistage
+    python -m workbench.compile_products cuda:sm_90a fp8
 
-on MAX's own matmul, or on its multistage GEMM.
+on MAX's own matmul, or on its multistage GEMM, in bfloat16 or FP8.
 """
 
 import sys
@@ -16,9 +17,12 @@ from max.graph import DeviceRef, default_custom_extensions_scope
 from max_mistral.gpu_kernels import library
 from max_mistral.products import Product, block_products, check_graph
 
-# Of a 7B model.
-PRODUCTS = block_products(hidden=4096, wide=14336, queries=4096, keys=1024)
-PRODUCTS += [Product(32768, 4096, "float32")]
+HEAD = Product(32768, 4096, "float32")
+
+
+def of_a_7b(*, fp8: bool) -> list[Product]:
+    """Returns the products of a block of a 7B model, and of its head."""
+    return [*block_products(4096, 14336, queries=4096, keys=1024, fp8=fp8), HEAD]
 
 
 def main() -> None:
@@ -28,9 +32,10 @@ def main() -> None:
     driver.set_virtual_device_api(api)
     driver.set_virtual_device_target_arch(architecture)
     driver.set_virtual_device_count(1)
-    libraries = [library()] if matmul == ["multistage"] else []
+    libraries = [library()] if matmul else []
+    products = of_a_7b(fp8=matmul == ["fp8"])
     with default_custom_extensions_scope(*libraries):
-        graph = check_graph(PRODUCTS, DType.bfloat16, DeviceRef.GPU())
+        graph = check_graph(products, DType.bfloat16, DeviceRef.GPU())
     InferenceSession(devices=[driver.Accelerator()]).load(graph)
 
 

@@ -1,7 +1,6 @@
 """MAX's FP8 matmul ops on tensor cores, where MAX has none for them.
 
-NVIDIA's from Ada (sm_89) on multiply FP8 there; MAX 26.7's own kernels do on
-datacenter Blackwell only.
+MAX 26.7's own kernels use them on datacenter Blackwell only.
 """
 
 import extensibility

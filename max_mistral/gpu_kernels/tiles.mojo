@@ -19,7 +19,7 @@ def _config[
     """Returns a tile's shape, smallest first: up to 16, 64 and more rows.
 
     For bfloat16, those of MAX's table for an A100 at a 7B's shapes. Those for FP8
-    fit into Ada's shared memory, 99 KB.
+    fit into the shared memory of RTX Blackwell, 99 KB.
     """
     comptime bytes = size_of[dtype]()
     comptime if dtype == DType.float32:

@@ -1100,6 +1100,23 @@ def vendor_blas():
 
 
 @seam(
+    "FP8 is multiplied by the ops `mo.matmul_dynamic_scaled_fp8` and "
+    "`mo.matmul_static_scaled_float8`, whose place `gpu_kernels/` takes",
+    "dynamic_scaled_matmul",
+    "give the op of ours the new name or parameters; drop it where MAX's own has "
+    "tensor cores",
+)
+def fp8_matmuls():
+    kernels = "max.nn.kernels"
+    says(f"{kernels}:dynamic_scaled_matmul", r'"mo\.matmul_dynamic_scaled_fp8"')
+    says(f"{kernels}:dynamic_scaled_matmul", r'(?s)"k_scale_granularity": -1')
+    says(f"{kernels}:matmul_static_scaled_float8", "mo.matmul_static_scaled_float8")
+    quantized = "max.nn.quant_ops:_matmul_float8"
+    says(quantized, r"dynamic_scaled_matmul\(")
+    says(quantized, r"matmul_static_scaled_float8\(")
+
+
+@seam(
     "MAX plans memory by `get_kv_params`, and takes the model's `kv_params` for its KV "
     "manager, whose blocks `JengaKVCacheManager._plan_geometry` lays out",
     "_plan_geometry",
