@@ -1,4 +1,4 @@
-"""The two cheapest of what ``make check-gpu-compile`` compiles, and their kernels."""
+"""The cheapest of what ``make check-gpu-compile`` compiles, and kernels of two."""
 
 import pytest
 
@@ -32,9 +32,8 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "tensor-parallel"])
-def test_it_compiles_for_a_gpu(name):
-    assert compiles(name)
+def test_it_compiles_for_a_gpu():
+    assert compiles("bfloat16")
 
 
 @pytest.mark.parametrize("name", KERNELS)

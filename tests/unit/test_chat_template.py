@@ -92,18 +92,25 @@ def test_a_reasoning_effort(model):
         render(tokenizer, body, reasoning_effort="low")
 
 
-@pytest.mark.parametrize("kind", ["v3", "v3 tekken", "v13 tekken"])
-@pytest.mark.parametrize("chat", ["system", "tools", "thoughts", "two calls"])
-def test_a_server_that_encodes_with_it(real_model, tmp_path, kind, chat):
-    """MAX adds keys to tools, and passes on fewer of a message."""
-    file = real_model(kind)
+@pytest.fixture(scope="module", params=["v3", "v3 tekken", "v13 tekken"])
+def server(request, real_model, tmp_path_factory):
+    """Routes that encode with the template, and mistral-common's tokenizer."""
+    file = real_model(request.param)
     config = json.loads((file.parent / "tokenizer_config.json").read_text())
-    (tmp_path / "t.jinja").write_text(config["chat_template"])
-    routes = Routes(file.parent, chat_template=tmp_path / "t.jinja", max_length=512)
+    template = tmp_path_factory.mktemp("template") / "t.jinja"
+    template.write_text(config["chat_template"])
+    routes = Routes(file.parent, chat_template=template, max_length=512)
+    return routes, MistralTokenizer.from_file(file)
+
+
+@pytest.mark.parametrize("chat", ["system", "tools", "thoughts", "two calls"])
+def test_a_server_that_encodes_with_it(server, chat):
+    """MAX adds keys to tools, and passes on fewer of a message."""
+    routes, own = server
     body = json.loads(
         json.dumps(CHATS[chat]).replace(json.dumps(SUNNY), json.dumps(DULL))
     )
-    want = expected(MistralTokenizer.from_file(file), body)
+    want = expected(own, body)
     if isinstance(want, Exception):
         return
     response = routes.post("chat/completions", **body)

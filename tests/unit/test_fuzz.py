@@ -39,7 +39,7 @@ from tests.lora_reference import GOLDENS, TINY
 from workbench.checkpoints import CONFIGS, write_native
 from workbench.quantized import CONFIG, LAYOUTS
 
-COUNT = int(os.environ.get("MAX_MISTRAL_FUZZ", "3000"))
+COUNT = int(os.environ.get("MAX_MISTRAL_FUZZ", "1500"))
 FUZZ = settings(
     max_examples=COUNT,
     derandomize="MAX_MISTRAL_FUZZ" not in os.environ,
