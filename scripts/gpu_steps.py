@@ -83,7 +83,7 @@ def steps(out: Path) -> Iterator[Step]:
     for name in FP8_LAYOUTS:
         yield Step(
             f"quantized-{name}-kept",
-            f"And on MAX's products of FP8 in {name}, whatever they cost?",
+            f"And kept in FP8, in {name}, whatever that costs?",
             [*pytest, "tests/gpu/test_quantized.py", "-k", f"[{name}]"],
             environment={"MAX_MISTRAL_FP8": "keep"},
         )
