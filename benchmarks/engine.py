@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -11,6 +12,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+
+def _end_with_the_parent() -> None:
+    """Has Linux kill this process with its parent: a stopped one would stay."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 class Stopped:
@@ -49,6 +56,7 @@ class Stopped:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
+            preexec_fn=_end_with_the_parent if sys.platform == "linux" else None,
         )
         self._answer("loaded")
         self.process.send_signal(signal.SIGSTOP)
