@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import psutil
 
@@ -24,9 +25,12 @@ def test_they_end_with_a_benchmark_that_is_killed():
     benchmark = subprocess.Popen(
         [sys.executable, "-c", BENCHMARK], stdout=subprocess.PIPE, text=True
     )
-    with benchmark:
+    try:
         worker = psutil.Process(int(benchmark.stdout.readline()))
-        assert worker.status() == psutil.STATUS_STOPPED
+        while worker.status() != psutil.STATUS_STOPPED:  # in a moment
+            time.sleep(0.01)
+    finally:
         benchmark.kill()
+        benchmark.communicate()
     _, alive = psutil.wait_procs([worker], timeout=30)
     assert not alive
