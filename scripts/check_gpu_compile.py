@@ -115,7 +115,8 @@ class Products:
 
     Args:
         target: Which GPU.
-        matmul: ``multistage`` or ``fp8`` for those kernels, not MAX's own choice.
+        matmul: ``multistage``, ``fp8`` or ``small`` for kernels of ours, not MAX's own
+            choice.
     """
 
     target: str
@@ -182,6 +183,7 @@ CASES: dict[str, Case | Products] = {
     "multistage-tensor-parallel": Case(devices=2, multistage=True),
     "products-multistage": Products("cuda:sm_90a", "multistage"),
     "products-multistage-blackwell": Products("cuda:sm_100a", "multistage"),
+    "products-small": Products("cuda:sm_90a", "small"),
     "products-fp8": Products("cuda:sm_90a", "fp8"),
     "products-fp8-rtx-blackwell": Products("cuda:sm_120a", "fp8"),
     "products-amd": Products("hip:gfx950"),

@@ -3,8 +3,10 @@
     python -m workbench.compile_products cuda:sm_90a
     python -m workbench.compile_products cuda:sm_90a multistage
     python -m workbench.compile_products cuda:sm_90a fp8
+    python -m workbench.compile_products cuda:sm_90a small
 
-on MAX's own matmul, or on its multistage GEMM, in bfloat16 or FP8.
+on MAX's own matmul, or on its multistage GEMM, in bfloat16 or FP8; ``small`` is one
+product of each on it, which compiles in a minute.
 """
 
 import sys
@@ -18,6 +20,8 @@ from max_mistral.gpu_kernels import library
 from max_mistral.products import Product, block_products, check_graph
 
 HEAD = Product(32768, 4096, "float32")
+# Of as many terms as the largest tile needs, and too few for the others.
+SMALL = [Product(128, 256, "residual"), Product(128, 384, fp8=True)]
 
 
 def of_a_7b(*, fp8: bool) -> list[Product]:
@@ -33,7 +37,7 @@ def main() -> None:
     driver.set_virtual_device_target_arch(architecture)
     driver.set_virtual_device_count(1)
     libraries = [library()] if matmul else []
-    products = of_a_7b(fp8=matmul == ["fp8"])
+    products = SMALL if matmul == ["small"] else of_a_7b(fp8=matmul == ["fp8"])
     with default_custom_extensions_scope(*libraries):
         graph = check_graph(products, DType.bfloat16, DeviceRef.GPU())
     InferenceSession(devices=[driver.Accelerator()]).load(graph)
