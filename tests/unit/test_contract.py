@@ -482,7 +482,7 @@ def constructors():
     "`StackedLinear._names`, `_child`, `_concat_child_weights` and "
     "`stacked_weight_scale`",
     "_names _child _concat_child_weights stacked_weight_scale",
-    "two classes of ours stack scales that `StackedLinear` cannot",
+    "a class of ours stacks scales that `StackedLinear` cannot",
 )
 def stacked_linear():
     names = "_names _child _concat_child_weights stacked_weight_scale"
