@@ -77,8 +77,7 @@ def dots[
     comptime both = e.scale_columns == PART
     comptime lines = 8 if both else 4
     comptime chains = 2 if both and MR * NR == 1 else 1
-    # Lines whose products fit into an int16; one if the codes are signed.
-    comptime fit = max(1, 32767 // (2 * 127 * e.largest_code()))
+    comptime fit = _lines_in_int16[kind]()
     var sums = Array[Sums, chains * MR * NR](fill=0)
     var words = Array[Words, MR * NR](fill=0)
     comptime for i in range(4):
@@ -111,6 +110,58 @@ def dots[
     comptime for at in range(MR * NR):
         found[at] = sums[chains * at]
     return found^
+
+
+@inline(.always)
+def unpacked_dots[
+    kind: Int, MR: Int, turn: Int, lines: Int
+](x: ImmPointer[Int32, _], codes: ImmPointer[UInt8, _]) -> Array[Sums, turn]:
+    """`dots` of some of a part's rows and of codes that `quads` has unpacked.
+
+    The loops over lines are not unrolled: the compiler would keep all codes in
+    registers, which are needed for sums.
+
+    Args:
+        x: The first row's part, `[lines][MR][4]` int8.
+        codes: `[lines][16][4]`, less 128 if `signs_codes`.
+
+    Returns:
+        `[turn]` vectors of 16 output rows.
+    """
+    comptime fit = min(lines, _lines_in_int16[kind]())
+    var sums = Array[Sums, turn](fill=0)
+    comptime if HAS == AVX2 and fit == lines:
+        var words = Array[Words, turn](fill=0)
+        for line in range(lines):
+            var line_codes = codes.unsafe_load[width=LINE](line * LINE)
+            comptime for m in range(turn):
+                words[m] += _multiply[signs_codes[kind]()](
+                    line_codes, x.unsafe_load(line * MR + m)
+                )
+        comptime for m in range(turn):
+            sums[m] = _widened(words[m])
+    elif HAS == AVX2:
+        for begin in range(0, lines, fit):
+            comptime for m in range(turn):
+                var words = Words(0)
+                comptime for i in range(fit):
+                    words += _multiply[signs_codes[kind]()](
+                        codes.unsafe_load[width=LINE]((begin + i) * LINE),
+                        x.unsafe_load((begin + i) * MR + m),
+                    )
+                sums[m] += _widened(words)
+    else:
+        for line in range(lines):
+            var line_codes = codes.unsafe_load[width=LINE](line * LINE)
+            comptime for m in range(turn):
+                sums[m] = _dot4(sums[m], line_codes, x.unsafe_load(line * MR + m))
+    return sums^
+
+
+def _lines_in_int16[kind: Int]() -> Int:
+    """Lines whose products fit into an int16; one if the codes are signed."""
+    comptime e = encoding[kind]()
+    return max(1, 32767 // (2 * 127 * e.largest_code()))
 
 
 @inline(.always)

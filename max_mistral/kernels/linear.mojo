@@ -113,7 +113,7 @@ struct Linear:
         comptime assert count < 8, "an integer has seven bytes beside its sign"
         comptime dense_weights = is_dense[_kind(kinds, 0)]()
         comptime rounds_x = rounded and rounds[_kind(kinds, 0), portable]()
-        comptime max_mr = max_rows[portable]()
+        comptime max_mr = max_rows[_kind(kinds, 0), portable, rounds_x]()
         var tokens = x.dim_size(0)
         var columns = x.dim_size(1)
         var x_row = row_bytes[dense_weights, rounds_x](columns)
@@ -151,7 +151,7 @@ struct Linear:
                         epsilon,
                     )
             var m = begin
-            comptime for step in range(4):
+            comptime for step in range(5):
                 comptime MR = max_mr >> step
                 comptime if MR > 0:
                     while end - m >= MR:
@@ -178,7 +178,8 @@ struct Linear:
             matrices.append(Matrix(panel_bytes[kind](columns), n, first))
             first += n
         comptime unit = max(
-            one_row_panels[_kind(kinds, 0), portable](), max_panels[portable]()
+            one_row_panels[_kind(kinds, 0), portable, rounds_x](),
+            max_panels[_kind(kinds, 0), portable, rounds_x](),
         )
         var threads = parallelism_level(None)
         var shares = _shares(matrices, unit, threads)

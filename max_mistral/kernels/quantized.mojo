@@ -121,6 +121,41 @@ def _products[
 
 
 @inline(.always)
+def add_products[
+    kind: Int, rounded: Bool, MR: Int, half: Int
+](
+    sums: Floats,
+    products: Floats,
+    scale: Floats,
+    minimum: Floats,
+    rest: ImmPointer[Float32, _],
+    m: Int,
+) -> Floats:
+    """Adds to a row's sums what the columns of a part that share a scale add.
+
+    Args:
+        sums: Of row `m` of the activations and of 16 output rows.
+        products: `sum(code * x)`.
+        scale: The weights' scale.
+        minimum: What is subtracted from `scale * code`.
+        rest: The activations' part, after their values.
+        m: Which of its `MR` rows.
+    """
+    comptime skip = MR if rounded else 0
+    var factor = scale
+    comptime if rounded:
+        factor = scale * Floats(rest.unsafe_load(m))
+    var found = fma(products, factor, sums)
+    # Signed codes need no minimum.
+    comptime if not (rounded and signs_codes[kind]()):
+        var total = rest.unsafe_load(skip + half * MR + m)
+        comptime if encoding[kind]().scale_columns == PART:
+            total += rest.unsafe_load(skip + MR + m)
+        found = fma(minimum, Floats(-total), found)
+    return found
+
+
+@inline(.always)
 def quantized_tile[
     kind: Int, rounded: Bool, MR: Int, NR: Int
 ](
@@ -145,8 +180,6 @@ def quantized_tile[
     comptime block_bytes = e.block_bytes()
     comptime parts = e.parts()
     comptime bytes = block_bytes // parts
-    # Signed codes need no minimum.
-    comptime signed = rounded and signs_codes[kind]()
     # Scales in a part.
     comptime halves = PART // e.scale_columns
     var acc = Array[Floats, MR * NR](fill=0)
@@ -166,7 +199,6 @@ def quantized_tile[
             var rest = xb.unsafe_offset(
                 (PART if rounded else 4 * PART) * MR
             ).unsafe_bitcast[Float32]()
-            comptime skip = MR if rounded else 0
             comptime for half in range(halves):
                 var products = _products[kind, rounded, MR, NR, half](
                     xb, w.unsafe_offset(b * block_bytes), part, panel
@@ -177,13 +209,7 @@ def quantized_tile[
                     var minimum = minima[kind](block, part, half, scale)
                     comptime for m in range(MR):
                         comptime at = m * NR + r
-                        var factor = scale
-                        comptime if rounded:
-                            factor = scale * Floats(rest.unsafe_load(m))
-                        var total = rest.unsafe_load(skip + half * MR + m)
-                        comptime if halves == 1:
-                            total += rest.unsafe_load(skip + MR + m)
-                        acc[at] = fma(products[at], factor, acc[at])
-                        comptime if not signed:
-                            acc[at] = fma(minimum, Floats(-total), acc[at])
+                        acc[at] = add_products[kind, rounded, MR, half](
+                            acc[at], products[at], scale, minimum, rest, m
+                        )
     return acc^

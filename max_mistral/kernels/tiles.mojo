@@ -2,7 +2,7 @@
 
 from std.sys.info import CompilationTarget
 
-from . import dense, quantized
+from . import dense, quantized, unpacked
 from .dots import HAS, NO_DOTS
 from .layout import ROWS, Floats, encoding, is_dense, panel_bytes
 
@@ -23,14 +23,26 @@ def rounds[kind: Int, portable: Bool]() -> Bool:
         return not portable and HAS != NO_DOTS
 
 
-def max_rows[portable: Bool]() -> Int:
-    """Rows of activations in a tile, as many as the registers hold."""
-    return 8 if _avx512[portable]() else 4
+def _unpacks[kind: Int, rounded: Bool]() -> Bool:
+    """Whether tiles of enough rows are those of `unpacked.mojo`."""
+    return rounded and not is_dense[kind]() and unpacked.PREFERRED
 
 
-def max_panels[portable: Bool]() -> Int:
+def max_rows[kind: Int, portable: Bool, rounded: Bool]() -> Int:
+    """Rows of activations in a tile; the same for all kinds that are not dense."""
+    comptime if _unpacks[kind, rounded]():
+        return unpacked.MAX_ROWS
+    else:
+        # As many as the registers hold.
+        return 8 if _avx512[portable]() else 4
+
+
+def max_panels[kind: Int, portable: Bool, rounded: Bool]() -> Int:
     """Panels in a tile, as many as the registers hold."""
-    return 2 if _avx512[portable]() else 1
+    comptime if _unpacks[kind, rounded]():
+        return 1
+    else:
+        return 2 if _avx512[portable]() else 1
 
 
 @fieldwise_init
@@ -90,6 +102,11 @@ def _tile[
         acc = dense.dense_tile[kind, rounded, native, MR, NR](
             xp, w, columns, panel
         )
+    elif _unpacks[kind, rounded]() and MR >= unpacked.TURN:
+        comptime assert NR == 1, "its tiles have one panel"
+        acc = rebind_var[Array[Floats, MR * NR]](
+            unpacked.unpacked_tile[kind, MR](xp, w, columns)
+        )
     else:
         acc = quantized.quantized_tile[kind, rounded, MR, NR](
             xp, w, columns, panel
@@ -123,9 +140,9 @@ def _panels[
     x_row: Int,
 ):
     """Multiplies all rows of activations by `NR` panels, which stay in the cache."""
-    comptime max_mr = max_rows[portable]()
+    comptime max_mr = max_rows[kind, portable, rounded]()
     var m = 0
-    comptime for step in range(4):
+    comptime for step in range(5):
         comptime MR = max_mr >> step
         comptime if MR > 0:
             while tokens - m >= MR:
@@ -172,8 +189,8 @@ def multiply_panels[
         columns: Columns of the weight.
         x_row: Bytes of an interleaved row.
     """
-    comptime max_nr = max_panels[portable]()
-    comptime several = one_row_panels[kind, portable]()
+    comptime max_nr = max_panels[kind, portable, rounded]()
+    comptime several = one_row_panels[kind, portable, rounded]()
     var p = begin
     while p < end:
         var wp = w.unsafe_offset(p * matrix.panel)
@@ -196,11 +213,12 @@ def multiply_panels[
             p += 1
 
 
-def one_row_panels[kind: Int, portable: Bool]() -> Int:
+def one_row_panels[kind: Int, portable: Bool, rounded: Bool]() -> Int:
     """Panels in a tile of one row, when there is no other row.
 
     Then memory is the limit, and it is fastest read in order: one panel. Dense
     weights need several panels, to have enough sums that do not wait for one
     another.
     """
-    return 2 * max_panels[portable]() if is_dense[kind]() else 1
+    comptime most = max_panels[kind, portable, rounded]()
+    return 2 * most if is_dense[kind]() else 1

@@ -54,7 +54,7 @@ def _linear[
     var x = activations.unsafe_bitcast[Float32]()
     var y = output.unsafe_bitcast[Float32]()
     comptime dense_weights = is_dense[kind]()
-    comptime max_mr = tiles.max_rows[False]()
+    comptime max_mr = tiles.max_rows[kind, False, rounded]()
     var x_row = tiles.row_bytes[dense_weights, rounded](columns)
 
     @inline(.always)
@@ -63,7 +63,7 @@ def _linear[
             y.unsafe_store(token * rows + column + i, sums[i])
 
     var m = 0
-    comptime for step in range(4):
+    comptime for step in range(5):
         comptime MR = max_mr >> step
         comptime if MR > 0:
             while tokens - m >= MR:

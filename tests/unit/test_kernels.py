@@ -124,6 +124,8 @@ HOWS = {
     "exact": lambda encoding: {},
     "portable": lambda encoding: {"portable": True},
 }
+# 16 + 8 + 4 + 1: a tile of every size that a CPU has.
+MANY = 29
 TOKENS = np.array([0, 17, 99, 5, 17], np.int64)
 
 
@@ -203,7 +205,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def many(run):
-    return run(13)
+    return run(MANY)
 
 
 def rounding(encoding, weight, x):
@@ -230,7 +232,7 @@ def quantization(weight, x):
 @pytest.mark.parametrize("how", HOWS)
 def test_a_linear_layer(many, encoding, how):
     weight = random_weight(encoding)[1]
-    x = activations(13, columns(encoding)).astype(np.float64)
+    x = activations(MANY, columns(encoding)).astype(np.float64)
     bound = rounding(encoding, weight, x)
     if HOWS[how](encoding).get("rounded"):
         bound = bound + quantization(weight, x)
@@ -241,7 +243,7 @@ def test_a_linear_layer(many, encoding, how):
 @pytest.mark.parametrize("name", ROUNDED)
 def test_activations_rounded_to_bfloat16(many, name):
     weight = random_weight(Encoding.BF16)[1]
-    x = activations(13, DENSE_COLUMNS).astype(np.float64)
+    x = activations(MANY, DENSE_COLUMNS).astype(np.float64)
     exact = rounding(Encoding.BF16, weight, x)
     # A bfloat16 has 8 bits, so an activation differs by 2^-9 to 2^-8 at most.
     bound = exact + 2.0**-8 * (np.abs(x) @ np.abs(weight).T)
@@ -252,7 +254,7 @@ def test_activations_rounded_to_bfloat16(many, name):
 
 def test_a_norm_before(many):
     weight = random_weight(Encoding.F32)[1]
-    x = activations(13, DENSE_COLUMNS).astype(np.float64)
+    x = activations(MANY, DENSE_COLUMNS).astype(np.float64)
     scale = np.sqrt((x * x).mean(axis=1, keepdims=True) + EPSILON)
     normed = x / scale * norm_weight()
     # Roundings: half of the mean's terms, the root, the quotient, two multiplications.
@@ -301,7 +303,7 @@ def test_dense_and_quantized_projections_of_one_input():
 
 def test_what_is_fused_is_as_it_would_be_alone(many):
     # A power of two scales float32 sums and int8 steps without rounding.
-    x = activations(13, QUANTIZED_COLUMNS)[:, :ROWS]
+    x = activations(MANY, QUANTIZED_COLUMNS)[:, :ROWS]
     want = many[Encoding.Q4_K]["fast"] * np.float32(0.5) + x
     assert np.array_equal(many["fused"], want)
 
@@ -337,7 +339,7 @@ def test_a_token_without_a_row_raises(run, token):
     run(1)
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 4, 7, 8, 9])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17])
 def test_a_row_is_the_same_in_any_batch(run, many, tokens):
     few = run(tokens)
     for encoding in Encoding:
