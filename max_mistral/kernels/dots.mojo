@@ -118,8 +118,8 @@ def unpacked_dots[
 ](x: ImmPointer[Int32, _], codes: ImmPointer[UInt8, _]) -> Array[Sums, turn]:
     """`dots` of some of a part's rows and of codes that `quads` has unpacked.
 
-    The loops over lines are not unrolled: the compiler would keep all codes in
-    registers, which are needed for sums.
+    The loops over lines stay loops: unrolled, they make the compiler keep all codes
+    in registers, which the sums need.
 
     Args:
         x: The first row's part, `[lines][MR][4]` int8.
@@ -129,6 +129,7 @@ def unpacked_dots[
         `[turn]` vectors of 16 output rows.
     """
     comptime fit = min(lines, _lines_in_int16[kind]())
+    comptime assert lines % fit == 0, "the last lines are fewer"
     var sums = Array[Sums, turn](fill=0)
     comptime if HAS == AVX2 and fit == lines:
         var words = Array[Words, turn](fill=0)

@@ -22,7 +22,7 @@ from tests.unit.test_kernels import (
 
 WIDTHS = sorted({encoding.block_columns for encoding in Encoding})
 # Tokens, rows, and columns by blocks of 1, 32 and 256. A panel has 16 rows, a tile
-# of tokens 8 at most, a vector 16 numbers.
+# of tokens 16 at most, a vector 16 numbers.
 SHAPES = [
     (1, 1, {1: 1, 32: 32, 256: 256}),
     (7, 15, {1: 2, 32: 64, 256: 512}),
