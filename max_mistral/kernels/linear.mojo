@@ -150,17 +150,9 @@ struct Linear:
                         columns,
                         epsilon,
                     )
-            var m = begin
-            comptime for step in range(5):
-                comptime MR = max_mr >> step
-                comptime if MR > 0:
-                    while end - m >= MR:
-                        interleave_rows[dense_weights, rounds_x, MR](
-                            buffer.unsafe_offset(m * x_row),
-                            floats.unsafe_offset((m - begin) * columns),
-                            columns,
-                        )
-                        m += MR
+            interleave_rows[_kind(kinds, 0), portable, rounds_x](
+                buffer.unsafe_offset(begin * x_row), floats, end - begin, columns
+            )
             _ = scratch^
 
         if tiles <= 2:

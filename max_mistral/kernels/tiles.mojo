@@ -6,6 +6,9 @@ from . import dense, quantized, unpacked
 from .dots import HAS, NO_DOTS
 from .layout import ROWS, Floats, encoding, is_dense, panel_bytes
 
+# Tiles have `max_rows` rows, or half of that and so on, down to one.
+comptime TILE_SIZES = 5
+
 
 def _avx512[portable: Bool, feature: StaticString = "avx512f"]() -> Bool:
     """Whether to use AVX-512 and one of its features, by LLVM's name."""
@@ -66,13 +69,29 @@ def row_bytes[dense_weights: Bool, rounded: Bool](columns: Int) -> Int:
 
 @inline(.always)
 def interleave_rows[
-    dense_weights: Bool, rounded: Bool, MR: Int
-](dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], columns: Int):
-    """Interleaves `MR` rows of activations, as the tiles of that size read them."""
-    comptime if dense_weights:
-        dense.interleave_rows[rounded, MR](dst, x, columns)
-    else:
-        quantized.interleave_rows[rounded, MR](dst, x, columns)
+    kind: Int, portable: Bool, rounded: Bool
+](
+    dst: MutPointer[UInt8, _],
+    x: ImmPointer[Float32, _],
+    tokens: Int,
+    columns: Int,
+):
+    """Interleaves rows of activations, as the tiles of `multiply_panels` read them.
+    """
+    comptime max_mr = max_rows[kind, portable, rounded]()
+    var x_row = row_bytes[is_dense[kind](), rounded](columns)
+    var m = 0
+    comptime for step in range(TILE_SIZES):
+        comptime MR = max_mr >> step
+        comptime if MR > 0:
+            while tokens - m >= MR:
+                var to = dst.unsafe_offset(m * x_row)
+                var rows = x.unsafe_offset(m * columns)
+                comptime if is_dense[kind]():
+                    dense.interleave_rows[rounded, MR](to, rows, columns)
+                else:
+                    quantized.interleave_rows[rounded, MR](to, rows, columns)
+                m += MR
 
 
 @inline(.always)
@@ -142,7 +161,7 @@ def _panels[
     """Multiplies all rows of activations by `NR` panels, which stay in the cache."""
     comptime max_mr = max_rows[kind, portable, rounded]()
     var m = 0
-    comptime for step in range(5):
+    comptime for step in range(TILE_SIZES):
         comptime MR = max_mr >> step
         comptime if MR > 0:
             while tokens - m >= MR:

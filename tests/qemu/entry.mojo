@@ -54,7 +54,6 @@ def _linear[
     var x = activations.unsafe_bitcast[Float32]()
     var y = output.unsafe_bitcast[Float32]()
     comptime dense_weights = is_dense[kind]()
-    comptime max_mr = tiles.max_rows[kind, False, rounded]()
     var x_row = tiles.row_bytes[dense_weights, rounded](columns)
 
     @inline(.always)
@@ -62,17 +61,7 @@ def _linear[
         for i in range(min(count, ROWS)):
             y.unsafe_store(token * rows + column + i, sums[i])
 
-    var m = 0
-    comptime for step in range(5):
-        comptime MR = max_mr >> step
-        comptime if MR > 0:
-            while tokens - m >= MR:
-                tiles.interleave_rows[dense_weights, rounded, MR](
-                    scratch.unsafe_offset(m * x_row),
-                    x.unsafe_offset(m * columns),
-                    columns,
-                )
-                m += MR
+    tiles.interleave_rows[kind, False, rounded](scratch, x, tokens, columns)
     tiles.multiply_panels[kind, False, rounded](
         write,
         scratch,

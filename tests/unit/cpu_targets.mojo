@@ -1,7 +1,7 @@
 """Calls the linear layers and attention's parts, so that they are compiled."""
 
 from kernels import kv_cache, softmax, spans, tiles
-from kernels.layout import KINDS, Floats, is_dense
+from kernels.layout import KINDS, Floats
 
 
 def main() raises:
@@ -18,8 +18,8 @@ def main() raises:
         comptime for portable in [False, True]:
             comptime rounded = tiles.rounds[kind, portable]()
             var matrix = tiles.Matrix(65536, 16, 0)
-            tiles.interleave_rows[is_dense[kind](), rounded, 1](
-                packed.unsafe_ptr(), floats.unsafe_ptr(), 256
+            tiles.interleave_rows[kind, portable, rounded](
+                packed.unsafe_ptr(), floats.unsafe_ptr(), 1, 256
             )
             tiles.multiply_panels[kind, portable, rounded](
                 write,
