@@ -34,8 +34,7 @@ from max.graph import (
 )
 
 from benchmarks.cpu import in_process
-from max_mistral.cublas import load_cublas
-from max_mistral.gpu_kernels import library
+from max_mistral.matmuls import MULTISTAGE, OWN, VENDOR, compile_with
 from max_mistral.products import (
     Operand,
     Product,
@@ -46,7 +45,7 @@ from max_mistral.products import (
 from max_mistral.self_check import encode, rows_of, wrong_products
 from workbench.demo import ROOT
 
-MATMULS = ("own", "cublas", "multistage", "fp8")
+MATMULS = {"own": OWN, "cublas": VENDOR, "multistage": MULTISTAGE, "fp8": MULTISTAGE}
 ROWS = (1, 2, 8, 16, 32, 64, 128, 256, 1024, 4096)
 SECONDS = 0.2
 CONFIG = ROOT / "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/config.json"
@@ -91,9 +90,8 @@ def on_device(operand: Operand, device: Device) -> Buffer:
 
 def ceilings(device: Device) -> dict[str, float]:
     """Returns bytes a second of a copy, and operations a second of cuBLAS."""
-    load_cublas()
     session = InferenceSession(devices=[device])
-    session._use_vendor_blas("true")
+    compile_with(VENDOR, session)
     ref, side = DeviceRef.from_device(device), 8192
     square = TensorType(DType.bfloat16, (side, side), ref)
     with Graph("ceilings", input_types=[square, square]) as graph:
@@ -116,11 +114,8 @@ def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:
     """Returns what the self-check finds, and seconds for each number of rows."""
     device = Accelerator()
     session = InferenceSession(devices=[device])
-    if matmul == "cublas":
-        load_cublas()
-        session._use_vendor_blas("true")
+    libraries = compile_with(MATMULS[matmul], session)
     every = products(config, matmul)
-    libraries = [library()] if matmul in ("multistage", "fp8") else []
     with default_custom_extensions_scope(*libraries):
         start = time.perf_counter()
         wrong = wrong_products(session, device, every, DType.bfloat16)
@@ -184,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("engine", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--matmuls", nargs="+", choices=MATMULS, default=MATMULS)
+    parser.add_argument("--matmuls", nargs="+", choices=MATMULS, default=[*MATMULS])
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     config = json.loads(arguments.config.read_text())

@@ -73,9 +73,7 @@ def asked_for(
         raise UserError(f"{MATMUL_VARIABLE} is {found!r}. Set it to max or multistage.")
     flag = pipeline_config.runtime.use_vendor_blas.lower()
     is_vendor = flag not in ("false", "off", "no", "0")
-    format_ = config.quantization
-    needs_own = format_ is not None and format_.needs_own_matmul
-    if found == "max" and not needs_own:
+    if found == "max" and not config.needs_own_matmul:
         return VENDOR if is_vendor else OWN
     if is_vendor:
         other = _FLAGS[MULTISTAGE] if found == "multistage" else _KEEP
@@ -117,8 +115,6 @@ def use_right_matmul(
     asked = matmul = asked_for(config, pipeline_config, device)
     if device.is_host or is_virtual_device_mode():
         return _libraries(asked)
-    if asked is VENDOR and accelerator_api() == "cuda":
-        load_cublas()
     if is_on:
         start = time.perf_counter()
         choices = choices_for(asked, accelerator_api())
@@ -135,7 +131,20 @@ def use_right_matmul(
             f"were compiled with it. Compile them with {_FLAGS[matmul]} and "
             "start with that too, or leave --precompiled-mefs out."
         )
+    return compile_with(matmul, session)
+
+
+def compile_with(matmul: Matmul, session: InferenceSession) -> list[Path]:
+    """Has ``session`` compile what it loads from now on with a matmul.
+
+    Nothing takes that back.
+
+    Returns:
+        The kernels that the graphs must be traced with.
+    """
     if matmul is VENDOR:
+        if accelerator_api() == "cuda":
+            load_cublas()
         session._use_vendor_blas("true")
     return _libraries(matmul)
 
@@ -200,13 +209,11 @@ def _finding(
     """Returns what is wrong with a matmul on this device."""
     if matmul is VENDOR and accelerator_api() == "cuda" and load_cublas() is None:
         return f"is not installed ({INSTALL})"
-    # Its own session, since nothing takes the choice of a matmul back.
     session = InferenceSession(devices=[device])
     pipeline_config.configure_session(session)
-    if matmul is VENDOR:
-        session._use_vendor_blas("true")
     try:
-        with default_custom_extensions_scope(*_libraries(matmul)):
+        libraries = compile_with(matmul, session)
+        with default_custom_extensions_scope(*libraries):
             wrong = wrong_products(session, device, products(config), config.dtype)
     except Exception as error:
         if matmul is OWN:

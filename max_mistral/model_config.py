@@ -191,6 +191,11 @@ class MistralConfig(ArchConfigWithKVCache):
             if name.startswith(prefix)
         }
 
+    @property
+    def needs_own_matmul(self) -> bool:
+        """Whether its quantized products run on ``gpu_kernels/``."""
+        return self.quantization is not None and self.quantization.needs_own_matmul
+
     def linears(self, part: Part, layer: int) -> Linears:
         """Returns what a block's attention or MLP is made of, where not packed."""
         if self.quantization is None:

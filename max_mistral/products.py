@@ -59,7 +59,7 @@ def products(config: MistralConfig) -> list[Product]:
     found = [] if config.embeds else [Product(vocabulary, hidden, "float32")]
     if config.quantization is None:
         found += block_products(hidden, wide, queries, keys, then)
-    elif config.quantization.needs_own_matmul:
+    elif config.needs_own_matmul:
         found += block_products(hidden, wide, queries, keys, fp8=True)
     return list(dict.fromkeys(found))
 

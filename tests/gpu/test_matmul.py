@@ -16,8 +16,7 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, TensorType
 from max.nn import Linear
 
-from max_mistral.cublas import load_cublas
-from max_mistral.gpu_kernels import library
+from max_mistral import matmuls
 
 MOST_ROWS = 256
 UNIT = 2.0**-8  # the unit roundoff of bfloat16
@@ -25,12 +24,15 @@ UNIT = 2.0**-8  # the unit roundoff of bfloat16
 
 @pytest.fixture(scope="module")
 def session():
-    """With ``MAX_MISTRAL_VENDOR_BLAS=1`` cuBLAS computes, as where ours is wrong."""
-    made = InferenceSession(devices=[Accelerator()])
+    return InferenceSession(devices=[Accelerator()])
+
+
+def matmul():
+    """The one that the environment asks for: MAX's own may be wrong."""
     if os.environ.get("MAX_MISTRAL_VENDOR_BLAS") == "1":
-        load_cublas()
-        made._use_vendor_blas("true")
-    return made
+        return matmuls.VENDOR
+    is_multistage = os.environ.get(matmuls.MATMUL_VARIABLE) == "multistage"
+    return matmuls.MULTISTAGE if is_multistage else matmuls.OWN
 
 
 def compile_products(session, weights):
@@ -52,9 +54,7 @@ def compile_products(session, weights):
         TensorType(DType.bfloat16, ["rows", weight.shape[1]], device=device)
         for weight in weights
     ]
-    # So that MAX's multistage GEMM computes.
-    is_multistage = os.environ.get("MAX_MISTRAL_MATMUL") == "multistage"
-    libraries = [library()] if is_multistage else []
+    libraries = matmuls.compile_with(matmul(), session)
     with Graph("linear", input_types=types, custom_extensions=libraries) as graph:
         xs = [value.tensor for value in graph.inputs]
         graph.output(*(layer(x) for layer, x in zip(layers, xs, strict=True)))

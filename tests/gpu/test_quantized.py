@@ -49,9 +49,7 @@ def compile_block(session, module):
         TensorType(DType.bfloat16, ["rows", width], device=device)
         for width in (config.hidden_size, queries)
     ]
-    format_ = config.quantization  # None of FP8 that became bfloat16
-    needs_own = format_ is not None and format_.needs_own_matmul
-    libraries = [library()] if needs_own else []
+    libraries = [library()] if config.needs_own_matmul else []
     with Graph("block", input_types=types, custom_extensions=libraries) as graph:
         x, y = (value.tensor for value in graph.inputs)
         attention = block.self_attn

@@ -285,9 +285,7 @@ def start(monkeypatch):
     compiled.
     """
 
-    def start(
-        wrong=(), asked="false", host=False, mefs=None, api="cuda", quantization=None
-    ):
+    def start(wrong=(), asked="false", host=False, mefs=None, api="cuda", own=False):
         checked, switched = [], []
 
         def finding(matmul, *_):
@@ -300,7 +298,7 @@ def start(monkeypatch):
         monkeypatch.setattr(matmuls, "library", lambda: "multistage.mojoc")
         runtime = SimpleNamespace(use_vendor_blas=asked, precompiled_mefs=mefs)
         libraries = use_right_matmul(
-            SimpleNamespace(quantization=quantization),
+            SimpleNamespace(needs_own_matmul=own),
             SimpleNamespace(runtime=runtime),
             SimpleNamespace(_use_vendor_blas=switched.append),
             SimpleNamespace(is_host=host),
@@ -338,14 +336,11 @@ def test_the_multistage_gemm_is_asked_for(start, monkeypatch):
 
 
 def test_fp8_that_is_kept_needs_our_kernels(start, monkeypatch):
-    kept = SimpleNamespace(needs_own_matmul=True)
-    assert start(quantization=kept) == ([MULTISTAGE], [MULTISTAGE])
+    assert start(own=True) == ([MULTISTAGE], [MULTISTAGE])
     with pytest.raises(UserError, match="leave MAX_MISTRAL_FP8=keep out"):
-        start(quantization=kept, wrong=[MULTISTAGE])
+        start(own=True, wrong=[MULTISTAGE])
     with pytest.raises(UserError, match="MAX_MISTRAL_FP8=keep and --use-vendor-blas"):
-        start(quantization=kept, asked="true")
-    other = SimpleNamespace(needs_own_matmul=False)
-    assert start(quantization=other) == ([OWN], [OWN])
+        start(own=True, asked="true")
 
 
 @pytest.mark.parametrize(
