@@ -25,12 +25,14 @@ from .formats import WeightFormat
 from .formats.tensors import check_known, quantized_tensors
 from .hf_quantization import read_quantization
 from .kernels import KernelMode
+from .kernels.packing import Encoding
 from .progress import progress
 from .sharing import Sharing
 from .weights.dtypes import FLOATS, cast, check_dtype
 from .weights.finite import check_weight
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
+from .weights.kept import KeptMatrices
 from .weights.names import (
     EMBEDDING,
     HEAD,
@@ -45,6 +47,7 @@ from .weights.names import (
 )
 from .weights.packed import ENCODINGS, PackedWeight, on_cpu, pack_matrix, runs_packed
 from .weights.safetensors_file import stored_tensors
+from .weights.stored import Stored
 
 logger = logging.getLogger("max.pipelines")
 
@@ -73,7 +76,8 @@ def convert_safetensor_state_dict(
             misshapen, of a dtype that does not run, not finite, or the file
             that is truncated.
     """
-    stored = stored_tensors(pipeline_config.model.resolved_weight_paths())
+    paths = pipeline_config.model.resolved_weight_paths()
+    stored = stored_tensors(paths)
     source = pipeline_config.model.model_path
     scheme = find_scheme(state_dict, huggingface_config)
     tower = find_text_tower(state_dict)
@@ -112,35 +116,38 @@ def convert_safetensor_state_dict(
         logger.info("The %s weights become bfloat16 at load", quantization.NAME)
         scales, expected = _take_scales(quantization, expected, tensors, dtype, source)
         restores, quantization = quantization, None
+    kept = KeptMatrices.of(paths, repr(restores)) if packed else None
     weights: dict[str, WeightData] = {}
     items: Iterable[tuple[str, ExpectedTensor]] = expected.items()
     if packed or restores is not None:
         items = progress(expected.items(), "Loading weights", "tensors")
     for name, tensor in items:
-        found, data = tensors[name], None
+        found, restored = tensors[name], None
         if restores is not None and tensor.graph in scales:
-            check_weight(found, source)
-            data = restores.restore(
-                stored[name].read(), tensor.shape, scales[tensor.graph]
+            scale = scales[tensor.graph]
+            restored = partial(
+                _restored, restores, found, stored[name], tensor.shape, scale, source
             )
-            found = _bfloat16(name, data, tensor.shape)
         heads = None  # HF's order already
         if scheme == "native":
             heads = rotary_heads(tensor.graph, huggingface_config)
-        if quantization is None:
+        if quantization is None and restored is None:
             check_dtype(found, FLOATS, source)
         if len(tensor.shape) == 2 and packed:
-            encoding = ENCODINGS[found.dtype]
+            encoding = Encoding.BF16 if restored else ENCODINGS[found.dtype]
             weights[tensor.graph] = pack_matrix(
                 tensor.graph,
-                stored[name] if data is None else data,
+                restored or stored[name],
                 tensor.shape,
                 encoding,
                 name,
                 source,
                 heads,
+                kept,
             )
             continue
+        if restored is not None:
+            found = _bfloat16(name, restored(), tensor.shape)
         stored_weight = found
         if heads is not None:
             found = on_rows(found, partial(split_rotary, heads=heads))
@@ -185,7 +192,10 @@ def convert_gguf_state_dict(
     dtype = activation_dtype(pipeline_config.model)
     checkpoint = GGUFCheckpoint(paths[0], vocabulary=False)
     packed = runs_packed(pipeline_config, kernel_mode)
-    found = checkpoint.weights(huggingface_config, packed=packed, headless=headless)
+    kept = KeptMatrices.of(paths) if packed else None
+    found = checkpoint.weights(
+        huggingface_config, packed=packed, headless=headless, kept=kept
+    )
     weights = {
         name: weight if isinstance(weight, PackedWeight) else cast(weight, dtype)
         for name, weight in found
@@ -212,6 +222,19 @@ def _take_scales(
             scale = quantization.convert(tensor.graph, found[name], dtype, source)
             scales[weight] = scale
     return scales, others
+
+
+def _restored(
+    restores: WeightFormat,
+    weight: WeightData,
+    stored: Stored,
+    shape: tuple[int, ...],
+    scale: WeightData,
+    source: str,
+) -> npt.NDArray[np.uint8]:
+    """Returns the bytes of a quantized weight in bfloat16."""
+    check_weight(weight, source)
+    return restores.restore(stored.read(), shape, scale)
 
 
 def _bfloat16(

@@ -37,24 +37,28 @@ _STEP = 2**22
 _ONE = np.array([1], np.float16).view(np.uint8)
 
 
-def encode(
-    stored: Stored, kind: GGMLQuantizationType, shape: tuple[int, ...]
-) -> tuple[Stored | Bytes, Encoding]:
-    """Returns a matrix in an encoding that has a kernel: its bytes, or where they are.
+def encoding_of(kind: GGMLQuantizationType) -> Encoding:
+    """Returns the encoding that a matrix of a type has, or gets.
 
     Types that have no other one become float16, whose rounding (2^-11) is far below
     their own.
+    """
+    if kind.name in Encoding.__members__:
+        return Encoding[kind.name]
+    return _ENCODERS[kind][0] if kind in _ENCODERS else Encoding.F16
+
+
+def encode(stored: Stored, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> Bytes:
+    """Returns the bytes of a matrix in the encoding of :func:`encoding_of`.
 
     Args:
         stored: Where its bytes are.
-        kind: What they are.
+        kind: What they are; a type without a kernel.
         shape: ``(rows, columns)``.
 
     Raises:
         UserError: (a ``ValueError``) if the ``gguf`` package cannot read the type.
     """
-    if kind.name in Encoding.__members__:
-        return stored, Encoding[kind.name]
     data = stored.read()
     if kind in _ENCODERS:
         encoding, encode_blocks = _ENCODERS[kind]
@@ -65,9 +69,9 @@ def encode(
         for start in range(0, len(blocks), step):
             part = slice(start, start + step)
             encoded[part] = encode_blocks(blocks[part])
-        return encoded.reshape(-1), encoding
+        return encoded.reshape(-1)
     values = dequantize_rows(data, kind, shape)
-    return values.astype(np.float16).view(np.uint8), Encoding.F16
+    return values.astype(np.float16).view(np.uint8)
 
 
 def dequantize_rows(

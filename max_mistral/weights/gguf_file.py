@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ from ..kernels.packing import Encoding
 from ..other_models import refuse_other_models
 from ..progress import progress
 from .finite import check_bytes
-from .gguf_encode import dequantize_rows, encode
+from .gguf_encode import dequantize_rows, encode, encoding_of
 from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
+from .kept import KeptMatrices
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
-from .packed import pack_matrix
+from .packed import Bytes, pack_matrix
+from .stored import Stored
 
 logger = logging.getLogger("max.pipelines")
 
@@ -137,7 +140,12 @@ class GGUFCheckpoint:
         return RopeScaling(rope_type="divisors", divisors=tuple(values.tolist()))
 
     def weights(
-        self, config: PretrainedConfig, *, packed: bool, headless: bool = False
+        self,
+        config: PretrainedConfig,
+        *,
+        packed: bool,
+        headless: bool = False,
+        kept: KeptMatrices | None = None,
     ) -> Iterator[tuple[str, WeightData]]:
         """Yields each tensor under its name in the graph.
 
@@ -147,6 +155,7 @@ class GGUFCheckpoint:
             config: The HF config that the tensors must fit.
             packed: Whether to pack the matrices.
             headless: Whether to leave a head out.
+            kept: Matrices that an earlier start packed; by default none.
 
         Raises:
             UserError: (a ``ValueError``) if the tensors do not fit the config,
@@ -168,14 +177,16 @@ class GGUFCheckpoint:
             heads = rotary_heads(graph, config)
             kind = tensor.kind
             if packed and len(shape) == 2:
-                data, encoding = encode(tensor.stored, kind, shape)
+                encoding = encoding_of(kind)
+                data: Stored | Callable[[], Bytes] = tensor.stored
                 if encoding.name != kind.name:
                     repacked[f"{kind.name} as {encoding.name}"] += 1
+                    data = partial(encode, tensor.stored, kind, shape)
                 yield (
                     graph,
                     pack_matrix(
                         *(graph, data, shape, encoding),
-                        *(tensor.name, str(self.path), heads),
+                        *(tensor.name, str(self.path), heads, kept),
                     ),
                 )
                 continue

@@ -6,7 +6,7 @@ than the packed weights do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,13 @@ from max.pipelines.lib import PipelineConfig
 
 from .. import kernels
 from ..kernels import KernelMode
-from ..kernels.packing import Encoding, pack, pack_rows
+from ..kernels.packing import Encoding, pack, pack_rows, packed_shape
 from .finite import check_bytes
 from .heads import split_rotary
+from .kept import KeptMatrices
 from .stored import Stored
+
+Bytes = npt.NDArray[np.uint8]
 
 ENCODINGS = {
     DType.float32: Encoding.F32,
@@ -70,49 +73,66 @@ def encodings_of(weights: Mapping[str, WeightData]) -> dict[str, Encoding]:
 
 def pack_matrix(
     name: str,
-    data: Stored | npt.NDArray[np.uint8],
+    data: Stored | Callable[[], Bytes],
     shape: tuple[int, ...],
     encoding: Encoding,
     tensor: str,
     source: str,
     heads: int | None = None,
+    kept: KeptMatrices | None = None,
 ) -> PackedWeight:
-    """Reads, checks and packs a matrix, some rows at a time.
+    """Reads, checks and packs a matrix, or takes it as an earlier start packed it.
 
     Args:
         name: Its name in the graph.
-        data: Where its bytes are, or these, row by row.
+        data: Where its bytes are, or what returns them, row by row.
         shape: ``(rows, columns)``.
         encoding: What the bytes are.
         tensor: Its name in the checkpoint, for messages.
         source: What to call the checkpoint in them.
         heads: For a Q or K projection in the rotary order of Mistral or
             llama.cpp, how many heads it has.
+        kept: Those of an earlier start; by default none.
 
     Raises:
         UserError: (a ``ValueError``) if a number is NaN or infinite, or the file
             became shorter since its header was read.
     """
     rows, columns = shape
+    array = (kept or KeptMatrices()).matrix(
+        f"{name}.{rows}x{columns}.{encoding.name}.{heads or 0}",
+        packed_shape(encoding, rows, columns),
+        lambda: _packed(data, rows, columns, encoding, tensor, source, heads),
+    )
+    return PackedWeight(array, name, DType.uint8, Shape(array.shape), encoding=encoding)
+
+
+def _packed(
+    data: Stored | Callable[[], Bytes],
+    rows: int,
+    columns: int,
+    encoding: Encoding,
+    tensor: str,
+    source: str,
+    heads: int | None,
+) -> Bytes:
+    """Packs a matrix some rows at a time; see :func:`pack_matrix`."""
     width = columns // encoding.block_columns * encoding.block_bytes
-    size = data.size
-    assert size == rows * width
     if heads is not None:
         # Its rows move through the whole matrix.
-        data = data.read() if isinstance(data, Stored) else data
-        check_bytes(tensor, data, encoding, columns, source)
-        moved = split_rotary(data.reshape(rows, width), heads)
-        array = pack(moved, encoding, columns)
-    else:
+        whole = data.read() if isinstance(data, Stored) else data()
+        check_bytes(tensor, whole, encoding, columns, source)
+        return pack(split_rotary(whole.reshape(rows, width), heads), encoding, columns)
+    stored = data if isinstance(data, Stored) else data().reshape(-1).view(np.uint8)
+    assert stored.size == rows * width
 
-        def some_rows(start: int, end: int) -> npt.NDArray[np.uint8]:
-            first, length = start * width, (end - start) * width
-            if isinstance(data, Stored):
-                part = data.read(first, length)
-            else:
-                part = data.reshape(-1).view(np.uint8)[first : first + length]
-            check_bytes(tensor, part, encoding, columns, source, first_row=start)
-            return part.reshape(end - start, width)
+    def some_rows(start: int, end: int) -> Bytes:
+        first, length = start * width, (end - start) * width
+        if isinstance(stored, Stored):
+            part = stored.read(first, length)
+        else:
+            part = stored[first : first + length]
+        check_bytes(tensor, part, encoding, columns, source, first_row=start)
+        return part.reshape(end - start, width)
 
-        array = pack_rows(some_rows, rows, encoding, columns)
-    return PackedWeight(array, name, DType.uint8, Shape(array.shape), encoding=encoding)
+    return pack_rows(some_rows, rows, encoding, columns)

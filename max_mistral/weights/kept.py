@@ -1,0 +1,199 @@
+"""Packed matrices, kept on disk for the next start, which maps them.
+
+To pack takes seconds a gigabyte; a mapped file takes none, and several processes
+share its memory. It is kept by what it was made of, so a changed checkpoint or
+another version of this package makes a new one, and the old one goes. Like compiled
+kernels, it is taken only from files that no other user could have written.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import is_virtual_device_mode
+
+from ..disk import sync
+from ..errors import UserError
+from ..own_folders import cache_roots, is_ours, make_ours
+
+logger = logging.getLogger("max.pipelines")
+
+VARIABLE = "MAX_MISTRAL_KEEP_PACKED"
+FOLDER = "packed"
+
+# Below that, packing takes a second.
+_LEAST_BYTES = 2**27
+# How many times the checkpoint's size must be free: a cache is not worth a full disk.
+_ROOM = 4
+_UNUSED = 30 * 24 * 3600.0
+_PARTIAL = "part-"
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def enabled() -> bool:
+    """Whether ``MAX_MISTRAL_KEEP_PACKED`` is ``on``, the default, or ``off``.
+
+    Raises:
+        UserError: (a ``ValueError``) for another value.
+    """
+    found = os.environ.get(VARIABLE, "on")
+    if found not in ("on", "off"):
+        raise UserError(f"{VARIABLE} is {found!r}. Set it to on or off.")
+    return found == "on"
+
+
+class KeptMatrices:
+    """The packed matrices of one checkpoint.
+
+    Args:
+        folder: Where they are kept; ``None`` keeps none.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], how: str = "") -> KeptMatrices:
+        """Returns those of a checkpoint, if it is one that they are kept for.
+
+        Args:
+            paths: Its files.
+            how: What else it depends on what a matrix holds.
+        """
+        # max warm-cache may have zeros for a checkpoint that is not there.
+        if not enabled() or is_virtual_device_mode():
+            return cls()
+        try:
+            return cls(_folder_for(paths, how))
+        except OSError as error:
+            logger.warning("Packed weights cannot be kept: %s", error)
+            return cls()
+
+    def matrix(
+        self, name: str, shape: tuple[int, int], make: Callable[[], Bytes]
+    ) -> Bytes:
+        """Returns a packed matrix, mapped if it was kept, or else made and kept.
+
+        Args:
+            name: What tells it from the checkpoint's others, also if they were
+                packed in another way; a file's name.
+            shape: Of the uint8 array that ``make`` returns.
+            make: Packs it.
+        """
+        if self._folder is None:
+            return make()
+        path = self._folder / name
+        try:
+            found = _mapped(path, shape)
+        except OSError:  # not there, or no longer
+            found = None
+        if found is not None:
+            return found
+        made = make()
+        try:
+            _write(path, made)
+        except OSError as error:
+            logger.warning("Packed weights cannot be kept: %s", error)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        return made
+
+
+def _folder_for(paths: Sequence[Path], how: str) -> Path | None:
+    """Returns the folder of a checkpoint as it is now, which is there and ours.
+
+    ``None`` if the checkpoint is too small for one, or the disk too full.
+    """
+    found = [(path.absolute(), path.stat()) for path in paths]
+    size = sum(stat.st_size for _, stat in found)
+    if size < _LEAST_BYTES:
+        return None
+    root = next(iter(cache_roots()))
+    root.parent.mkdir(parents=True, exist_ok=True)
+    place = hashlib.sha256(b"\n".join(os.fsencode(path) for path, _ in found))
+    state = hashlib.sha256(f"{_code()}\n{how}\n".encode())
+    for _, stat in found:
+        state.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+    checkpoint = root / FOLDER / place.hexdigest()[:16]
+    folder = checkpoint / state.hexdigest()[:16]
+    for each in (root, root / FOLDER, checkpoint):
+        make_ours(each)
+    if not is_ours(folder):
+        _sweep(checkpoint)
+        if shutil.disk_usage(root).free < _ROOM * size:
+            logger.info("Packed weights are not kept: %s has too little room", root)
+            return None
+        make_ours(folder)
+        logger.info(
+            "Packed weights are kept in %s for the next start; %s=off leaves that out",
+            folder,
+            VARIABLE,
+        )
+    os.utime(checkpoint)
+    return folder
+
+
+@functools.cache
+def _code() -> str:
+    """Returns a hash of the code that says what a packed matrix holds."""
+    digest = hashlib.sha256(version("max_mistral").encode())
+    package = Path(__file__).parents[1]
+    for folder in ("formats", "kernels", "weights"):
+        for source in sorted((package / folder).glob("*.py")):
+            digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
+def _sweep(checkpoint: Path) -> None:
+    """Removes what an earlier state left, and checkpoints not used for a month."""
+    for path in checkpoint.iterdir():
+        shutil.rmtree(path, ignore_errors=True)
+    for path in checkpoint.parent.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > _UNUSED:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _mapped(path: Path, shape: tuple[int, int]) -> Bytes | None:
+    """Returns a file's bytes, which are read when they are used; ``None`` if not ours.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        size = shape[0] * shape[1]
+        if not is_ours(path) or os.fstat(descriptor).st_size != size:
+            return None
+        # MAX takes no array that cannot be written to.
+        pages = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+    finally:
+        os.close(descriptor)
+    return np.frombuffer(pages, np.uint8).reshape(shape)
+
+
+def _write(path: Path, packed: Bytes) -> None:
+    """The file appears whole, and only once the disk has it."""
+    descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(packed.data)
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

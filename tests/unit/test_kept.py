@@ -1,0 +1,265 @@
+"""Packed matrices from an earlier start: those of this checkpoint and of this user."""
+
+import logging
+import os
+import shutil
+import stat
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from transformers import MistralConfig
+
+from max_mistral.errors import UserError
+from max_mistral.kernels.packing import Encoding
+from max_mistral.prepare.gguf_config import read_config
+from max_mistral.weights import kept as module
+from max_mistral.weights.gguf_file import GGUFCheckpoint
+from max_mistral.weights.kept import VARIABLE, KeptMatrices
+from max_mistral.weights.packed import PackedWeight, pack_matrix
+from tests.harness import load_safetensors, store
+from tests.unit.test_gguf import write_gguf
+from workbench.runner import make_pipeline_config
+
+SHAPE = (3, 128)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A home that is no one's; checkpoints of any size are kept there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_LEAST_BYTES", 0)
+    return tmp_path / "cache" / "max_mistral" / module.FOLDER
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    return path
+
+
+class Packer:
+    def __init__(self, value=7):
+        self.value, self.runs = value, 0
+
+    def __call__(self):
+        self.runs += 1
+        return np.full(SHAPE, self.value, np.uint8)
+
+
+def matrix(checkpoint, packer, name="a", how=""):
+    found = KeptMatrices.of([checkpoint], how).matrix(name, SHAPE, packer)
+    assert found.shape == SHAPE
+    assert np.all(found == packer.value)
+    return found
+
+
+def files(cache):
+    return [path for path in cache.glob("*/*/*") if path.is_file()]
+
+
+def test_it_is_packed_once(checkpoint, cache):
+    packer = Packer()
+    matrix(checkpoint, packer)
+    # Mapped: it can be written to, as MAX asks, and the file does not change.
+    matrix(checkpoint, packer)[0, 0] = 1
+    matrix(checkpoint, packer)
+    assert packer.runs == 1
+    assert [path.name for path in files(cache)] == ["a"]
+
+
+def test_each_has_its_own(checkpoint):
+    matrix(checkpoint, Packer(1), "a")
+    matrix(checkpoint, Packer(2), "b")
+    matrix(checkpoint, Packer(1), "a")
+    matrix(checkpoint, Packer(3), "a", how="another quantization")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_bytes(b"weights, longer"),
+        lambda path: os.utime(path, ns=(0, 1)),
+    ],
+    ids=["size", "time"],
+)
+def test_another_checkpoint_in_its_place(checkpoint, cache, change):
+    matrix(checkpoint, Packer(1))
+    change(checkpoint)
+    matrix(checkpoint, Packer(2))
+    assert len(files(cache)) == 1
+
+
+def test_another_version_of_the_code(checkpoint, cache, monkeypatch):
+    matrix(checkpoint, Packer(1))
+    monkeypatch.setattr(module, "_code", lambda: "another")
+    matrix(checkpoint, Packer(2))
+    assert len(files(cache)) == 1
+
+
+def test_two_files_with_the_same_bytes(checkpoint, tmp_path):
+    matrix(checkpoint, Packer(1))
+    other = tmp_path / "other.safetensors"
+    shutil.copy2(checkpoint, other)
+    matrix(other, Packer(2))
+
+
+def test_no_other_user_can_write_to_it(checkpoint, cache):
+    umask = os.umask(0)
+    try:
+        matrix(checkpoint, Packer())
+    finally:
+        os.umask(umask)
+    for each in (cache, *cache.rglob("*")):
+        assert not stat.S_IMODE(each.lstat().st_mode) & 0o077
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"short"),
+        lambda path: path.write_bytes(bytes(SHAPE[0] * SHAPE[1] + 1)),
+        lambda path: path.unlink(),
+        lambda path: path.chmod(0o602),
+        lambda path: path.parent.chmod(0o777),
+        lambda path: path.unlink() or path.mkdir(),
+    ],
+    ids=["cut", "longer", "gone", "file's mode", "folder's mode", "folder"],
+)
+def test_what_is_damaged_or_open_to_others_is_not_taken(checkpoint, cache, damage):
+    matrix(checkpoint, Packer(1))
+    damage(files(cache)[0])
+    matrix(checkpoint, Packer(2))
+
+
+def test_a_link_is_not_followed(checkpoint, cache, tmp_path):
+    matrix(checkpoint, Packer(1))
+    path = files(cache)[0]
+    path.rename(tmp_path / "other")
+    path.symlink_to(tmp_path / "other")
+    matrix(checkpoint, Packer(2))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_user_is_not_taken(checkpoint, cache):
+    matrix(checkpoint, Packer(1))
+    os.chown(files(cache)[0], 4242, 4242)
+    matrix(checkpoint, Packer(2))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_folder_of_another_user_is_left_alone(checkpoint, cache, caplog):
+    matrix(checkpoint, Packer(1))
+    os.chown(cache, 4242, 4242)
+    with caplog.at_level(logging.WARNING, logger="max.pipelines"):
+        matrix(checkpoint, Packer(2))
+    assert "belongs to another user" in caplog.text
+
+
+def test_a_disk_that_is_full_keeps_nothing(checkpoint, cache, caplog, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "sync", full)
+    packers = {name: Packer(i) for i, name in enumerate("abc")}
+    kept = KeptMatrices.of([checkpoint])
+    with caplog.at_level(logging.WARNING, logger="max.pipelines"):
+        for name, packer in packers.items():
+            assert np.all(kept.matrix(name, SHAPE, packer) == packer.value)
+    assert caplog.text.count("No space left") == 1
+    assert not files(cache)
+
+
+def test_what_would_fill_the_disk_is_not_kept(checkpoint, cache, monkeypatch):
+    usage = SimpleNamespace(free=27)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    matrix(checkpoint, Packer(1))
+    assert not files(cache)
+    usage.free = 28
+    matrix(checkpoint, Packer(1))
+    assert len(files(cache)) == 1
+
+
+def test_a_small_one_is_not_kept(checkpoint, cache, monkeypatch):
+    monkeypatch.setattr(module, "_LEAST_BYTES", 8)
+    matrix(checkpoint, Packer())
+    assert not cache.exists()
+
+
+def test_what_was_not_used_for_a_month_goes(checkpoint, cache, tmp_path):
+    matrix(checkpoint, Packer(1))
+    (old,) = cache.iterdir()
+    before = time.time() - 31 * 24 * 3600
+    os.utime(old, (before, before))
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"other")
+    matrix(other, Packer(2))
+    assert not old.exists()
+    # The next start of the other one counts as its use.
+    (new,) = cache.iterdir()
+    os.utime(new, (before, before))
+    matrix(other, Packer(2))
+    matrix(checkpoint, Packer(1))
+    assert new.exists()
+
+
+def test_nothing_is_kept_where_it_is_off(checkpoint, cache, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "off")
+    matrix(checkpoint, Packer())
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr(module, "is_virtual_device_mode", lambda: True)
+    matrix(checkpoint, Packer())
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("value", ["", "On", "1", "yes"])
+def test_another_value_is_refused(checkpoint, monkeypatch, value):
+    monkeypatch.setenv(VARIABLE, value)
+    with pytest.raises(UserError, match=r"KEEP_PACKED is .* to on or off"):
+        KeptMatrices.of([checkpoint])
+
+
+def test_a_matrix_packed_in_another_way_is_another(checkpoint, tmp_path):
+    values = np.random.default_rng(0).standard_normal((16, 8), dtype=np.float32)
+    data = store(values, tmp_path)
+    pack = partial(pack_matrix, "w", data, tensor="w", source="it")
+    for options in ({}, {"heads": 2}, {"heads": 4}, {"shape": (8, 16)}):
+        options = {"shape": (16, 8), "encoding": Encoding.F32} | options
+        made = pack(**options)
+        kept = [
+            pack(kept=KeptMatrices.of([checkpoint]), **options).data for _ in range(2)
+        ]
+        assert all(np.array_equal(each, made.data) for each in kept), options
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert np.array_equal(
+            np.from_dlpack(weight.data), np.from_dlpack(second[name].data)
+        )
+    return sum(isinstance(weight, PackedWeight) for weight in first.values())
+
+
+def test_a_gguf_file(tmp_path, cache):
+    path = write_gguf(tmp_path / "m.gguf")
+    checkpoint = GGUFCheckpoint(path)
+    config = MistralConfig(**read_config(checkpoint))
+    load = partial(checkpoint.weights, config, packed=True)
+    found = [dict(load(kept=KeptMatrices.of([path]))) for _ in range(2)]
+    count = same(found[0], dict(load()))
+    assert same(found[1], found[0]) == count == len(files(cache))
+
+
+def test_safetensors(checkpoint_of, cache):
+    found = [load_safetensors(checkpoint_of) for _ in range(2)]
+    count = same(*found)
+    assert 0 < count == len(files(cache))
+
+
+@pytest.fixture
+def checkpoint_of(checkpoints):
+    return make_pipeline_config(checkpoints["gqa"])
