@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 
 from .encoding import activation_dtype
 from .errors import UserError
-from .formats import WeightFormat
+from .formats.restored import RestoredWeights
 from .formats.tensors import check_known, quantized_tensors
 from .hf_quantization import read_quantization
 from .kernels import KernelMode
@@ -47,7 +47,6 @@ from .weights.names import (
 )
 from .weights.packed import ENCODINGS, PackedWeight, on_cpu, pack_matrix, runs_packed
 from .weights.safetensors_file import stored_tensors
-from .weights.stored import Stored
 
 logger = logging.getLogger("max.pipelines")
 
@@ -108,36 +107,32 @@ def convert_safetensor_state_dict(
     )
     dtype = activation_dtype(pipeline_config.model)
     packed = runs_packed(pipeline_config, kernel_mode)
-    restores: WeightFormat | None = None
-    scales: dict[str, WeightData] = {}
+    restored: RestoredWeights | None = None
     if quantization is not None and quantization.is_restored(
         on_cpu=on_cpu(pipeline_config)
     ):
         logger.info("The %s weights become bfloat16 at load", quantization.NAME)
-        scales, expected = _take_scales(quantization, expected, tensors, dtype, source)
-        restores, quantization = quantization, None
-    kept = KeptMatrices.of(paths, repr(restores)) if packed else None
+        restored = RestoredWeights(quantization, expected, tensors, dtype, source)
+        expected, quantization = restored.tensors, None
+    how = repr(restored.weight_format) if restored is not None else ""
+    kept = KeptMatrices.of(paths, how) if packed else None
     weights: dict[str, WeightData] = {}
     items: Iterable[tuple[str, ExpectedTensor]] = expected.items()
-    if packed or restores is not None:
+    if packed or restored is not None:
         items = progress(expected.items(), "Loading weights", "tensors")
     for name, tensor in items:
-        found, restored = tensors[name], None
-        if restores is not None and tensor.graph in scales:
-            scale = scales[tensor.graph]
-            restored = partial(
-                _restored, restores, found, stored[name], tensor.shape, scale, source
-            )
+        found = tensors[name]
+        restore = restored.bytes_of(name, stored[name]) if restored else None
         heads = None  # HF's order already
         if scheme == "native":
             heads = rotary_heads(tensor.graph, huggingface_config)
-        if quantization is None and restored is None:
+        if quantization is None and restore is None:
             check_dtype(found, FLOATS, source)
         if len(tensor.shape) == 2 and packed:
-            encoding = Encoding.BF16 if restored else ENCODINGS[found.dtype]
+            encoding = Encoding.BF16 if restore else ENCODINGS[found.dtype]
             weights[tensor.graph] = pack_matrix(
                 tensor.graph,
-                restored or stored[name],
+                restore or stored[name],
                 tensor.shape,
                 encoding,
                 name,
@@ -146,8 +141,8 @@ def convert_safetensor_state_dict(
                 kept,
             )
             continue
-        if restored is not None:
-            found = _bfloat16(name, restored(), tensor.shape)
+        if restore is not None:
+            found = _bfloat16(name, restore(), tensor.shape)
         stored_weight = found
         if heads is not None:
             found = on_rows(found, partial(split_rotary, heads=heads))
@@ -202,39 +197,6 @@ def convert_gguf_state_dict(
     }
     sharing = Sharing.of(huggingface_config, pipeline_config.model)
     return copy_kv_heads(weights, sharing)
-
-
-def _take_scales(
-    quantization: WeightFormat,
-    expected: Mapping[str, ExpectedTensor],
-    found: Mapping[str, WeightData],
-    dtype: DType,
-    source: str,
-) -> tuple[dict[str, WeightData], dict[str, ExpectedTensor]]:
-    """Returns the scales by the names of their weights, and the other tensors."""
-    scales = {}
-    others = {}
-    for name, tensor in expected.items():
-        weight, _, role = tensor.graph.rpartition("_")
-        if role != "scale":
-            others[name] = tensor
-        elif weight.endswith(".weight"):
-            scale = quantization.convert(tensor.graph, found[name], dtype, source)
-            scales[weight] = scale
-    return scales, others
-
-
-def _restored(
-    restores: WeightFormat,
-    weight: WeightData,
-    stored: Stored,
-    shape: tuple[int, ...],
-    scale: WeightData,
-    source: str,
-) -> npt.NDArray[np.uint8]:
-    """Returns the bytes of a quantized weight in bfloat16."""
-    check_weight(weight, source)
-    return restores.restore(stored.read(), shape, scale)
 
 
 def _bfloat16(

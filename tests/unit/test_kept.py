@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from max.driver import DeviceSpec
 from transformers import MistralConfig
 
 from max_mistral.errors import UserError
@@ -21,6 +22,7 @@ from max_mistral.weights.kept import VARIABLE, KeptMatrices
 from max_mistral.weights.packed import PackedWeight, pack_matrix
 from tests.harness import load_safetensors, store
 from tests.unit.test_gguf import write_gguf
+from workbench.quantized import LAYOUTS, pipeline, write_quantized
 from workbench.runner import make_pipeline_config
 
 SHAPE = (3, 128)
@@ -258,6 +260,19 @@ def test_safetensors(checkpoint_of, cache):
     found = [load_safetensors(checkpoint_of) for _ in range(2)]
     count = same(*found)
     assert 0 < count == len(files(cache))
+
+
+@pytest.mark.parametrize("name", ["block", "native"])
+def test_fp8_that_becomes_bfloat16(tmp_path, cache, name):
+    write_quantized(tmp_path / "fp8", LAYOUTS[name])
+    on_cpu = pipeline(
+        tmp_path / "fp8",
+        device_specs=[DeviceSpec.cpu()],
+        quantization_encoding="float32",
+        weight_path=[tmp_path / "fp8" / "model.safetensors"],
+    )
+    found = [load_safetensors(on_cpu) for _ in range(2)]
+    assert 0 < same(*found) == len(files(cache))
 
 
 @pytest.fixture
