@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from max import driver, tree
+from max import tree
 from max.driver import DeviceSpec
 
 from max_mistral.formats.fp8 import VARIABLE
@@ -31,14 +31,12 @@ from scripts.check_gpu_compile import CASES, Case
 from tests.harness import build
 from workbench.compiled_ops import COPY, Kernel, compiled_kernels
 from workbench.runner import make_pipeline_config
+from workbench.virtual import use_virtual_gpus
 
 
 def kernels_of(case: Case) -> list[Kernel]:
     """Returns the kernels of a case's graph. Once in a process: MAX keeps the GPU."""
-    api, architecture = case.target.split(":")
-    driver.set_virtual_device_api(api)
-    driver.set_virtual_device_target_arch(architecture)
-    driver.set_virtual_device_count(case.devices)
+    use_virtual_gpus(case.target, case.devices)
     os.environ[VARIABLE] = "keep" if case.keep else "bfloat16"
     devices = [DeviceSpec.accelerator(i) for i in range(case.devices)]
     with tempfile.TemporaryDirectory() as folder:

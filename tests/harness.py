@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-from max import driver
 from max.graph.weights import WeightData, load_weights
 from max.nn import kernels as max_kernels
 from max.nn.transformer import ReturnLogits
@@ -23,6 +22,7 @@ from max_mistral.data_parallel import DataParallelMistral
 from max_mistral.mistral import Mistral
 from max_mistral.weight_adapters import convert_safetensor_state_dict
 from max_mistral.weights.stored import Stored
+from workbench.virtual import use_real_devices, use_virtual_gpus
 
 Array = npt.NDArray[np.float32]
 
@@ -42,10 +42,8 @@ def load_safetensors(
 
 @contextmanager
 def virtual_gpus(architecture: str) -> Iterator[None]:
-    """GPUs to build a graph for, where there are none: as ``max warm-cache`` does."""
-    driver.set_virtual_device_api("cuda")
-    driver.set_virtual_device_target_arch(architecture)
-    driver.set_virtual_device_count(8)
+    """Eight of NVIDIA's GPUs to build a graph for, where there are none."""
+    use_virtual_gpus(f"cuda:{architecture}", 8)
     # A process remembers the first architecture that it asked for.
     named = {"accelerator_architecture_name": lambda: architecture}
     try:
@@ -55,9 +53,7 @@ def virtual_gpus(architecture: str) -> Iterator[None]:
         ):
             yield
     finally:
-        driver.set_virtual_device_count(0)
-        driver.set_virtual_device_target_arch("")
-        driver.set_virtual_device_api("")
+        use_real_devices()
 
 
 def build(

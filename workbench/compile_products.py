@@ -11,13 +11,14 @@ product of each on it, which compiles in a minute.
 
 import sys
 
-from max import driver
+from max.driver import Accelerator
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, default_custom_extensions_scope
 
 from max_mistral.gpu_kernels import library
 from max_mistral.products import Product, block_products, check_graph
+from workbench.virtual import use_virtual_gpus
 
 HEAD = Product(32768, 4096, "float32")
 # Of as many terms as the largest tile needs, and too few for the others.
@@ -32,15 +33,12 @@ def of_a_7b(*, fp8: bool) -> list[Product]:
 def main() -> None:
     """The command line."""
     target, *matmul = sys.argv[1:]
-    api, architecture = target.split(":")
-    driver.set_virtual_device_api(api)
-    driver.set_virtual_device_target_arch(architecture)
-    driver.set_virtual_device_count(1)
+    use_virtual_gpus(target, 1)
     libraries = [library()] if matmul else []
     products = SMALL if matmul == ["small"] else of_a_7b(fp8=matmul == ["fp8"])
     with default_custom_extensions_scope(*libraries):
         graph = check_graph(products, DType.bfloat16, DeviceRef.GPU())
-    InferenceSession(devices=[driver.Accelerator()]).load(graph)
+    InferenceSession(devices=[Accelerator()]).load(graph)
 
 
 if __name__ == "__main__":
