@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from max.driver import Buffer
+from max.driver import Buffer, Device
 from max.engine import InferenceSession
 from max.nn.kv_cache import KVCacheInputs
 from max.pipelines.context import LogProbabilities, TextContext
-from max.pipelines.lib import ModelInputs, ModelOutputs
+from max.pipelines.lib import ModelInputs, ModelOutputs, PipelineConfig
 from max.pipelines.lib.log_probabilities import LogProbabilitiesMixin
+
+from .host_scores import HostScores
 
 
 class EchoLogProbabilities(LogProbabilitiesMixin):
@@ -24,6 +26,23 @@ class EchoLogProbabilities(LogProbabilitiesMixin):
     """
 
     _scored: tuple[ModelInputs, list[TextContext]] | None = None
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: InferenceSession,
+        devices: list[Device],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        arguments = (pipeline_config, session, devices, *args)
+        if not devices[0].is_host:
+            super().__init__(*arguments, **kwargs)
+            return
+        # Past MAX's own, which compiles its graph.
+        super(LogProbabilitiesMixin, self).__init__(*arguments, **kwargs)
+        self._logprobs_device = devices[0]
+        self._logprobs_model: Any = HostScores()
 
     def prepare_initial_token_inputs(
         self,

@@ -35,6 +35,7 @@ from typing_extensions import override
 from .batch_processor import MistralBatchProcessor
 from .build import build_graph
 from .errors import UserError
+from .graph_cache import find_at_once
 from .inputs import MistralInputs
 from .kv_room import with_room
 from .log_probabilities import EchoLogProbabilities
@@ -95,10 +96,11 @@ class MistralModel(
                     "pass memory_plan."
                 )
             memory_plan = MemoryEstimator.plan(pipeline_config, architecture)
+        find_at_once(session)
         super().__init__(
             pipeline_config,
             session,
-            devices=devices,
+            devices,
             kv_cache_config=kv_cache_config,
             weights=weights,
             adapter=adapter

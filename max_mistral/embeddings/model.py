@@ -33,6 +33,7 @@ from max.pipelines.lib.utils import parse_state_dict_from_weights
 from typing_extensions import override
 
 from ..build import build_graph
+from ..graph_cache import find_at_once
 from ..inputs import MistralInputs
 from ..matmuls import use_right_matmul
 from ..model_config import MistralConfig
@@ -76,6 +77,7 @@ class MistralEmbeddingModel(PipelineModel[TextContext, MistralEmbeddingConfig, M
         memory_plan: MemoryPlan,
         max_batch_size: int | None = None,
     ) -> None:
+        find_at_once(session)
         super().__init__(
             pipeline_config,
             session,
