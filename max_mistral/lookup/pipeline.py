@@ -34,6 +34,7 @@ from .grammar import Mask, masks_of_rows
 from .greedy import GreedySampler, likeliest
 from .odds import MOST, Candidate, Cost, Odds, how_many
 from .rows import sampled_rows, with_drafts
+from .samplers import samplers_together
 
 Tokens = npt.NDArray[np.int64]
 
@@ -60,7 +61,8 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
     """Generates text, several tokens a step where the text repeats itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with samplers_together():
+            super().__init__(*args, **kwargs)
         assert self._sampler_without_bitmask is not None
         plain: Any = GreedySampler(self._sampler_without_bitmask)
         self._sampler_without_bitmask = plain

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from max_mistral.host_scores import TOP
 from tests.seams import (
     CONTRIBUTING,
     SEAMS,
@@ -1236,6 +1237,63 @@ def the_plain_sampler():
     says(f"{module}:_sample_logits", r"logits,\s*prev_tokens,\s*\*sampler_inputs")
     says(f"{module}:_sample_logits", r"tokens, generated_tokens = sampler_output\[:2\]")
     says(f"{module}:_sample_logits", r"new_seed = sampler_output\[-1\]")
+
+
+@seam(
+    "a pipeline gets its samplers from `load_sampler_graphs`, by their roles",
+    "load_sampler_graphs TopKSampler compile_graphs init_graphs",
+    "compare `load_samplers` in `lookup/samplers.py` with it",
+)
+def two_samplers():
+    module = "max.pipelines.lib.pipeline_variants.text_generation"
+    load = f"{module}:load_sampler_graphs"
+    takes(load, 4)
+    arguments = ["session", "pipeline_config", "sampler_device_ref", "self.vocab_size"]
+    called = r"load_sampler_graphs\(\s*" + r",\s*".join(arguments) + r",?\s*\)"
+    says(f"{module}:TextGenerationPipeline", called)
+    # What it makes of each, in the order of ours.
+    keywords = "device needs_bitmask_input unpadded_vocab_size"
+    arguments = [rf"{name}=\w+" for name in keywords.split()]
+    made = r"TopKSampler\(\s*pipeline_config\.sampling,\s*" + r",\s*".join(arguments)
+    says(load, made, r"sampler\.input_types", "return artifacts, init_graphs")
+    says(load, r"if pipeline_config\.needs_bitmask_constraints:")
+    takes("max.pipelines.lib.graph_specs:GraphSpec", 3, "group custom_extensions")
+    says("max.pipelines.lib.graph_specs:compile_graphs", r"spec\.group")
+
+
+@seam(
+    "`InferenceSession` compiles and finds a graph by its `compile`, and a graph's "
+    "module as the graph itself",
+    "find_at_once kernel_libraries_paths",
+    "time a second start (`python -m benchmarks.start`): if MAX finds a graph as fast "
+    "as its module, drop `graph_cache.py`",
+)
+def how_graphs_are_found():
+    session = "max.engine:InferenceSession"
+    takes(f"{session}.compile", 2, "custom_extensions tile_based_fusion")
+    says(f"{session}.load", r"self\.load_all\(")
+    says(f"{session}.load_all", r"self\.compile_reusing_mefs\(")
+    says(f"{session}.compile_reusing_mefs", r"self\.compile\(")
+    has("max.graph:Graph", "module kernel_libraries_paths")
+    # What takes the time, and is not done for a module.
+    says("max.engine.api", "seed_kernel_decls", r"elif isinstance\(model, Module\)")
+
+
+@seam(
+    "what MAX's graph of log-probabilities takes and returns",
+    "_logprobs_model _logprobs_device LogProbabilitiesMixin",
+    "compare `HostScores` in `host_scores.py` with MAX's "
+    "`compute_log_probabilities_ragged`",
+)
+def the_graph_of_log_probabilities():
+    module = "max.pipelines.lib.log_probabilities"
+    assert find(module)._MAX_TOP_LOGPROBS == TOP
+    has(f"{module}:LogProbabilitiesMixin", "_logprobs_model _logprobs_device")
+    listed = "kernel_logits tokens sampled_tokens logit_row_offsets token_row_offsets "
+    listed += "output_row_offsets output_row_offsets"
+    called = r"(?s)model\.execute\(\s*" + r"\W.*?".join(listed.split())
+    ragged = f"{module}:compute_log_probabilities_ragged"
+    says(ragged, called, r"lp_logits\[output_index, -1\]", "if token < vocab_size")
 
 
 @seam(
