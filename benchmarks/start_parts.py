@@ -25,11 +25,7 @@ PARTS = {
         "max_mistral.model",
         "MistralModel._load_state_dict",
     ),
-    "log-probabilities' graph": ("max.engine", "InferenceSession.load"),
-    "the sampler's graphs": (
-        "max.pipelines.lib.pipeline_variants.text_generation",
-        "load_sampler_graphs",
-    ),
+    "the samplers' graphs": ("max_mistral.lookup.samplers", "load_samplers"),
     "first token": ("max.pipelines.lib.generate", "GenerateIterator.step"),
 }
 
