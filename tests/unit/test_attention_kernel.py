@@ -11,6 +11,7 @@ from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Graph, TensorType, ops
 
 from max_mistral import kernels
+from max_mistral.graph_cache import find_at_once
 
 EPS = float(np.finfo(np.float32).eps)
 LAYERS, LAYER, SCALE = 2, 1, 0.1
@@ -169,7 +170,9 @@ def run():
                 },
             )
         graph.output(*outputs)
-    model = InferenceSession(devices=[CPU()]).load(graph)
+    session = InferenceSession(devices=[CPU()])
+    find_at_once(session)
+    model = session.load(graph)
     pools = {}
 
     def run(requests, lay=lambda blocks: (blocks, -1), spoil=lambda inputs: None):

@@ -1,7 +1,4 @@
-"""The CPU kernels against float64, for every encoding, on this CPU and any.
-
-All of them in one graph, which is compiled once.
-"""
+"""The CPU kernels against float64, for every encoding, on this CPU and any."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +11,7 @@ from gguf.quants import dequantize
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession
-from max.graph import DeviceRef, Graph, TensorType, ops
+from max.graph import DeviceRef, Graph, TensorType
 from mojo.run import subprocess_run_mojo
 
 from max_mistral import kernels
@@ -25,17 +22,18 @@ from max_mistral.kernels.packing import (
     packed_shape,
     panel_bytes,
 )
-from max_mistral.layers.packed import (
-    Normed,
-    PackedLinear,
-    PackedQKV,
-    embed,
-    linear,
-    multiply,
-    rounds,
-)
+from max_mistral.layers.packed import PackedLinear, PackedQKV, linear, rounds
 from max_mistral.weights.gguf_encode import encode, encoding_of
 from tests.harness import store
+from tests.unit import kernel_graph
+from tests.unit.kernel_graph import (
+    EPSILON,
+    HOWS,
+    MIXED,
+    NAMED,
+    ROUNDED,
+    WIDTHS,
+)
 
 EPS = float(np.finfo(np.float32).eps)
 LAYOUTS = Path(__file__).with_name("layouts.mojo")
@@ -46,9 +44,6 @@ DENSE = {
     Encoding.BF16: ml_dtypes.bfloat16,
     Encoding.F16: np.float16,
 }
-# Kinds of weights in one operation, one of them twice.
-MIXED = [Encoding.Q4_K, Encoding.Q6_K, Encoding.Q4_K]
-EPSILON = 0.25
 # Where the float16 numbers of a block are.
 SCALES = {
     Encoding.Q6_K: [208],
@@ -118,87 +113,34 @@ def activations(tokens, width):
     return np.random.default_rng(1).standard_normal((tokens, width)).astype(np.float32)
 
 
-# How a linear layer runs, by the encoding of its weight.
-HOWS = {
-    "fast": lambda encoding: {"rounded": encoding not in DENSE},
-    "exact": lambda encoding: {},
-    "portable": lambda encoding: {"portable": True},
-}
 # 16 + 8 + 4 + 1: a tile of every size that a CPU has.
 MANY = 29
 TOKENS = np.array([0, 17, 99, 5, 17], np.int64)
-
-
-# Outputs beside those of each encoding.
-ROUNDED = ["rounded", "rounded, portable"]
-NAMED = ["dense", "mixed", "fused", *ROUNDED, "normed"]
 
 
 def norm_weight():
     return np.random.default_rng(2).standard_normal(DENSE_COLUMNS).astype(np.float32)
 
 
+def more():
+    return np.random.default_rng(3).standard_normal(ROWS).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def run():
-    """Runs every kernel on ``tokens`` rows.
-
-    Returns encoding -> how -> output, and outputs by name.
-    """
-    cpu = DeviceRef.CPU()
-    encodings = list(Encoding)
-    weights = {e: random_weight(e)[0] for e in encodings}
-    inputs = [
-        TensorType(DType.float32, ["tokens", DENSE_COLUMNS], cpu),
-        TensorType(DType.float32, ["tokens", QUANTIZED_COLUMNS], cpu),
-        TensorType(DType.int64, ["ids"], cpu),
-    ] + [
-        TensorType(DType.uint8, list(packed_shape(e, ROWS, columns(e))), cpu)
-        for e in encodings
-    ]
-    with Graph(
-        "kernels", input_types=inputs, custom_extensions=[kernels.library()]
-    ) as graph:
-        dense, quantized, ids, *packed = (value.tensor for value in graph.inputs)
-        outputs = []
-
-        def linear(x, encodings, **how):
-            weights = [packed[int(encoding)] for encoding in encodings]
-            return multiply(x, weights, encodings, [ROWS] * len(weights), **how)
-
-        for encoding, weight in zip(encodings, packed, strict=True):
-            x = dense if encoding in DENSE else quantized
-            for how in HOWS.values():
-                outputs.append(linear(x, [encoding], **how(encoding)))
-            outputs.append(embed(ids, weight, encoding, x.shape[1]))
-        outputs.append(linear(dense, list(DENSE)))
-        outputs.append(linear(quantized, MIXED, rounded=True))
-        # What comes before and after is part of the operation.
-        halved = linear(quantized * 0.5, [Encoding.Q4_K], rounded=True)
-        outputs.append(halved + quantized[:, :ROWS])
-        for portable in (False, True):
-            bfloat16 = [Encoding.BF16]
-            outputs.append(linear(dense, bfloat16, portable=portable, rounded=True))
-        norm = ops.constant(norm_weight(), DType.float32, device=cpu)
-        outputs.append(linear(Normed(dense, norm, EPSILON), [Encoding.F32]))
-        graph.output(*outputs)
-    model = InferenceSession(devices=[CPU()]).load(graph)
-    packed_weights = {
-        e: Buffer.from_numpy(pack(w, e, columns(e))) for e, w in weights.items()
-    }
+    """Runs every kernel on ``tokens`` rows, as ``kernel_graph.run`` does."""
+    weights = {e: pack(random_weight(e)[0], e, columns(e)) for e in Encoding}
 
     def run(tokens, ids=TOKENS, other=None):
         """Runs it on other weights, by their encoding, if there are any."""
-        buffers = packed_weights | (other or {})
-        found = model.execute(
-            Buffer.from_numpy(activations(tokens, DENSE_COLUMNS)),
-            Buffer.from_numpy(activations(tokens, QUANTIZED_COLUMNS)),
-            Buffer.from_numpy(np.array(ids, np.int64)),
-            *buffers.values(),
-        )
-        arrays = [output.to_numpy() for output in found]
-        rest = iter(arrays)
-        each = {e: {how: next(rest) for how in [*HOWS, "embedding"]} for e in encodings}
-        return each | dict(zip(NAMED, rest, strict=True))
+        xs = {
+            width: activations(
+                tokens, DENSE_COLUMNS if width == 1 else QUANTIZED_COLUMNS
+            )
+            for width in WIDTHS
+        }
+        ids = np.array(ids, np.int64)
+        return kernel_graph.run(xs, ids, more(), norm_weight(), weights | (other or {}))
 
     return run
 
@@ -303,8 +245,7 @@ def test_dense_and_quantized_projections_of_one_input():
 
 def test_what_is_fused_is_as_it_would_be_alone(many):
     # A power of two scales float32 sums and int8 steps without rounding.
-    x = activations(MANY, QUANTIZED_COLUMNS)[:, :ROWS]
-    want = many[Encoding.Q4_K]["fast"] * np.float32(0.5) + x
+    want = many[Encoding.Q4_K]["fast"] * np.float32(0.5) + more()
     assert np.array_equal(many["fused"], want)
 
 
@@ -325,7 +266,7 @@ def test_an_embedding_that_is_encoded_anew_is_exact(run, source):
     data, want, encoding = encoded_blocks(
         source, SCALES.get(source, [0]), ROWS, QUANTIZED_COLUMNS
     )
-    packed = Buffer.from_numpy(pack(data, encoding, QUANTIZED_COLUMNS))
+    packed = pack(data, encoding, QUANTIZED_COLUMNS)
     found = run(1, other={encoding: packed})[encoding]["embedding"]
     np.testing.assert_allclose(found, want[TOKENS], rtol=4 * EPS, atol=1e-30)
 
