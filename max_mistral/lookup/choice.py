@@ -11,7 +11,6 @@ from max.pipelines.modeling.types import PipelineTask
 
 from ..kernels import library
 from ..weights.packed import runs_packed
-from . import enabled
 from .pipeline import LookupPipeline
 
 
@@ -21,12 +20,10 @@ def make_pipeline(*, pipeline_config: PipelineConfig, **kwargs: Any) -> Any:
     MAX's own kernels may round otherwise where a step has more rows, so they
     (``MAX_MISTRAL_KERNELS=off``) never get drafts.
     """
-    pipeline = get_pipeline_for_task(PipelineTask.TEXT_GENERATION, pipeline_config)
     if not runs_packed(pipeline_config):
-        return pipeline(pipeline_config=pipeline_config, **kwargs)
-    if enabled():
-        pipeline = LookupPipeline
+        plain = get_pipeline_for_task(PipelineTask.TEXT_GENERATION, pipeline_config)
+        return plain(pipeline_config=pipeline_config, **kwargs)
     # MAX reads its own kernels, most of a second, for each graph without kernels
     # of others, but once for all graphs with the same: for the sampler's too then.
     with default_custom_extensions_scope(library()):
-        return pipeline(pipeline_config=pipeline_config, **kwargs)
+        return LookupPipeline(pipeline_config=pipeline_config, **kwargs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from max.pipelines.context import (
 )
 from max.pipelines.context.logit_processors_type import (
     BatchProcessorInputs,
-    LogitsProcessor,
     ProcessorInputs,
 )
 from max.pipelines.lib import ModelOutputs, TextGenerationPipeline
@@ -29,6 +27,8 @@ from max.pipelines.modeling.types import (
 from max.pipelines.sampling import FusedSamplingProcessor
 from max.pipelines.speculative.utils import _SpeculativeDecodingMetrics
 
+from . import enabled
+from .counts import Counts, only_count
 from .drafts import Draft, propose
 from .grammar import Mask, masks_of_rows
 from .greedy import GreedySampler, likeliest
@@ -37,28 +37,15 @@ from .rows import sampled_rows, with_drafts
 from .samplers import samplers_together
 
 Tokens = npt.NDArray[np.int64]
-
-
-@dataclass
-class Counts(_SpeculativeDecodingMetrics):
-    """What MAX's log and metrics say of a step: drafts differ in length here."""
-
-    drafted: int = 0
-    came: int = 0
-
-    @property
-    def draft_tokens_generated(self) -> int:
-        """How many tokens were drafted."""
-        return self.drafted
-
-    @property
-    def output_tokens(self) -> int:
-        """How many tokens came of the step."""
-        return self.came
+_NONE: Tokens = np.empty(0, np.int64)
 
 
 class LookupPipeline(TextGenerationPipeline[TextContext]):
-    """Generates text, several tokens a step where the text repeats itself."""
+    """Generates text, several tokens a step where the text repeats itself.
+
+    Without drafts (``MAX_MISTRAL_LOOKUP=off``) a step still takes less of Python
+    than MAX's own.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with samplers_together():
@@ -66,6 +53,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         assert self._sampler_without_bitmask is not None
         plain: Any = GreedySampler(self._sampler_without_bitmask)
         self._sampler_without_bitmask = plain
+        self._drafts = enabled()
         self._cost = Cost()
         self._odds: dict[RequestID, Odds] = {}
         self._counts: Counts | None = None
@@ -86,6 +74,10 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         batch = inputs.flat_batch
         if not batch or not all(self._may_draft(context) for context in batch):
             return super()._execute(inputs)
+        if not self._drafts:
+            found = self._step(inputs, [_NONE] * len(batch))
+            self._counts = None
+            return found
         began = time.perf_counter()
         before = [len(context.tokens) for context in batch]
         proposed = [self._propose(context) for context in batch]
@@ -242,12 +234,3 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             self._kv_manager.step(context)
         self._counts = counts
         return found
-
-
-def only_count(processors: Sequence[LogitsProcessor] | None) -> bool:
-    """Whether a request's logits are only counted, which ``max generate`` does."""
-    if not processors:
-        return True
-    from max._entrypoints.cli.generate import TrackMetrics
-
-    return all(isinstance(each, TrackMetrics) for each in processors)

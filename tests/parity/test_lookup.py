@@ -77,6 +77,16 @@ def test_the_text_is_that_without(batch, prompts, name, kind):
     assert 0 < found.right < found.drafted
 
 
+def test_without_drafts_a_step_of_ours_is_maxs(batch, prompts, monkeypatch):
+    requests = [Request(prompt, 16) for prompt in prompts]
+    plain = batch.answer(requests, lookup=False)
+    monkeypatch.setattr(batch.pipeline, "_drafts", False)
+    found = batch.answer(requests, lookup=True)
+    assert found.tokens == plain.tokens
+    assert found.drafted == 0
+    assert found.steps == plain.steps
+
+
 def test_max_generate_drafts_and_counts_each_token(batch, prompts):
     counted = TextGenerationMetrics()
     counts = {"top_k": 1, "logits_processors": [TrackMetrics(counted)]}

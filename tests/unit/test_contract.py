@@ -1215,7 +1215,7 @@ def a_step_of_decoding():
 @seam(
     "`max generate` counts tokens and the time to the first in a logits processor",
     "_entrypoints TrackMetrics",
-    "`only_count` in `lookup/pipeline.py` lets no other processor have drafts",
+    "`only_count` in `lookup/counts.py` lets no other processor have drafts",
 )
 def what_max_generate_counts():
     counts = "max._entrypoints.cli.generate:TrackMetrics"

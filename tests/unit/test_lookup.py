@@ -301,7 +301,7 @@ def test_all_others_are_left_to_max(top_k, more, width):
     ("variable", "value", "chosen", "shared"),
     [
         ("MAX_MISTRAL_LOOKUP", "on", "LookupPipeline", True),
-        ("MAX_MISTRAL_LOOKUP", "off", "MAX's", True),
+        ("MAX_MISTRAL_LOOKUP", "off", "LookupPipeline", True),
         ("MAX_MISTRAL_KERNELS", "off", "MAX's", False),
     ],
 )
