@@ -13,8 +13,9 @@ def find_at_once(session: InferenceSession) -> None:
     """Has ``session`` find a compiled graph in MAX's cache in no time, on a CPU.
 
     MAX 26.7 puts what it knows of all its kernels into a graph before it looks for
-    it in its cache, 2 to 4 s of work for each graph. Into a module of graphs it puts
-    nothing, so a graph is handed over as its module. To compile takes as long.
+    it in its cache, seconds of work for each graph. Into a module of graphs it puts
+    nothing, so a graph is handed over as its module. One that is not in the cache
+    takes as long to compile as before.
 
     Args:
         session: Where it is to be so; nothing changes for one that has a GPU, on

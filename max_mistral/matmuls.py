@@ -22,6 +22,7 @@ from .gpu_kernels import library
 from .model_config import MistralConfig
 from .products import products
 from .self_check import ROWS, Wrong, wrong_products
+from .switches import is_on
 
 logger = logging.getLogger("max.pipelines")
 
@@ -47,10 +48,7 @@ def self_check() -> bool:
     Raises:
         UserError: (a ``ValueError``) if it is neither ``on`` nor ``off``.
     """
-    found = os.environ.get(VARIABLE, "on")
-    if found not in ("on", "off"):
-        raise UserError(f"{VARIABLE} is {found!r}. Set it to on or off.")
-    return found == "on"
+    return is_on(VARIABLE)
 
 
 def asked_for(

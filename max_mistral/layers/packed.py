@@ -155,6 +155,28 @@ def multiply(
     Returns:
         float32 ``[tokens, sum(out_dims)]``.
     """
+    rows = ops.constant(np.array(out_dims, np.int64), device=CPU)
+    return multiply_any(
+        *(x, weights, encodings, rows, sum(out_dims)),
+        portable=portable,
+        rounded=rounded,
+    )
+
+
+def multiply_any(
+    x: Activations,
+    weights: Sequence[TensorValue],
+    encodings: Sequence[Encoding],
+    rows: TensorValue,
+    out_dim: DimLike,
+    *,
+    portable: bool,
+    rounded: bool,
+) -> TensorValue:
+    """Does what :func:`multiply` does, with weights of any number of rows.
+
+    ``rows`` has each weight's, int64 ``[weights]``, and ``out_dim`` is their sum.
+    """
     kinds = sum(int(encoding) << 8 * i for i, encoding in enumerate(encodings))
     normed = isinstance(x, Normed)
     if isinstance(x, Normed):
@@ -168,10 +190,10 @@ def multiply(
             x,
             norm,
             ops.constant(epsilon, DType.float32, device=CPU),
-            ops.constant(np.array(out_dims, np.int64), device=CPU),
+            rows,
             *weights,
         ],
-        [TensorType(DType.float32, [x.shape[0], sum(out_dims)], CPU)],
+        [TensorType(DType.float32, [x.shape[0], out_dim], CPU)],
         parameters={
             "kinds": kinds,
             "portable": portable,

@@ -11,9 +11,7 @@ The idea is prompt lookup decoding (A. Saxena, 2023; ``ngram`` in vLLM).
 :mod:`.rows` lays them out for the graph, and :mod:`.pipeline` runs the step.
 """
 
-import os
-
-from ..errors import UserError
+from ..switches import is_on
 
 
 def enabled() -> bool:
@@ -22,7 +20,4 @@ def enabled() -> bool:
     Raises:
         UserError: (a ``ValueError``) for another value.
     """
-    found = os.environ.get("MAX_MISTRAL_LOOKUP", "on")
-    if found not in ("on", "off"):
-        raise UserError(f"MAX_MISTRAL_LOOKUP is {found!r}. Set it to on or off.")
-    return found == "on"
+    return is_on("MAX_MISTRAL_LOOKUP")

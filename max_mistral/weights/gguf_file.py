@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..fields import MOST_SCALE, Fields
 from ..hf_rope import RopeScaling
 from ..kernels.packing import Encoding
+from ..kernels.pieces import Bytes
 from ..other_models import refuse_other_models
 from ..progress import progress
 from .finite import check_bytes
@@ -24,7 +25,7 @@ from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
 from .kept import KeptMatrices
 from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
-from .packed import Bytes, pack_matrix
+from .packed import pack_matrix
 from .stored import Stored
 
 logger = logging.getLogger("max.pipelines")

@@ -14,20 +14,21 @@ import logging
 import mmap
 import os
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from max.driver import is_virtual_device_mode
 
 from ..disk import sync
-from ..errors import UserError
+from ..kernels.pieces import Bytes
 from ..own_folders import cache_roots, is_ours, make_ours
+from ..switches import is_on
 
 logger = logging.getLogger("max.pipelines")
 
@@ -40,20 +41,8 @@ _LEAST_BYTES = 2**27
 _ROOM = 4
 _UNUSED = 30 * 24 * 3600.0
 _PARTIAL = "part-"
-
-Bytes = npt.NDArray[np.uint8]
-
-
-def enabled() -> bool:
-    """Whether ``MAX_MISTRAL_KEEP_PACKED`` is ``on``, the default, or ``off``.
-
-    Raises:
-        UserError: (a ``ValueError``) for another value.
-    """
-    found = os.environ.get(VARIABLE, "on")
-    if found not in ("on", "off"):
-        raise UserError(f"{VARIABLE} is {found!r}. Set it to on or off.")
-    return found == "on"
+# No matrix is written for as long.
+_ABANDONED = 3600.0
 
 
 class KeptMatrices:
@@ -73,9 +62,13 @@ class KeptMatrices:
         Args:
             paths: Its files.
             how: What else it depends on what a matrix holds.
+
+        Raises:
+            UserError: (a ``ValueError``) if ``MAX_MISTRAL_KEEP_PACKED`` is neither
+                ``on``, the default, nor ``off``.
         """
         # max warm-cache may have zeros for a checkpoint that is not there.
-        if not enabled() or is_virtual_device_mode():
+        if not is_on(VARIABLE) or is_virtual_device_mode():
             return cls()
         try:
             return cls(_folder_for(paths, how))
@@ -119,15 +112,15 @@ def _folder_for(paths: Sequence[Path], how: str) -> Path | None:
     ``None`` if the checkpoint is too small for one, or the disk too full.
     """
     found = [(path.absolute(), path.stat()) for path in paths]
-    size = sum(stat.st_size for _, stat in found)
+    size = sum(file.st_size for _, file in found)
     if size < _LEAST_BYTES:
         return None
-    root = next(iter(cache_roots()))
+    root = next(cache_roots())
     root.parent.mkdir(parents=True, exist_ok=True)
     place = hashlib.sha256(b"\n".join(os.fsencode(path) for path, _ in found))
     state = hashlib.sha256(f"{_code()}\n{how}\n".encode())
-    for _, stat in found:
-        state.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for _, file in found:
+        state.update(f"{file.st_size} {file.st_mtime_ns}\n".encode())
     checkpoint = root / FOLDER / place.hexdigest()[:16]
     folder = checkpoint / state.hexdigest()[:16]
     for each in (root, root / FOLDER, checkpoint):
@@ -143,6 +136,7 @@ def _folder_for(paths: Sequence[Path], how: str) -> Path | None:
             folder,
             VARIABLE,
         )
+    _remove(folder.glob(f"{_PARTIAL}*"), unused=_ABANDONED)
     os.utime(checkpoint)
     return folder
 
@@ -160,12 +154,21 @@ def _code() -> str:
 
 def _sweep(checkpoint: Path) -> None:
     """Removes what an earlier state left, and checkpoints not used for a month."""
-    for path in checkpoint.iterdir():
-        shutil.rmtree(path, ignore_errors=True)
-    for path in checkpoint.parent.iterdir():
-        with suppress(FileNotFoundError):
-            if time.time() - path.lstat().st_mtime > _UNUSED:
-                shutil.rmtree(path, ignore_errors=True)
+    _remove(checkpoint.iterdir())
+    _remove(checkpoint.parent.iterdir(), unused=_UNUSED)
+
+
+def _remove(paths: Iterable[Path], *, unused: float | None = None) -> None:
+    """Removes files and folders, or those not changed for so many seconds."""
+    for path in paths:
+        with suppress(OSError):
+            found = path.lstat()
+            if unused is not None and time.time() - found.st_mtime < unused:
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _mapped(path: Path, shape: tuple[int, int]) -> Bytes | None:

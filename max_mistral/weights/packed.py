@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from max.dtype import DType
 from max.graph import Shape
 from max.graph.weights import WeightData
@@ -19,12 +18,11 @@ from max.pipelines.lib import PipelineConfig
 from .. import kernels
 from ..kernels import KernelMode
 from ..kernels.packing import Encoding, pack, pack_rows, packed_shape
+from ..kernels.pieces import Bytes
 from .finite import check_bytes
 from .heads import split_rotary
 from .kept import KeptMatrices
 from .stored import Stored
-
-Bytes = npt.NDArray[np.uint8]
 
 ENCODINGS = {
     DType.float32: Encoding.F32,

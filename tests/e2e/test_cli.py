@@ -85,6 +85,11 @@ OURS = {
         [],
         "is not a complete safetensors file",
     ),
+    "wrong shape": (
+        lambda folder: change_config(folder, intermediate_size=128),
+        [],
+        "config.json makes it [128, 96]",
+    ),
     "NVFP4 on a CPU": (
         lambda folder: write_quantized(folder, LAYOUTS["nvfp4"]),
         ["--quantization-encoding", "float32"],

@@ -14,7 +14,7 @@ from max.graph import DeviceRef, Graph, TensorType, ops
 from max_mistral import kernels
 from max_mistral.graph_cache import find_at_once
 from max_mistral.kernels.packing import Encoding
-from max_mistral.layers.packed import embed
+from max_mistral.layers.packed import Normed, embed, multiply_any
 
 HOST = DeviceRef.CPU()
 # Columns are a multiple of one of these.
@@ -58,29 +58,18 @@ def compiled():
         values = [value.tensor for value in graph.inputs]
         xs = dict(zip(WIDTHS, values, strict=False))
         ids, more, rows, norm, *packed = values[len(WIDTHS) :]
-        none = ops.constant(np.zeros(1, np.float32), device=HOST)
 
-        def linear(x, encodings, *, portable=False, rounded=False, normed=False):
+        def linear(x, encodings, *, portable=False, rounded=False):
             count = len(encodings)
-            kinds = sum(int(encoding) << 8 * i for i, encoding in enumerate(encodings))
-            return ops.custom(
-                "mistral_linear",
-                HOST,
-                [
-                    x,
-                    norm if normed else none,
-                    ops.constant(EPSILON, DType.float32, device=HOST),
-                    ops.concat([rows] * count),
-                    *(packed[int(encoding)] for encoding in encodings),
-                ],
-                [TensorType(x.dtype, [x.shape[0], count * more.shape[0]], HOST)],
-                parameters={
-                    "kinds": kinds,
-                    "portable": portable,
-                    "rounded": rounded,
-                    "normed": normed,
-                },
-            )[0].tensor
+            return multiply_any(
+                x,
+                [packed[int(encoding)] for encoding in encodings],
+                encodings,
+                ops.concat([rows] * count),
+                count * more.shape[0],
+                portable=portable,
+                rounded=rounded,
+            )
 
         outputs = []
         for encoding, weight in zip(Encoding, packed, strict=True):
@@ -97,7 +86,8 @@ def compiled():
         for portable in (False, True):
             bfloat16 = [Encoding.BF16]
             outputs.append(linear(dense, bfloat16, portable=portable, rounded=True))
-        outputs.append(linear(dense, [Encoding.F32], normed=True))
+        normed = Normed(dense, norm, EPSILON)
+        outputs.append(linear(normed, [Encoding.F32]))
         graph.output(*outputs)
     session = InferenceSession(devices=[CPU()])
     find_at_once(session)

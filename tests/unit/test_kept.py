@@ -208,6 +208,19 @@ def test_what_was_not_used_for_a_month_goes(checkpoint, cache, tmp_path):
     assert new.exists()
 
 
+def test_what_a_killed_process_left_goes(checkpoint, cache):
+    matrix(checkpoint, Packer())
+    (kept,) = files(cache)
+    left = [kept.with_name(f"{module._PARTIAL}{i}") for i in range(2)]
+    for path in left:
+        path.write_bytes(b"half")
+    before = time.time() - 2 * 3600
+    os.utime(left[0], (before, before))
+    matrix(checkpoint, Packer())
+    # The other one may be being written.
+    assert sorted(files(cache)) == sorted([kept, left[1]])
+
+
 def test_nothing_is_kept_where_it_is_off(checkpoint, cache, monkeypatch):
     monkeypatch.setenv(VARIABLE, "off")
     matrix(checkpoint, Packer())
@@ -256,8 +269,9 @@ def test_a_gguf_file(tmp_path, cache):
     assert same(found[1], found[0]) == count == len(files(cache))
 
 
-def test_safetensors(checkpoint_of, cache):
-    found = [load_safetensors(checkpoint_of) for _ in range(2)]
+def test_safetensors(checkpoints, cache):
+    on_cpu = make_pipeline_config(checkpoints["gqa"])
+    found = [load_safetensors(on_cpu) for _ in range(2)]
     count = same(*found)
     assert 0 < count == len(files(cache))
 
@@ -273,8 +287,3 @@ def test_fp8_that_becomes_bfloat16(tmp_path, cache, name):
     )
     found = [load_safetensors(on_cpu) for _ in range(2)]
     assert 0 < same(*found) == len(files(cache))
-
-
-@pytest.fixture
-def checkpoint_of(checkpoints):
-    return make_pipeline_config(checkpoints["gqa"])
