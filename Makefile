@@ -30,8 +30,10 @@ serve: $(MODEL)
 	@echo "this CPU: about two minutes. Stop with Ctrl-C."
 	$(BIN)/max serve $(MAX_FLAGS) --max-batch-size 8 --host 127.0.0.1 --port 8000
 
+# Two files of tests at a time; with PYTEST_FLAGS="-n 0" one after another.
 test: $(VENV)/dev $(MODEL) lint
-	$(BIN)/python -m pytest --ignore tests/gpu --ignore tests/qemu $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --ignore tests/gpu --ignore tests/qemu \
+		-n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 # The CPU kernels on other CPUs, emulated. Needs Debian's qemu-user, gcc,
 # gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.

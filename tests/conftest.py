@@ -29,3 +29,16 @@ def demo_model():
 def checkpoint(checkpoints):
     """The grouped-query, untied one."""
     return checkpoints["gqa"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes():
+    """Before the workers start: MAX's engine, once imported, exports a
+    PYTHONEXECUTABLE that sends a child to the wrong installation."""
+    os.unsetenv("PYTHONEXECUTABLE")
+
+
+def pytest_collection_modifyitems(items):
+    """Two workers that want one compiled graph at a time would both compile it, so
+    the largest, which other files use too, comes first."""
+    items.sort(key=lambda item: item.path.name != "test_kernels.py")
