@@ -29,19 +29,21 @@ from max.graph import (
     default_custom_extensions_scope,
 )
 from max.pipelines.lib.generate import GenerateIterator
-from max.pipelines.lib.pipeline_variants import text_generation
 
 from max_mistral import MistralModel, kernels
 from max_mistral.build import build_graph
+from max_mistral.lookup.pipeline import LookupPipeline
 
-PIPELINE = text_generation.TextGenerationPipeline
+STEP, REST = "  a step of the pipeline", "    KV cache, the rest"
 # What is timed; what is indented is part of what stands above it.
 PARTS: dict[str, tuple[Any, str] | None] = {
     "a token": None,
-    "  a step of the pipeline": (GenerateIterator, "step"),
-    "    KV cache and inputs": (PIPELINE, "prepare_batch"),
+    STEP: (GenerateIterator, "step"),
+    "    inputs": (MistralModel, "prepare_initial_token_inputs"),
     "    the model": (MistralModel, "execute"),
-    "    sampler": (text_generation, "apply_logits_processors"),
+    "    sampler": (LookupPipeline, "_sample"),
+    "    tokens taken": (LookupPipeline, "_commit"),
+    REST: None,
 }
 
 
@@ -108,11 +110,15 @@ def main() -> None:
     if len(ends) < 3:
         sys.exit("No token was decoded: give a prompt and --max-new-tokens.")
     spent["a token"] = [b - a for a, b in pairwise(ends)]
-    print(f"\nMedian milliseconds of {len(ends) - 1} decode steps")
+    steps = len(ends) - 1
+    # The first step reads the prompt.
+    decoded = {part: times[-steps:] for part, times in spent.items()}
+    inner = [times for part, times in decoded.items() if part.startswith(" " * 4)]
+    whole = zip(decoded[STEP], *inner, strict=True)
+    decoded[REST] = [step - sum(parts) for step, *parts in whole]
+    print(f"\nMedian milliseconds of {steps} decode steps")
     for part in PARTS:
-        # The first step reads the prompt.
-        decoded = spent[part][1 - len(ends) :]
-        print(f"{part:26}{statistics.median(decoded) * 1e3:8.2f}")
+        print(f"{part:26}{statistics.median(decoded[part]) * 1e3:8.2f}")
         if models and part.strip() == "the model":
             alone = linear_layers(models[0])
             print(f"{'      linear layers alone':26}{alone * 1e3:8.2f}")
