@@ -36,6 +36,7 @@ from transformers import AutoTokenizer
 
 from benchmarks import models
 from benchmarks.cpu import cpu_name
+from max_mistral.lookup.pipeline import LookupPipeline
 from workbench.batch import Answers, Batch, Request
 from workbench.demo import GGUF, prepare_demo
 from workbench.lookup_texts import COUNT, KINDS, functions, texts
@@ -69,18 +70,29 @@ class Played(Batch):
 
     def __init__(self, folder: Path, known: list[np.ndarray], **flags: Any) -> None:
         super().__init__(folder, **flags)
-        sample = FusedSamplingProcessor.__call__
 
-        def replaced(processor: FusedSamplingProcessor, inputs: Any) -> None:
-            sample(processor, inputs)
-            found = processor.generated_tokens.to_numpy()
-            for row, context in zip(found, inputs.context_batch, strict=True):
+        def play(rows: Any, tokens: np.ndarray) -> np.ndarray:
+            played = tokens.copy()
+            for i, context in enumerate(rows):
                 text = context.tokens.all
                 for whole in known:
                     if len(text) < len(whole) and (whole[: len(text)] == text).all():
-                        row[-1] = whole[len(text)]
+                        played[i] = whole[len(text)]
+            return played
 
-        FusedSamplingProcessor.__call__ = replaced  # type: ignore
+        # A prompt's token comes from MAX's own step, the others from ours.
+        first, later = FusedSamplingProcessor.__call__, LookupPipeline._sample
+
+        def played_first(processor: FusedSamplingProcessor, inputs: Any) -> None:
+            first(processor, inputs)
+            found = processor.generated_tokens.to_numpy()
+            found[:, -1] = play(inputs.context_batch, found[:, -1])
+
+        def played_later(pipeline: Any, rows: Any, *more: Any) -> np.ndarray:
+            return play(rows, later(pipeline, rows, *more))
+
+        FusedSamplingProcessor.__call__ = played_first  # type: ignore
+        LookupPipeline._sample = played_later  # type: ignore
 
 
 def play(tokenizer: Any, chats: Sequence[Sequence[int]], folder: Path) -> Any:
