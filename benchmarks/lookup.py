@@ -71,7 +71,7 @@ class Played(Batch):
     def __init__(self, folder: Path, known: list[np.ndarray], **flags: Any) -> None:
         super().__init__(folder, **flags)
 
-        def play(rows: Any, tokens: np.ndarray) -> np.ndarray:
+        def replaced(rows: Any, tokens: np.ndarray) -> np.ndarray:
             played = tokens.copy()
             for i, context in enumerate(rows):
                 text = context.tokens.all
@@ -86,10 +86,10 @@ class Played(Batch):
         def played_first(processor: FusedSamplingProcessor, inputs: Any) -> None:
             first(processor, inputs)
             found = processor.generated_tokens.to_numpy()
-            found[:, -1] = play(inputs.context_batch, found[:, -1])
+            found[:, -1] = replaced(inputs.context_batch, found[:, -1])
 
         def played_later(pipeline: Any, rows: Any, *more: Any) -> np.ndarray:
-            return play(rows, later(pipeline, rows, *more))
+            return replaced(rows, later(pipeline, rows, *more))
 
         FusedSamplingProcessor.__call__ = played_first  # type: ignore
         LookupPipeline._sample = played_later  # type: ignore

@@ -111,13 +111,14 @@ def main() -> None:
         sys.exit("No token was decoded: give a prompt and --max-new-tokens.")
     spent["a token"] = [b - a for a, b in pairwise(ends)]
     steps = len(ends) - 1
-    # The first step reads the prompt.
-    decoded = {part: times[-steps:] for part, times in spent.items()}
+    # The first step reads the prompt. A part that other steps than ours lack, as on
+    # a GPU, is in the rest.
+    decoded = {p: times[-steps:] for p, times in spent.items() if len(times) >= steps}
     inner = [times for part, times in decoded.items() if part.startswith(" " * 4)]
     whole = zip(decoded[STEP], *inner, strict=True)
     decoded[REST] = [step - sum(parts) for step, *parts in whole]
     print(f"\nMedian milliseconds of {steps} decode steps")
-    for part in PARTS:
+    for part in filter(decoded.get, PARTS):
         print(f"{part:26}{statistics.median(decoded[part]) * 1e3:8.2f}")
         if models and part.strip() == "the model":
             alone = linear_layers(models[0])

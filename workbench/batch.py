@@ -69,10 +69,19 @@ class Batch:
         self.eos = PIPELINE_REGISTRY.retrieve_tokenizer(config).eos_token_ids
         self.may_draft = self.pipeline._may_draft
 
-    def answer(self, requests: Sequence[Request], *, lookup: bool) -> Answers:
-        """Answers requests, with prompt lookup or without."""
+    def answer(
+        self, requests: Sequence[Request], *, lookup: bool, max_steps: bool = False
+    ) -> Answers:
+        """Answers requests.
+
+        Args:
+            requests: What is asked.
+            lookup: As ``MAX_MISTRAL_LOOKUP`` says it.
+            max_steps: Whether all steps are MAX's own; then there are no drafts.
+        """
         pipeline, manager = self.pipeline, self.pipeline.kv_manager
-        pipeline._may_draft = self.may_draft if lookup else lambda context: False
+        pipeline._drafts = lookup
+        pipeline._may_draft = (lambda context: False) if max_steps else self.may_draft
         manager.reset_prefix_cache()
         contexts = [self.context(request) for request in requests]
         found = Answers([[] for _ in contexts], [[] for _ in contexts], steps=-1)

@@ -69,7 +69,7 @@ def test_the_text_is_that_without(batch, prompts, name, kind):
     requests = [
         Request(prompt, 32, SAMPLINGS[name], CONTEXTS[kind]) for prompt in prompts
     ]
-    plain = batch.answer(requests, lookup=False)
+    plain = batch.answer(requests, lookup=False, max_steps=True)
     found = batch.answer(requests, lookup=True)
     assert found.tokens == plain.tokens
     assert found.scores == plain.scores
@@ -77,11 +77,10 @@ def test_the_text_is_that_without(batch, prompts, name, kind):
     assert 0 < found.right < found.drafted
 
 
-def test_without_drafts_a_step_of_ours_is_maxs(batch, prompts, monkeypatch):
+def test_without_drafts_a_step_of_ours_is_maxs(batch, prompts):
     requests = [Request(prompt, 16) for prompt in prompts]
-    plain = batch.answer(requests, lookup=False)
-    monkeypatch.setattr(batch.pipeline, "_drafts", False)
-    found = batch.answer(requests, lookup=True)
+    plain = batch.answer(requests, lookup=False, max_steps=True)
+    found = batch.answer(requests, lookup=False)
     assert found.tokens == plain.tokens
     assert found.drafted == 0
     assert found.steps == plain.steps
