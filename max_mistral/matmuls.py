@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from .gpu_kernels import library
 from .model_config import MistralConfig
 from .products import products
 from .self_check import ROWS, Wrong, wrong_products
-from .switches import is_on
+from .switches import chosen, is_on
 
 logger = logging.getLogger("max.pipelines")
 
@@ -66,9 +65,7 @@ def asked_for(
             neither ``max``, the default, nor ``multistage``, or that is asked for
             beside the flag, or for other than NVIDIA's GPUs.
     """
-    found = os.environ.get(MATMUL_VARIABLE, "max")
-    if found not in ("max", "multistage"):
-        raise UserError(f"{MATMUL_VARIABLE} is {found!r}. Set it to max or multistage.")
+    found = chosen(MATMUL_VARIABLE, "max", "multistage")
     flag = pipeline_config.runtime.use_vendor_blas.lower()
     is_vendor = flag not in ("false", "off", "no", "0")
     if found == "max" and not config.needs_own_matmul:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,8 +25,8 @@ from max.nn.quant_config import (
 )
 from max.nn.stacked_linear import StackedLinear
 
-from ..errors import UserError
 from ..gpu import gpu_architecture, has_idle_fp8_cores, lacks_fast_blocks
+from ..switches import chosen
 from ..weights.dtypes import FLOATS, check_dtype, in_float32
 from ..weights.names import ExpectedTensor
 from ..weights.scales import read_scale
@@ -62,10 +61,7 @@ def keeps_fp8() -> bool:
     Raises:
         UserError: (a ``ValueError``) if it is neither.
     """
-    found = os.environ.get(VARIABLE, "bfloat16")
-    if found not in ("bfloat16", "keep"):
-        raise UserError(f"{VARIABLE} is {found!r}. Set it to bfloat16 or keep.")
-    return found == "keep"
+    return chosen(VARIABLE, "bfloat16", "keep") == "keep"
 
 
 @dataclass(frozen=True)

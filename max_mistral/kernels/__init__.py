@@ -1,11 +1,10 @@
 """Mojo kernels for linear layers and attention on a CPU, and packed weights."""
 
 import functools
-import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..errors import UserError
+from ..switches import chosen
 from .compiler import compiled
 
 KernelMode = Literal["on", "exact", "portable", "off"]
@@ -25,11 +24,7 @@ def mode() -> KernelMode:
     Raises:
         UserError: (a ``ValueError``) for another value.
     """
-    found: Any = os.environ.get("MAX_MISTRAL_KERNELS", "on")
-    if found not in get_args(KernelMode):
-        raise UserError(
-            f"MAX_MISTRAL_KERNELS is {found!r}. Set it to on, exact, portable or off."
-        )
+    found: Any = chosen("MAX_MISTRAL_KERNELS", *get_args(KernelMode))
     return found
 
 

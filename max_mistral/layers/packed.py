@@ -157,7 +157,11 @@ def multiply(
     """
     rows = ops.constant(np.array(out_dims, np.int64), device=CPU)
     return multiply_any(
-        *(x, weights, encodings, rows, sum(out_dims)),
+        x,
+        weights,
+        encodings,
+        rows,
+        sum(out_dims),
         portable=portable,
         rounded=rounded,
     )
