@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 # Before MAX is imported: no waiting for a telemetry host.
 os.environ.setdefault("MODULAR_TELEMETRY_ENABLED", "0")
@@ -38,7 +39,20 @@ def pytest_xdist_setupnodes():
     os.unsetenv("PYTHONEXECUTABLE")
 
 
+# The files that compile what others use too, the slowest of them first. Two workers
+# that wanted one graph at the same time would both compile it.
+FIRST = [
+    "unit/test_kernels.py",
+    "e2e/test_cli.py",
+    "parity/test_logits.py",
+    "parity/test_perplexity.py",
+    "e2e/test_soak.py",
+    "parity/test_lookup.py",
+]
+
+
 def pytest_collection_modifyitems(items):
-    """Two workers that want one compiled graph at a time would both compile it, so
-    the largest, which other files use too, comes first."""
-    items.sort(key=lambda item: item.path.name != "test_kernels.py")
+    """Runs ``FIRST`` first, the other files in their order."""
+    root = Path(__file__).parent
+    places = {root / name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(FIRST)))

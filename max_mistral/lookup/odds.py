@@ -118,13 +118,15 @@ class Candidate:
 def how_many(candidates: Sequence[Candidate], cost: Cost) -> list[int]:
     """Returns how many tokens of each draft to verify, for most tokens a second.
 
-    Drafts are taken by their odds, one token after the other.
+    Drafts are taken by their odds, one token after the other, while each makes more
+    tokens a second. No later one would: its odds are no better, and it costs the same.
     """
     none = [0] * len(candidates)
     if not cost.known or not candidates:
         return none
     rows, tokens = len(candidates), float(len(candidates))
     best, fastest = none, MARGIN * tokens / cost.estimate(rows, drafts=False)
+    last = tokens / cost.estimate(rows, drafts=True)
     chosen = list(none)
     # The odds that all of a draft's tokens up to its next one are right.
     reach = [c.odds.next_right(c.agreed) if c.tokens else 0.0 for c in candidates]
@@ -137,6 +139,9 @@ def how_many(candidates: Sequence[Candidate], cost: Cost) -> list[int]:
         rate = tokens / cost.estimate(rows, drafts=True)
         if rate > fastest:
             best, fastest = list(chosen), rate
+        if rate <= last:
+            break
+        last = rate
         candidate = candidates[likeliest]
         place = candidate.agreed + chosen[likeliest]
         reach[likeliest] *= candidate.odds.next_right(place)

@@ -34,25 +34,35 @@ def test_it_is_within_half_a_percent_of_llama_cpps(demo_model):
     assert abs(ratio - 1) < 0.005, (ratio, found, golden)
 
 
+@pytest.fixture(scope="module")
+def folder(demo_model, tmp_path_factory):
+    """SmolLM2 in bfloat16."""
+    return write_bfloat16(tmp_path_factory.mktemp("bfloat16") / "model")
+
+
+@pytest.fixture(scope="module")
+def exact(folder):
+    """With nothing rounded, neither activations nor the KV cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAX_MISTRAL_KERNELS", "exact")
+        return nlls(folder)
+
+
 @pytest.mark.skipif(not kernels.has_bfloat16(), reason="needs AVX512-BF16")
-def test_rounding_to_bfloat16_costs_less_than_a_thousandth(tmp_path, monkeypatch):
-    folder = write_bfloat16(tmp_path / "model")
+def test_rounding_to_bfloat16_costs_less_than_a_thousandth(folder, exact):
     rounded = nlls(folder)
-    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "exact")
-    exact = nlls(folder)
     assert rounded != exact
     ratio = np.exp(np.mean(rounded) - np.mean(exact))
     print(f"perplexity, rounded to exact: {ratio:.6f}")
     assert abs(ratio - 1) < 0.001, (ratio, rounded, exact)
 
 
-def test_a_bfloat16_kv_cache_costs_less_than_a_thousandth(demo_model, monkeypatch):
-    # Rounded to int8, activations multiply any small difference: a last bit of
-    # float32 changes the perplexity by a thousandth.
+def test_a_bfloat16_kv_cache_costs_less_than_a_thousandth(folder, exact, monkeypatch):
+    # Rounded activations multiply any small difference: a last bit of float32
+    # changes the perplexity by a thousandth.
     monkeypatch.setenv("MAX_MISTRAL_KERNELS", "exact")
-    found = nlls(demo_model, weight_path=[GGUF])
-    halved = nlls(demo_model, weight_path=[GGUF], kv_cache_format="bfloat16")
-    assert halved != found
-    ratio = np.exp(np.mean(halved) - np.mean(found))
+    halved = nlls(folder, kv_cache_format="bfloat16")
+    assert halved != exact
+    ratio = np.exp(np.mean(halved) - np.mean(exact))
     print(f"perplexity, bfloat16 KV cache to float32: {ratio:.6f}")
-    assert abs(ratio - 1) < 0.001, (ratio, halved, found)
+    assert abs(ratio - 1) < 0.001, (ratio, halved, exact)

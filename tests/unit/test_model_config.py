@@ -133,9 +133,10 @@ def test_calculate_max_seq_len_refuses_other_arguments(pipeline_config):
         MistralConfig.calculate_max_seq_len(pipeline_config)
 
 
-def test_a_max_length_above_the_limit_names_both(checkpoint):
-    with pytest.raises(ValueError, match=r"max_length is 513.* is 512"):
-        make_pipeline_config(checkpoint, max_length=513)
+@pytest.mark.parametrize("length", [0, 513])
+def test_a_max_length_out_of_bounds_is_named_with_the_limit(checkpoint, length):
+    with pytest.raises(ValueError, match=rf"max_length is {length}.* is 512"):
+        make_pipeline_config(checkpoint, max_length=length)
 
 
 def test_construct_kv_params_by_position_and_keyword(pipeline_config):
