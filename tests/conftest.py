@@ -39,8 +39,8 @@ def pytest_xdist_setupnodes():
     os.unsetenv("PYTHONEXECUTABLE")
 
 
-# The files that compile what others use too, the slowest of them first. Two workers
-# that wanted one graph at the same time would both compile it.
+# Two workers that wanted one graph at the same time would both compile it. So first
+# come the files whose graphs others use too, then long ones, then those others.
 FIRST = [
     "unit/test_kernels.py",
     "e2e/test_cli.py",

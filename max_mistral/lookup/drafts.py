@@ -43,31 +43,17 @@ def propose(text: npt.NDArray[np.int64], most: int) -> Draft:
     end = len(text) - 1
     if most < 1 or end < SHORTEST:
         return NONE
-    # Where the last two tokens stood before: the place of the last one.
-    places = np.flatnonzero(text[1:end] == text[end]) + 1
-    places = places[text[places - 1] == text[end - 1]]
-    if not len(places):
-        return NONE
-    agreed = SHORTEST
-    while len(places) > 1 and agreed < LONGEST:
+    # Where the last tokens stood before: the place of the last of them.
+    places = np.flatnonzero(text[:end] == text[end])
+    agreed = 1
+    while agreed < LONGEST:
         longer = places[places >= agreed]
         longer = longer[text[longer - agreed] == text[end - agreed]]
         if not len(longer):
             break
         places = longer
         agreed += 1
-    place = int(places[-1])
-    if len(places) == 1:
-        agreed = _agreed(text, place, end)
-    followed = text[place + 1 : place + 1 + most]
-    if len(followed) < most:
-        return Draft(np.resize(followed, most), agreed)
-    return Draft(followed.copy(), agreed)
-
-
-def _agreed(text: npt.NDArray[np.int64], place: int, end: int) -> int:
-    """Returns how many tokens up to ``place`` and ``end`` agree, or ``LONGEST``."""
-    count = min(LONGEST, place + 1)
-    before, last = text[place + 1 - count : place + 1], text[end + 1 - count : end + 1]
-    differs = np.flatnonzero(before != last)
-    return count - 1 - int(differs[-1]) if len(differs) else count
+    if agreed < SHORTEST:
+        return NONE
+    followed = text[places[-1] + 1 :]
+    return Draft(np.resize(followed, most), agreed)

@@ -96,6 +96,7 @@ OURS = {
         "runs on GPUs only",
     ),
     "max length": (lambda folder: None, ["--max-length", "513"], "is 512"),
+    "no length": (lambda folder: None, ["--max-length", "0"], "max_length is 0"),
     "data parallel": (
         lambda folder: None,
         ["--data-parallel-degree", "2"],
@@ -106,6 +107,22 @@ OURS = {
 # Checked by MAX before any of our code runs, so the words are MAX's.
 MAXES = {
     "no such folder": (shutil.rmtree, [], "Failed to access repository"),
+    "no config.json": (
+        lambda folder: (folder / "config.json").unlink(),
+        [],
+        "No config.json",
+    ),
+    "config.json is not JSON": (
+        lambda folder: (folder / "config.json").write_text("{no"),
+        [],
+        "JSONDecodeError",
+    ),
+    "bfloat16 on a CPU": (
+        lambda folder: write_checkpoint(folder, BASE, dtype="bfloat16"),
+        ["--quantization-encoding", "bfloat16"],
+        "Use a different encoding (encodings available for this model: "
+        "bfloat16, float32, ",
+    ),
     "bfloat16 on a CPU, without the flag": (
         lambda folder: write_checkpoint(folder, BASE, dtype="bfloat16"),
         [],

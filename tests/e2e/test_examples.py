@@ -33,6 +33,23 @@ def test_generate(demo_model):
     assert "4" in second or "four" in second
 
 
+def test_logits(demo_model):
+    result = run_python(
+        "examples/logits.py",
+        *(demo_model, "The capital of France is"),
+        *("--max-length", "2048", "--weight-path", GGUF),
+    )
+    assert result.returncode == 0, result.stderr
+    steps = re.findall(r"step \d: '([^']*)' (0\.\d+)", result.stdout)
+    assert len(steps) == 4
+    assert steps[0][0] == " Paris"
+    assert (
+        result.stdout.strip()
+        .splitlines()[-1]
+        .startswith("The capital of France is Paris")
+    )
+
+
 # Runs the example whose name and arguments follow, then counts its threads.
 IDLE_THREADS = """
 import os, runpy, sys
@@ -44,29 +61,13 @@ print("idle:", len(idle), "of", len(threads))
 """
 
 
-@pytest.fixture(scope="module")
-def logits_lines(demo_model):
-    """What ``examples/logits.py`` prints, and after it the count of idle threads."""
-    count = sys.platform == "linux"  # Only Linux has SCHED_IDLE.
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has SCHED_IDLE")
+def test_one_thread_of_maxs_waits_for_the_others(demo_model):
     result = run_python(
-        *(["-c", IDLE_THREADS] if count else []),
-        *("examples/logits.py", demo_model, "The capital of France is"),
+        *("-c", IDLE_THREADS, "examples/logits.py"),
+        *(demo_model, "The capital of France is"),
         *("--max-length", "2048", "--weight-path", GGUF),
     )
     assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stdout.splitlines() if line]
-    return lines if count else [*lines, None]
-
-
-def test_logits(logits_lines):
-    *lines, _ = logits_lines
-    steps = re.findall(r"step \d: '([^']*)' (0\.\d+)", "\n".join(lines))
-    assert len(steps) == 4
-    assert steps[0][0] == " Paris"
-    assert lines[-1].startswith("The capital of France is Paris")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has SCHED_IDLE")
-def test_one_thread_of_maxs_waits_for_the_others(logits_lines):
     # None of those that compute, which start before the first step.
-    assert re.fullmatch(r"idle: 1 of \d+", logits_lines[-1])
+    assert re.search(r"^idle: 1 of \d+$", result.stdout, re.MULTILINE), result.stdout

@@ -35,7 +35,7 @@ def test_it_is_within_half_a_percent_of_llama_cpps(demo_model):
 
 
 @pytest.fixture(scope="module")
-def folder(demo_model, tmp_path_factory):
+def folder(tmp_path_factory):
     """SmolLM2 in bfloat16."""
     return write_bfloat16(tmp_path_factory.mktemp("bfloat16") / "model")
 
