@@ -36,6 +36,9 @@ REQUIRED_KEYS = (
     "num_key_value_heads",
 )
 
+# ``model_type`` of the models that the graph computes.
+_TEXT_MODELS = ("mistral", "ministral", "ministral3")
+
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
     """Returns the config of the text tower; a text-only config is its own."""
@@ -132,6 +135,10 @@ def check_family(config: PretrainedConfig) -> None:
         lambda key: getattr(config, key, None),
         lambda key: getattr(text_config(config), key, None),
     )
+    kind = text_config(config).model_type
+    if kind not in _TEXT_MODELS:
+        *others, last = map(repr, _TEXT_MODELS)
+        refuse("model_type", kind, f"{', '.join(others)} and {last}")
 
 
 def check_supported(config: PretrainedConfig) -> None:

@@ -114,7 +114,9 @@ class MistralChat:
         # Its errors share no base, and a message makes it raise others too.
         try:
             request = ChatCompletionRequest.from_openai(
-                messages=self._openai(messages), tools=_openai_tools(tools), **settings
+                messages=_unicode(self._openai(messages)),
+                tools=_unicode([dict(tool) for tool in tools]) if tools else None,
+                **settings,
             )
             return list(self._tokenizer.encode_chat_completion(request).tokens)
         except Exception as error:
@@ -129,7 +131,7 @@ class MistralChat:
         for message in messages:
             each: dict[str, Any] = {"role": message.role}
             if isinstance(message.content, str):
-                each["content"] = replace_unpaired_surrogates(message.content)
+                each["content"] = message.content
             else:
                 each["content"] = [part.model_dump() for part in message.content]
             if message.tool_calls:
@@ -149,15 +151,16 @@ class MistralChat:
 def _call(call: dict[str, Any]) -> dict[str, Any]:
     function = dict(call["function"])
     # MAX parses them, to write them into a template.
-    if not isinstance(function.get("arguments"), str):
-        function["arguments"] = json.dumps(function.get("arguments", {}))
+    arguments = function.get("arguments", {})
+    function["arguments"] = json.dumps(arguments, ensure_ascii=False)
     return call | {"function": function}
 
 
-def _openai_tools(
-    tools: Sequence[TextGenerationRequestTool] | None,
-) -> list[dict[str, Any]] | None:
-    return [dict(tool) for tool in tools] if tools else None
+def _unicode(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns JSON without halves of surrogate pairs, which no tokenizer takes."""
+    text = json.dumps(values, ensure_ascii=False)
+    found: list[dict[str, Any]] = json.loads(replace_unpaired_surrogates(text))
+    return found
 
 
 def load_chat(

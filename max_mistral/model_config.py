@@ -348,6 +348,7 @@ class MistralConfig(ArchConfigWithKVCache):
                 # MAX reads it before our adapter does, and says less of what is
                 # wrong with it.
                 checkpoint = GGUFCheckpoint(path, vocabulary=False)
+                checkpoint.check_config(rope_theta(text), text.rms_norm_eps, scaling)
                 scaling = checkpoint.rope_scaling(scaling, head_dim)
         quantization, restored = None, False
         if not _is_gguf(model):

@@ -139,6 +139,10 @@ def check_chat_fields(body: Any) -> None:
     for field in ("audio", "moderation", "web_search_options"):
         if getattr(body, field) is not None:
             raise InputError(f"{field} is not supported; leave it out.")
+    asked = body.reasoning
+    for field in ("max_tokens", "exclude"):
+        if asked is not None and getattr(asked, field):
+            raise InputError(f"reasoning.{field} is not supported; leave it out.")
     if set(body.modalities or ()) - {"text"}:
         raise InputError("modalities may only be ['text'].")
 
@@ -158,6 +162,11 @@ def check_completion_fields(body: Any, config: PipelineConfig) -> None:
     prompts = as_prompts(body.prompt)
     if not prompts:
         raise InputError("prompt is empty; give a text or a list of token ids.")
+    if len(prompts) > _MOST_TEXTS:
+        raise InputError(
+            f"prompt has {len(prompts)} prompts, but a request may have {_MOST_TEXTS}: "
+            "send several."
+        )
     if body.stream and len(prompts) > 1:
         raise InputError(
             f"prompt has {len(prompts)} prompts, but a stream answers one: send each "

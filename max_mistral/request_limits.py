@@ -33,7 +33,7 @@ _SWITCHES = {"add_generation_prompt", "continue_final_message"}
 # their own arguments beside the options.
 _RESERVED = (
     set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
-    | {"messages", "conversations", "prompt", "raise_exception", "strftime_now"}
+    | {"messages", "conversations", "prompt", "raise_exception", "strftime_now", "fn"}
     | set(DEFAULT_NAMESPACE)
 ) - _SWITCHES
 

@@ -2,7 +2,7 @@
 
 MAX 26.7 asks an architecture for its tokenizer and its parsers; what a route
 does before it has them, or with fields that it never passes on, is its own.
-Two functions of ``max.serve.router.openai_routes`` and a method of
+Two functions and two methods of ``max.serve.router.openai_routes`` and a method of
 ``max.serve.pipelines.llm.TokenGeneratorPipeline`` are replaced, and the handler
 of ``/v1/embeddings`` by that of :mod:`.embedding_route`:
 
@@ -15,6 +15,11 @@ of ``/v1/embeddings`` by that of :mod:`.embedding_route`:
     MAX keeps what stood before the marker; the parser knows the rest too.
 ``next_token_chunk``, from which both routes read the answer
     Where the request has stop strings, it ends before the first of them.
+``_log_tool_call_conformance``, ``_log_response_format_conformance``
+    For its log MAX holds answers against the client's schemas with ``jsonschema``,
+    between the answers of all: it fetches what a ``$ref`` names, from a network or
+    a file without an end, and a pattern can take hours. Nothing is checked or
+    logged now.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from typing import Any
 from max.pipelines.context.exceptions import InputError
 from pydantic import ValidationError
 
-from .chat import read_tool_choice
+from .chat import read_messages, read_tool_choice
 from .embedding_route import hook_embeddings
 from .request_fields import (
     check_chat_fields,
@@ -38,7 +43,7 @@ from .request_fields import (
     check_fields,
     check_task,
 )
-from .stop_strings import TokenByToken, until_stop
+from .stop_strings import TokenByToken, ends_at_stops, until_stop
 
 
 def hook_routes() -> None:
@@ -58,7 +63,7 @@ def hook_routes() -> None:
         except RecursionError:
             message = "the request's JSON has too many levels to be read."
             raise InputError(message) from None
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # a wrong type, or no JSON
             raise InputError(f"the request's JSON cannot be read: {error}") from error
         try:
             pipeline = routes.get_pipeline(request, body.model)
@@ -74,12 +79,19 @@ def hook_routes() -> None:
         own = getattr(parser, "content_without_calls", None)
         return own(response) if own else cut(parser, response)
 
+    answers: Any = routes.OpenAIChatResponseGenerator
+    answers._log_tool_call_conformance = _log_nothing
+    answers._log_response_format_conformance = _log_nothing
     pipelines: Any = routes.TokenGeneratorPipeline
     pipelines.next_token_chunk = _ending_at_stops(pipelines.next_token_chunk)
     parse_and_check.checks_bodies = True  # type: ignore[attr-defined]
     routes._parse_openai_request_body = parse_and_check
     routes._content_before_tool_call_marker = content_without_calls
     hook_embeddings(routes)
+
+
+def _log_nothing(*_: object, **__: object) -> None:
+    pass
 
 
 def _ending_at_stops(next_token_chunk: Any) -> Any:
@@ -94,6 +106,7 @@ def _ending_at_stops(next_token_chunk: Any) -> Any:
         stops = request.sampling_params.stop
         if not stops:
             return await next_token_chunk(pipeline, request, **options)
+        ends_at_stops.set(True)
         worker = TokenByToken(pipeline.model_worker)
         pipeline = copy.copy(pipeline)
         pipeline.model_worker = worker
@@ -127,8 +140,10 @@ async def _checked(request: Any, body: Any, tokenizer: Any) -> Any:
     if hasattr(body, "messages"):
         check_chat_fields(body)
         body.top_logprobs = body.top_logprobs or None
-        # Of the JSON: pydantic reads tools once only.
-        read_tool_choice(json.loads(await request.body()))
+        # Pydantic reads tools once only, and drops parts of messages.
+        given = json.loads(await request.body())
+        read_tool_choice(given)
+        read_messages(given["messages"], body.messages)
         return body
     check_completion_fields(body, config)
     if body.logprobs == 0:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
 from max.pipelines.context import GenerationStatus
+
+ends_at_stops: ContextVar[bool] = ContextVar("ends_at_stops", default=False)
+"""Whether this task's answers go through :func:`until_stop`."""
 
 
 class StopSearch:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 from max.pipelines.context import TextContext
+from max.pipelines.context.eos_tracking import EOSTracker
 from max.pipelines.context.exceptions import InputError, PromptTooLongError
 from max.pipelines.lib import PipelineConfig
 from max.pipelines.lib._chat_encoder import load_chat_encoder
@@ -38,6 +39,7 @@ from .request_limits import (
     check_token_ids,
 )
 from .routes import hook_routes
+from .stop_strings import ends_at_stops
 
 logger = logging.getLogger("max.pipelines")
 
@@ -217,6 +219,21 @@ class MistralTokenizer(ChatTokens):
         if len(ids) == 0:
             raise InputError("the prompt is empty; give at least one token.")
         return text, ids
+
+    @override
+    async def create_eos_tracker(self, request: TextGenerationRequest) -> EOSTracker:
+        """Returns what ends a request's answer in the worker.
+
+        That looks for the tokens of a stop string in thinking too, where the text is
+        not to be searched.
+        """
+        tracker = await super().create_eos_tracker(request)
+        if ends_at_stops.get() and self.reasoning_start_token_id != -1:
+            tracker = EOSTracker(
+                eos_token_ids=tracker.eos_token_ids,
+                eos_stop_strings=tracker.eos_stop_strings,
+            )
+        return tracker
 
     @override
     async def new_context(self, request: TextGenerationRequest) -> TextContext:

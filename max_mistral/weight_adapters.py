@@ -32,7 +32,7 @@ from .weights.dtypes import FLOATS, cast, check_dtype
 from .weights.finite import check_weight
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
-from .weights.kept import KeptMatrices
+from .weights.kept import KeptMatrices, state_of
 from .weights.names import (
     EMBEDDING,
     HEAD,
@@ -76,6 +76,7 @@ def convert_safetensor_state_dict(
             that is truncated.
     """
     paths = pipeline_config.model.resolved_weight_paths()
+    state = state_of(paths)
     stored = stored_tensors(paths)
     source = pipeline_config.model.model_path
     scheme = find_scheme(state_dict, huggingface_config)
@@ -115,7 +116,7 @@ def convert_safetensor_state_dict(
         restored = RestoredWeights(quantization, expected, tensors, dtype, source)
         expected, quantization = restored.tensors, None
     how = repr(restored.weight_format) if restored is not None else ""
-    kept = KeptMatrices.of(paths, how) if packed else None
+    kept = KeptMatrices.of(paths, how, state) if packed else None
     weights: dict[str, WeightData] = {}
     items: Iterable[tuple[str, ExpectedTensor]] = expected.items()
     if packed or restored is not None:
@@ -185,9 +186,10 @@ def convert_gguf_state_dict(
             "Merge a split file with llama.cpp's llama-gguf-split --merge."
         )
     dtype = activation_dtype(pipeline_config.model)
+    state = state_of(paths)
     checkpoint = GGUFCheckpoint(paths[0], vocabulary=False)
     packed = runs_packed(pipeline_config, kernel_mode)
-    kept = KeptMatrices.of(paths) if packed else None
+    kept = KeptMatrices.of(paths, state=state) if packed else None
     found = checkpoint.weights(
         huggingface_config, packed=packed, headless=headless, kept=kept
     )

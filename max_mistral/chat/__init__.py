@@ -1,5 +1,6 @@
 """Chat: tool calls, thinking and JSON, as Mistral's own API has them."""
 
+from .client_messages import read_messages
 from .reasoning import NAME as REASONING_PARSER
 from .tokens import ChatTokens
 from .tool_choice import read_tool_choice
@@ -10,6 +11,7 @@ __all__ = [
     "REASONING_PARSER",
     "TOOL_PARSER",
     "ChatTokens",
+    "read_messages",
     "read_tool_choice",
     "special_tokens",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def check_order(messages: Sequence[Any]) -> None:
         InputError: They do not, or a tool result answers no call before it.
     """
     before = "nothing" if len(messages) > 1 else "nothing, as the only message,"
-    open_calls: list[object] = []
+    open_calls: Counter[str | None] = Counter()
     for index, message in enumerate(messages):
         role = str(message.role)
         if role not in _FOLLOWERS[before]:
@@ -56,15 +57,15 @@ def check_order(messages: Sequence[Any]) -> None:
             )
         before = role
         if role != "tool":
-            open_calls = [call.get("id") for call in message.tool_calls or []]
+            open_calls = Counter(call.get("id") for call in message.tool_calls or [])
             continue
-        if message.tool_call_id not in open_calls:
+        if not open_calls[message.tool_call_id]:
             raise InputError(
                 f"messages[{index}] is the result of tool call "
                 f"{message.tool_call_id!r}, which the assistant's message before it "
                 "does not make or which has its result already."
             )
-        open_calls.remove(message.tool_call_id)
+        open_calls[message.tool_call_id] -= 1
 
 
 def with_mistral_ids(messages: Sequence[Any]) -> list[Any]:
@@ -73,41 +74,43 @@ def with_mistral_ids(messages: Sequence[Any]) -> list[Any]:
     Mistral's prompts take no others. An id of that form stays; another becomes
     one made from its text, the same in each turn, so that a cached prefix holds.
     """
-    ours: dict[str, str] = {}
+    ids = MistralIds()
     for message in messages:
         for call in message.tool_calls or []:
-            mistral_id(call.get("id"), ours)
-    return [_renamed(message, ours) for message in messages]
+            ids.of(call.get("id"))
+    return [_renamed(message, ids) for message in messages]
 
 
-def mistral_id(call_id: object, ours: dict[str, str]) -> str:
-    """Returns the id of 9 alphanumerics that stands for a tool call's own.
+class MistralIds:
+    """The ids of 9 alphanumerics that stand for those of a chat's tool calls."""
 
-    Args:
-        call_id: As the client has it.
-        ours: Those of the conversation so far, by the client's; added to.
-    """
-    text = str(call_id)
-    if text not in ours:
-        short, salt = text, ""
-        while not is_call_id(short) or short in ours.values():
-            hashed = hashlib.sha256((text + salt).encode("utf-8", "replace"))
-            digest = int.from_bytes(hashed.digest())
-            short = "".join(_BASE62[digest // 62**i % 62] for i in range(9))
-            salt += "'"  # two ids that become the same are still two
-        ours[text] = short
-    return ours[text]
+    def __init__(self) -> None:
+        self._ours: dict[str, str] = {}
+        self._taken: set[str] = set()
+
+    def of(self, call_id: object) -> str:
+        """Returns the one that stands for ``call_id``, which the client has."""
+        text = str(call_id)
+        if text not in self._ours:
+            short, salt = text, ""
+            while not is_call_id(short) or short in self._taken:
+                hashed = hashlib.sha256((text + salt).encode("utf-8", "replace"))
+                digest = int.from_bytes(hashed.digest())
+                short = "".join(_BASE62[digest // 62**i % 62] for i in range(9))
+                salt += "'"  # two ids that become the same are still two
+            self._ours[text] = short
+            self._taken.add(short)
+        return self._ours[text]
 
 
-def _renamed(message: Any, ours: dict[str, str]) -> Any:
+def _renamed(message: Any, ids: MistralIds) -> Any:
     changes: dict[str, Any] = {}
     if message.tool_calls:
         changes["tool_calls"] = [
-            {**call, "id": mistral_id(call.get("id"), ours)}
-            for call in message.tool_calls
+            {**call, "id": ids.of(call.get("id"))} for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
-        changes["tool_call_id"] = mistral_id(message.tool_call_id, ours)
+        changes["tool_call_id"] = ids.of(message.tool_call_id)
     return message.model_copy(update=changes) if changes else message
 
 

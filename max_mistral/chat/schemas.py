@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator
 from functools import lru_cache
@@ -94,7 +95,11 @@ def check_size(schema: object, what: str) -> None:
             properties += len(named)
             pairs += len(named) ** 2
         counts += max(_counts(node), default=0)
-    size = len(json.dumps(schema))  # recurses: after the depth is known
+    try:
+        size = len(json.dumps(schema, allow_nan=False))  # recurses, so comes late
+    except ValueError:
+        message = f"The JSON schema of {what} has a number that is not finite."
+        raise InputError(message) from None
     if size > MAX_CHARACTERS:
         _refuse(what, f"{size:,} characters", f"{MAX_CHARACTERS:,}")
     if nodes > MAX_NODES:
@@ -131,6 +136,8 @@ def _counts(node: dict[str, Any]) -> Iterator[int]:
     """Yields how often parts of a value may or must be repeated."""
     for key in _COUNTS:
         value = node.get(key)
+        if isinstance(value, float) and not math.isfinite(value):
+            continue
         if isinstance(value, int | float):
             yield int(min(value, MAX_COUNT + 1))
     pattern = node.get("pattern")
@@ -165,6 +172,12 @@ def _has_finite_value(schema: dict[str, Any] | bool) -> bool:
         return False
 
 
+def _listed(schema: dict[str, Any], key: str) -> list[Any]:
+    """Returns a list in a schema; the grammar's compiler refuses what is none."""
+    found = schema.get(key)
+    return found if isinstance(found, list) else []
+
+
 class _Finite:
     """Says whether some value of finite size fits a schema that may be recursive."""
 
@@ -191,13 +204,16 @@ class _Finite:
             choices = schema.get(key)
             if isinstance(choices, list):
                 yield any(self.has_value(choice, inside) for choice in choices)
-        for part in schema.get("allOf") or ():
+        for part in _listed(schema, "allOf"):
             yield self.has_value(part, inside)
         properties = schema.get("properties")
         if schema.get("type", "object") == "object" and isinstance(properties, dict):
-            for name in schema.get("required") or ():
-                yield self.has_value(properties.get(name, True), inside)
-        if schema.get("type") == "array" and (schema.get("minItems") or 0) > 0:
+            for name in _listed(schema, "required"):
+                if isinstance(name, str):
+                    yield self.has_value(properties.get(name, True), inside)
+        least = schema.get("minItems")
+        some = isinstance(least, int | float) and least > 0
+        if schema.get("type") == "array" and some:
             yield self.has_value(schema.get("items", True), inside)
 
     def _target(self, reference: str) -> Any:

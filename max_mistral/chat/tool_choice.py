@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from max.pipelines.context.exceptions import InputError
+
+# All of them are one grammar.
+MOST_TOOLS = 1024
 
 one_call_only: ContextVar[bool] = ContextVar("one_call_only", default=False)
 """Whether the request of this task has ``parallel_tool_calls: false``."""
@@ -22,8 +25,11 @@ def read_tool_choice(body: Mapping[str, Any]) -> None:
     for old, new in (("functions", "tools"), ("function_call", "tool_choice")):
         if body.get(old) is not None:
             raise InputError(f"{old} is the old name, which is not read; use {new}.")
-    names: list[str] = []
-    for index, tool in enumerate(body.get("tools") or []):
+    tools = body.get("tools") or []
+    if len(tools) > MOST_TOOLS:
+        raise InputError(f"There are {len(tools)} tools; give at most {MOST_TOOLS}.")
+    names: dict[str, None] = {}  # in order
+    for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str):
@@ -35,12 +41,17 @@ def read_tool_choice(body: Mapping[str, Any]) -> None:
             raise InputError(
                 f"Two tools are named {name!r}; give each a name of its own."
             )
-        names.append(name)
+        if not name.isprintable():  # half of a surrogate pair is not, either
+            raise InputError(
+                f"tools[{index}] is named {name!r}; give it a name without control "
+                "characters."
+            )
+        names[name] = None
     _check_choice(body.get("tool_choice"), names)
     one_call_only.set(body.get("parallel_tool_calls") is False)
 
 
-def _check_choice(choice: object, names: list[str]) -> None:
+def _check_choice(choice: object, names: Collection[str]) -> None:
     if choice in (None, "none", "auto"):
         return
     if not names:

@@ -79,13 +79,14 @@ def _closed_to_others() -> Iterator[None]:
 
 
 def _fingerprint(source: Path) -> str:
-    # A link's own name counts, and the size and time of what it points to.
+    # A link's own name counts, and the size and times of what it points to.
     files = [source] if source.is_file() else sorted(source.iterdir())
     digest = hashlib.sha256(version("max_mistral").encode())
     for path in files:
         if path.is_file():
             found = path.stat()
-            line = f"\n{path.absolute()}\n{found.st_size} {found.st_mtime_ns}"
+            times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+            line = f"\n{path.absolute()}\n{found.st_size} {times}"
             digest.update(os.fsencode(line))
     # For people who look into the cache; 100 bytes are far below a name's limit.
     label = os.fsencode(source.stem)[:100].decode(errors="ignore")

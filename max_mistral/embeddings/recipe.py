@@ -45,7 +45,8 @@ def _check_gguf(model: MAXModelConfig) -> None:
         key = f"{file.architecture}.pooling_type"
         kind = file.metadata.get(key)
         if kind not in (None, 0, 3):
-            _refuse(str(path), f"{key} = {shown(_GGUF_POOLING.get(kind, kind))}")
+            name = _GGUF_POOLING.get(kind, kind) if isinstance(kind, int) else kind
+            _refuse(str(path), f"{key} = {shown(name)}")
 
 
 def _check_modules(folder: str, revision: str | None) -> None:

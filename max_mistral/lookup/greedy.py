@@ -16,8 +16,10 @@ _PLAIN = 9
 _MOST_LOGITS = 2**20
 
 
-def likeliest(logits: Buffer) -> npt.NDArray[np.int64] | None:
+def likeliest(logits: Buffer, vocab_size: int | None) -> npt.NDArray[np.int64] | None:
     """Returns each row's likeliest token, ``[rows]``; ``None`` of too many logits.
+
+    Logits from ``vocab_size`` on are padding, which MAX's sampler leaves out too.
 
     NumPy finds them in microseconds, in the thread that has the logits. After a graph
     this thread has to wait for a CPU, on which MAX's others look out for more work: a
@@ -25,7 +27,7 @@ def likeliest(logits: Buffer) -> npt.NDArray[np.int64] | None:
     """
     if logits.num_elements > _MOST_LOGITS:
         return None
-    return logits.to_numpy().argmax(axis=-1)
+    return logits.to_numpy()[:, :vocab_size].argmax(axis=-1)
 
 
 class GreedySampler:
@@ -33,16 +35,18 @@ class GreedySampler:
 
     Args:
         sampler: MAX's, on the host.
+        vocab_size: How many tokens it chooses from; ``None`` for all.
     """
 
-    def __init__(self, sampler: Model) -> None:
+    def __init__(self, sampler: Model, vocab_size: int | None) -> None:
         self._sampler = sampler
+        self._vocab_size = vocab_size
 
     def __call__(self, *inputs: Buffer) -> Sequence[Buffer]:
         """Returns the new tokens ``[batch]``, all tokens so far, and the seeds."""
         logits, before, top_k = inputs[:3]
         plain = len(inputs) == _PLAIN and (top_k.to_numpy() == 1).all()
-        tokens = likeliest(logits) if plain else None
+        tokens = likeliest(logits, self._vocab_size) if plain else None
         if tokens is None:
             return self._sampler(*inputs)
         so_far = np.concatenate([before.to_numpy(), tokens[:, None]], axis=1)

@@ -93,7 +93,12 @@ class Cost:
         slope = np.array([self.SLOPE, self.SLOPE - 1, 0])
         extra = np.array([self.EXTRA, self.EXTRA, -1])
         guesses = np.outer(slope, slope) + np.outer(extra, extra)
-        self._found = np.linalg.solve(self._squares + guesses, self._products)
+        _, slope, extra = np.linalg.solve(self._squares + guesses, self._products)
+        # A row costs no less than nothing: where steps got slower for another
+        # reason, as a longer context, the line through them may fall.
+        rest = np.maximum([slope, extra], 0)
+        base = (self._products[0] - self._squares[0, 1:] @ rest) / self._squares[0, 0]
+        self._found = np.array([max(base, 0.0), *rest])
 
     @property
     def known(self) -> bool:

@@ -51,7 +51,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         with samplers_together():
             super().__init__(*args, **kwargs)
         assert self._sampler_without_bitmask is not None
-        plain: Any = GreedySampler(self._sampler_without_bitmask)
+        plain: Any = GreedySampler(self._sampler_without_bitmask, self.vocab_size)
         self._sampler_without_bitmask = plain
         self._drafts = enabled()
         self._cost = Cost()
@@ -176,7 +176,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             logits is not None
             and all(row.sampling_params.top_k == 1 for row in rows)
             and not any(row.sampling_params.needs_penalties for row in rows)
-            and (tokens := likeliest(logits)) is not None
+            and (tokens := likeliest(logits, self.vocab_size)) is not None
         ):
             return tokens
         assert sampler is not None

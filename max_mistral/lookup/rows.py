@@ -100,6 +100,10 @@ class Row:
     tokens: RowTokens
     min_tokens: int = 0
 
+    def get_min_token_logit_mask(self, num_steps: int) -> list[npt.NDArray[np.int32]]:
+        """Returns the tokens that ``min_tokens`` forbids, of each step none."""
+        return [np.zeros((0, 2), np.int32) for _ in range(num_steps)]
+
 
 def sampled_rows(
     batch: Sequence[TextContext], drafts: Sequence[npt.NDArray[np.int64]]

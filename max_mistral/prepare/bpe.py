@@ -26,6 +26,8 @@ UNK = "<unk>"
 # Characters or bytes of a piece, for the work grows with their square; no
 # tokenizer of the family has one of more than 400.
 _LONGEST = 1024
+# Merges, for each piece and in all: those in use have two or three for each.
+_MERGES_EACH, _MERGES = 16, 2**16
 
 
 def make_byte_level(
@@ -137,7 +139,8 @@ def find_merges(ranks: dict[Piece, Any]) -> list[tuple[Piece, Piece]]:
     to right: a longer left piece goes first.
 
     Raises:
-        UserError: (a ``ValueError``) if a piece is longer than any in use.
+        UserError: (a ``ValueError``) if a piece is longer than any in use, or they
+            are made of each other in more ways.
     """
     longest = max(ranks, key=len, default="")
     if len(longest) > _LONGEST:
@@ -145,12 +148,18 @@ def find_merges(ranks: dict[Piece, Any]) -> list[tuple[Piece, Piece]]:
             f"The tokenizer has a piece of {len(longest)}, {shown(longest)}; expected "
             f"at most {_LONGEST}. Fetch it again."
         )
-    found = []
+    most = _MERGES_EACH * len(ranks) + _MERGES
+    found: list[tuple[Any, int, Piece, Piece]] = []
     for piece, rank in progress(ranks.items(), "Converting tokenizer", "tokens"):
         for i in range(1, len(piece)):
             left, right = piece[:i], piece[i:]
             if left in ranks and right in ranks:
                 found.append((rank, -i, left, right))
+        if len(found) > most:
+            raise UserError(
+                f"The tokenizer's {len(ranks)} pieces are made of each other in more "
+                f"than {most} ways, as no tokenizer's in use are. Fetch it again."
+            )
     found.sort()
     return [(left, right) for *_, left, right in found]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -53,6 +54,8 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
     "expert_count": (0,),
     "use_parallel_residual": (False,),
 }
+# A file has float32, and prepare rounds them to six digits.
+_CLOSE = 1e-5
 # What each rotary frequency is divided by, in the files of models whose RoPE is
 # stretched as Llama 3.1's; llama.cpp works it out when it converts them.
 _ROPE_DIVISORS = "rope_freqs.weight"
@@ -99,6 +102,40 @@ class GGUFCheckpoint:
             if self.metadata.has(key) and self.metadata.get(key) not in neutral:
                 expected = " or ".join(map(repr, neutral))
                 self.metadata.refuse(key, self.metadata.get(key), expected)
+
+    def check_config(
+        self, theta: float, epsilon: float, scaling: RopeScaling | None
+    ) -> None:
+        """Checks that a config says what the file says, where the file says it.
+
+        The shapes of two models may be the same, and only such numbers differ.
+
+        Args:
+            theta: The config's base of RoPE.
+            epsilon: The config's epsilon of RMSNorm.
+            scaling: How the config stretches RoPE.
+
+        Raises:
+            UserError: (a ``ValueError``) naming what differs.
+        """
+        kind = None if scaling is None else scaling.rope_type
+        stated: dict[str, object] = {
+            "rope.freq_base": theta,
+            "attention.layer_norm_rms_epsilon": epsilon,
+        }
+        if kind in (None, "linear", "yarn"):
+            stated["rope.scaling.type"] = kind or "none"
+        if scaling is not None and kind in ("linear", "yarn"):
+            stated["rope.scaling.factor"] = scaling.factor
+        for name, value in stated.items():
+            key = f"{self.architecture}.{name}"
+            if self.metadata.has(key) and not _alike(self.metadata.get(key), value):
+                self.metadata.refuse(
+                    key,
+                    self.metadata.get(key),
+                    f"{value}, as config.json has it. If config.json is not of this "
+                    "file, make it with python -m max_mistral.prepare",
+                )
 
     def rope_scaling(
         self, stated: RopeScaling | None, head_dim: int
@@ -204,3 +241,9 @@ class GGUFCheckpoint:
             yield graph, WeightData.from_numpy(np.ascontiguousarray(values), graph)
         for change, count in repacked.items():
             logger.info("%d tensors of %s are kept as %s", count, self.path, change)
+
+
+def _alike(found: object, stated: object) -> bool:
+    if isinstance(found, int | float) and isinstance(stated, int | float):
+        return math.isclose(found, stated, rel_tol=_CLOSE)
+    return found == stated

@@ -26,11 +26,14 @@ import numpy as np
 from max.driver import is_virtual_device_mode
 
 from ..disk import sync
+from ..errors import UserError
 from ..kernels.pieces import Bytes
 from ..own_folders import cache_roots, is_ours, make_ours
 from ..switches import is_on
 
 logger = logging.getLogger("max.pipelines")
+
+State = tuple[tuple[int, int, int, int], ...]
 
 VARIABLE = "MAX_MISTRAL_KEEP_PACKED"
 FOLDER = "packed"
@@ -50,18 +53,26 @@ class KeptMatrices:
 
     Args:
         folder: Where they are kept; ``None`` keeps none.
+        check: Raises if the checkpoint is no longer what the folder is for.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
         self._folder = folder
+        self._check = check
 
     @classmethod
-    def of(cls, paths: Sequence[Path], how: str = "") -> KeptMatrices:
+    def of(
+        cls, paths: Sequence[Path], how: str = "", state: State | None = None
+    ) -> KeptMatrices:
         """Returns those of a checkpoint, if it is one that they are kept for.
 
         Args:
             paths: Its files.
             how: What else it depends on what a matrix holds.
+            state: What :func:`state_of` returned before any of them was read; by
+                default what it returns now.
 
         Raises:
             UserError: (a ``ValueError``) if ``MAX_MISTRAL_KEEP_PACKED`` is neither
@@ -71,7 +82,9 @@ class KeptMatrices:
         if not is_on(VARIABLE) or is_virtual_device_mode():
             return cls()
         try:
-            return cls(_folder_for(paths, how))
+            state = state or state_of(paths)
+            folder = _folder_for(paths, state, how)
+            return cls(folder, functools.partial(_check_unchanged, paths, state))
         except OSError as error:
             logger.warning("Packed weights cannot be kept: %s", error)
             return cls()
@@ -86,6 +99,9 @@ class KeptMatrices:
                 packed in another way; a file's name.
             shape: Of the uint8 array that ``make`` returns.
             make: Packs it.
+
+        Raises:
+            UserError: (a ``ValueError``) if a file of the checkpoint has changed.
         """
         if self._folder is None:
             return make()
@@ -95,8 +111,10 @@ class KeptMatrices:
         except OSError:  # not there, or no longer
             found = None
         if found is not None:
+            self._check()
             return found
         made = make()
+        self._check()
         try:
             _write(path, made)
         except OSError as error:
@@ -106,23 +124,48 @@ class KeptMatrices:
         return made
 
 
-def _folder_for(paths: Sequence[Path], how: str) -> Path | None:
+def state_of(paths: Sequence[Path]) -> State:
+    """Returns what changes when a file is written to or another takes its place.
+
+    A size and a time of modification are not enough: some tools set the latter.
+    Of a file that is not there it is zeros.
+    """
+    found = []
+    for path in paths:
+        try:
+            file = path.stat()
+        except OSError:
+            found.append((0, 0, 0, 0))
+            continue
+        times = file.st_mtime_ns, file.st_ctime_ns
+        found.append((file.st_size, *times, file.st_ino))
+    return tuple(found)
+
+
+def _check_unchanged(paths: Sequence[Path], state: State) -> None:
+    if state_of(paths) == state:
+        return
+    names = ", ".join(map(str, paths))
+    raise UserError(
+        f"{names} changed while the weights were loaded. Start again when the files "
+        "are whole."
+    )
+
+
+def _folder_for(paths: Sequence[Path], state: State, how: str) -> Path | None:
     """Returns the folder of a checkpoint as it is now, which is there and ours.
 
     ``None`` if the checkpoint is too small for one, or the disk too full.
     """
-    found = [(path.absolute(), path.stat()) for path in paths]
-    size = sum(file.st_size for _, file in found)
+    size = sum(bytes_of for bytes_of, *_ in state)
     if size < _LEAST_BYTES:
         return None
     root = next(cache_roots())
     root.parent.mkdir(parents=True, exist_ok=True)
-    place = hashlib.sha256(b"\n".join(os.fsencode(path) for path, _ in found))
-    state = hashlib.sha256(f"{_code()}\n{how}\n".encode())
-    for _, file in found:
-        state.update(f"{file.st_size} {file.st_mtime_ns}\n".encode())
+    place = hashlib.sha256(b"\n".join(os.fsencode(p.absolute()) for p in paths))
+    what = hashlib.sha256(f"{_code()}\n{how}\n{state}".encode())
     checkpoint = root / FOLDER / place.hexdigest()[:16]
-    folder = checkpoint / state.hexdigest()[:16]
+    folder = checkpoint / what.hexdigest()[:16]
     for each in (root, root / FOLDER, checkpoint):
         make_ours(each)
     if not is_ours(folder):
@@ -144,10 +187,12 @@ def _folder_for(paths: Sequence[Path], how: str) -> Path | None:
 @functools.cache
 def _code() -> str:
     """Returns a hash of the code that says what a packed matrix holds."""
-    digest = hashlib.sha256(version("max_mistral").encode())
-    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for package in ("max_mistral", "gguf"):  # gguf's code converts some encodings
+        digest.update(version(package).encode() + b"\n")
+    sources = Path(__file__).parents[1]
     for folder in ("formats", "kernels", "weights"):
-        for source in sorted((package / folder).glob("*.py")):
+        for source in sorted((sources / folder).glob("*.py")):
             digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()
 

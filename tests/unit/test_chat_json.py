@@ -111,6 +111,11 @@ BAD_SCHEMAS = {
     "many choices": ({"enum": list(range(6000))}, "6000 choices"),
     "many parts": ({"anyOf": [{} for _ in range(3000)]}, "parts"),
     "long": ({"type": "string", "maxLength": 10**9}, "lengths"),
+    "endless": ({"type": "string", "minLength": -1e400}, "not finite"),
+    "no number": ({"type": "string", "maxLength": float("nan")}, "not finite"),
+    "a count that is text": ({"type": "array", "minItems": "3"}, "minItems"),
+    "choices that are no list": ({"allOf": 5}, "allOf"),
+    "a name that is no text": ({"properties": {}, "required": [[1]]}, "mismatch"),
     "long pattern": ({"type": "string", "pattern": "a{1,99999}"}, "lengths"),
     "a wrong type": (
         {"properties": {"a": {"type": "strnig"}}},

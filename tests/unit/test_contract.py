@@ -754,6 +754,35 @@ def broken_calls():
 
 
 @seam(
+    "of chats, `_log_tool_call_conformance` and `_log_response_format_conformance` "
+    "only hold an answer against the client's schema, for the log",
+    "_log_tool_call_conformance _log_response_format_conformance",
+    "they are replaced by nothing; drop that if MAX opens no `$ref` any more and runs "
+    "no pattern of a client's",
+)
+def conformance_logs():
+    generator = f"{ROUTES}:OpenAIChatResponseGenerator"
+    has(generator, "_log_tool_call_conformance _log_response_format_conformance")
+    says("max.serve._tool_call_validation", r"It never mutates the response")
+    for check in ("check_tool_call_conformance", "check_response_format_conformance"):
+        # Nobody else calls them.
+        assert inspect.getsource(find(ROUTES)).count(f"{check}(") == 1
+
+
+@seam(
+    "a request's context has the tokenizer's `create_eos_tracker(request)`, an "
+    "`EOSTracker` that finds the tokens of a stop string by its `eos_sequences`",
+    "create_eos_tracker EOSTracker",
+    "see where MAX's worker looks for stop strings now: not in thinking",
+)
+def stop_tokens():
+    says(TEXT_TOKENIZER, r"eos_tracker=await self\.create_eos_tracker\(request\)")
+    tracker = find("max.pipelines.context.eos_tracking:EOSTracker")
+    fields = {"eos_token_ids", "eos_sequences", "eos_stop_strings"}
+    assert set(tracker.model_fields) == fields
+
+
+@seam(
     "both routes read an answer from `TokenGeneratorPipeline.next_token_chunk(request, "
     "parse_reasoning=)`, which takes it from `self.model_worker.stream(id, context)` "
     "and merges chunks where `_min_chunk_tokens` is above 1",
@@ -1297,16 +1326,17 @@ def the_graph_of_log_probabilities():
 
 
 @seam(
-    "what MAX's sampler reads of a context: `sampling_params`, `min_tokens`, and of "
-    "its `tokens` the length, `all` and `generated`",
+    "what MAX's sampler reads of a context: `sampling_params`, `min_tokens`, "
+    "`get_min_token_logit_mask()`, and of its `tokens` the length, `all` and "
+    "`generated`",
     "Row RowTokens",
     "give `Row` in `lookup/rows.py` what the sampler reads now",
 )
 def what_the_sampler_reads():
     source = inspect.getsource(find("max.pipelines.sampling.sampling_logits_processor"))
-    read = set(re.findall(r"\b(?:context|ctx|c)\.(\w+(?:\.\w+)?)", source))
+    read = set(re.findall(r"\b(?:context|ctx|c|batch\[\w+\])\.(\w+(?:\.\w+)?)", source))
     allowed = {"sampling_params", "min_tokens", "tokens", "tokens.all"}
-    allowed |= {"tokens.generated"}
+    allowed |= {"tokens.generated", "get_min_token_logit_mask"}
     stems = {name for name in read if not name.startswith("sampling_params.")}
     assert stems <= allowed, stems - allowed
 

@@ -70,6 +70,7 @@ def test_what_labels_a_request_is_ignored(routes):
         ("Hello", {"dimensions": 256}, "dimensions is 256"),
         ("Hello", {"encoding_format": "int8"}, "encoding_format"),
         ("Hello", {"colour": 1}, "colour"),
+        ("Hello", {"tools": [1]}, "cannot be read"),
         ("Hello", {"model": "other"}, "model is 'other'"),
         ("", {}, "input is empty"),
         ([], {}, "input is empty"),

@@ -9,6 +9,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, MistralConfig
 
 from max_mistral.errors import UserError
+from max_mistral.hf_rope import RopeScaling
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.prepare import prepare
 from max_mistral.prepare.gguf_config import read_config
@@ -244,6 +245,41 @@ def test_ministral_3(tmp_path):
         "mscale_all_dim": 1.0,
         "llama_4_scaling_beta": 0.1,
     }
+
+
+YARN = RopeScaling(rope_type="yarn", factor=16.0)
+
+
+def test_a_config_that_says_the_same(tmp_path):
+    kind = gguf.RopeScalingType.YARN
+    stretched = GGUFCheckpoint(write_gguf(tmp_path / "y.gguf", scaling=kind))
+    stretched.check_config(1e6, 1e-5, YARN)
+    plain = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
+    # What the file does not say is the config's to say.
+    plain.check_config(123.0, 1e-5, YARN)
+
+
+@pytest.mark.parametrize(
+    ("theta", "epsilon", "scaling", "says"),
+    [
+        (1e4, 1e-5, YARN, "rope.freq_base = 1000000.0; expected 10000.0"),
+        (1e6, 1e-6, YARN, "layer_norm_rms_epsilon"),
+        (1e6, 1e-5, None, "rope.scaling.type = 'yarn'; expected none"),
+        (1e6, 1e-5, RopeScaling(rope_type="linear", factor=16.0), "rope.scaling.type"),
+        (
+            1e6,
+            1e-5,
+            RopeScaling(rope_type="yarn", factor=8.0),
+            "rope.scaling.factor = 16.0; expected 8",
+        ),
+    ],
+)
+def test_a_config_of_another_model(tmp_path, theta, epsilon, scaling, says):
+    kind = gguf.RopeScalingType.YARN
+    file = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", scaling=kind))
+    with pytest.raises(UserError, match=r"as config\.json has it") as error:
+        file.check_config(theta, epsilon, scaling)
+    assert says in str(error.value)
 
 
 def write_vocabulary(path, kind, pre, tokens, types, scores=None, merges=None):

@@ -18,7 +18,7 @@ from max_mistral.kernels.packing import Encoding
 from max_mistral.prepare.gguf_config import read_config
 from max_mistral.weights import kept as module
 from max_mistral.weights.gguf_file import GGUFCheckpoint
-from max_mistral.weights.kept import VARIABLE, KeptMatrices
+from max_mistral.weights.kept import VARIABLE, KeptMatrices, state_of
 from max_mistral.weights.packed import PackedWeight, pack_matrix
 from tests.harness import load_safetensors, store
 from tests.unit.test_gguf import write_gguf
@@ -257,6 +257,27 @@ def same(first, second):
             np.from_dlpack(weight.data), np.from_dlpack(second[name].data)
         )
     return sum(isinstance(weight, PackedWeight) for weight in first.values())
+
+
+def test_another_file_of_the_same_size_and_time_is_another(checkpoint, cache):
+    os.utime(checkpoint, ns=(0, 0))
+    matrix(checkpoint, Packer(1))
+    checkpoint.write_bytes(b"WEIGHTS")
+    os.utime(checkpoint, ns=(0, 0))
+    matrix(checkpoint, Packer(2))
+    assert len(files(cache)) == 1
+
+
+@pytest.mark.parametrize("kept_before", [False, True])
+def test_a_file_that_changes_as_it_is_read_is_refused(checkpoint, cache, kept_before):
+    state = state_of([checkpoint])
+    if kept_before:
+        matrix(checkpoint, Packer(1))
+    kept = KeptMatrices.of([checkpoint], state=state)
+    checkpoint.write_bytes(b"another")
+    with pytest.raises(UserError, match="changed while the weights were loaded"):
+        kept.matrix("a", SHAPE, Packer(1))
+    assert len(files(cache)) == kept_before
 
 
 def test_a_gguf_file(tmp_path, cache):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from max.driver import Buffer
+from max.driver import CPU, Buffer
 from max.graph import default_custom_extensions
 from max.pipelines.context import SamplingParams, TextContext, TokenBuffer
 from max.pipelines.lib.pipeline_variants.utils import StructuredOutputHelper
+from max.pipelines.sampling.sampling_logits_processor import _build_min_tokens_masks
 from max.pipelines.sampling.seeds import request_row_seed
 
 from max_mistral.errors import UserError
@@ -18,7 +19,15 @@ from max_mistral.lookup import choice, drafts, enabled
 from max_mistral.lookup.drafts import LONGEST, SHORTEST, propose
 from max_mistral.lookup.grammar import masks_of_rows
 from max_mistral.lookup.greedy import GreedySampler
-from max_mistral.lookup.odds import MARGIN, MOST_ROWS, Candidate, Cost, Odds, how_many
+from max_mistral.lookup.odds import (
+    MARGIN,
+    MOST,
+    MOST_ROWS,
+    Candidate,
+    Cost,
+    Odds,
+    how_many,
+)
 from max_mistral.lookup.rows import sampled_rows
 from tests.tools import FIRST, TOOLS, grammar_of
 from workbench.checkpoints import BASE, write_checkpoint
@@ -125,6 +134,30 @@ def test_what_was_learned_of_drafts_fades():
     assert dearness() < 2 < 6 < dear
 
 
+def test_steps_that_got_slower_do_not_make_rows_cheap():
+    # One long context, then eight short requests, whose drafts are always wrong.
+    cost, odds = Cost(), [Odds() for _ in range(8)]
+    for _ in range(150):
+        cost.observe(1, 0.2, drafts=False)
+    drafted = 0
+    for _ in range(500):
+        counts = how_many([Candidate(2, MOST, each) for each in odds], cost)
+        rows = 8 + sum(counts)
+        cost.observe(rows, 0.1 + 0.005 * rows, drafts=rows > 8)
+        for each in odds:
+            each.learn(2, [5], [6])
+        drafted += rows - 8
+    assert drafted < 0.02 * 8 * 500
+
+
+def test_a_row_costs_no_less_than_nothing():
+    cost = Cost()
+    for rows, seconds in [(1, 0.2), (8, 0.1)] * 50:
+        cost.observe(rows, seconds, drafts=False)
+    few, many = (cost.estimate(rows, drafts=True) for rows in (1, 64))
+    assert 0 < few <= many
+
+
 def steps_of(base, slope):
     """A cost that has been found to be this."""
     cost = Cost()
@@ -215,6 +248,12 @@ def test_a_row_is_sampled_as_its_place_would_be():
         assert row.sampling_params.temperature == 0.5
 
 
+def test_a_row_has_what_max_reads_for_min_tokens():
+    rows = sampled_rows([context_of([1, 2], [4])], [np.array([7, 8])])
+    masks = _build_min_tokens_masks(rows, 1, CPU(), enable_min_tokens=True)
+    assert [mask.shape for mask in masks] == [(0, 2)]
+
+
 @pytest.fixture
 def helper(v13):
     return StructuredOutputHelper.from_tokenizer(
@@ -281,8 +320,9 @@ def test_rows_that_are_all_greedy_take_the_likeliest_token():
     def sampler(*inputs):
         raise AssertionError("MAX's sampler is for others")
 
-    logits = np.array([[0.0, 3.0, 1.0], [5.0, -1.0, 4.0]])
-    found = GreedySampler(sampler)(*sampler_inputs(logits, [1, 1]))
+    # The last is the model's padding, for which there is no token.
+    logits = np.array([[0.0, 3.0, 1.0, 9.0], [5.0, -1.0, 4.0, 9.0]])
+    found = GreedySampler(sampler, 3)(*sampler_inputs(logits, [1, 1]))
     tokens, so_far, seed = (value.to_numpy().tolist() for value in found)
     assert (tokens, so_far, seed) == ([1, 0], [[9, 1], [9, 0]], [0, 1])
 
@@ -292,7 +332,7 @@ def test_rows_that_are_all_greedy_take_the_likeliest_token():
     [([1, 40], [], 3), ([1, -1], [], 3), ([1, 1], [np.zeros(2)], 3), ([1], [], 2**21)],
 )
 def test_all_others_are_left_to_max(top_k, more, width):
-    found = GreedySampler(lambda *inputs: len(inputs))
+    found = GreedySampler(lambda *inputs: len(inputs), None)
     inputs = sampler_inputs(np.zeros((len(top_k), width)), top_k, *more)
     assert found(*inputs) == len(inputs)
 

@@ -251,6 +251,8 @@ def refused(folder, **changes):
         ({"alpha_pattern": {".?" * 40 + "!": 1}}, "8 choices"),
         ({"alpha_pattern": {"(.|.)" * 40 + "!": 1}}, "8 choices"),
         ({"alpha_pattern": {"(": 1}}, "regular expressions"),
+        ({"rank_pattern": {"a{" + "9" * 20 + "}": 4}}, "regular expressions"),
+        ({"rank_pattern": {"(" * 3000 + ")" * 3000: 4}}, "regular expressions"),
         ({"r": 8}, "[4, 16], where r and the base make it [8, 16]"),
         ({"target_modules": ["v_proj"]}, "has no model.layers.0.self_attn.q_proj"),
         ({"target_modules": ["q_proj", "v_proj"]}, "names v_proj, of which"),

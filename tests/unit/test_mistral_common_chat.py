@@ -7,7 +7,7 @@ import shutil
 import pytest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from max_mistral.chat.messages import mistral_id
+from max_mistral.chat.messages import MistralIds
 from tests.chats import CHATS, HI, SUNNY, TOOLS, USER, WEATHER, called, expected
 from tests.routes import Routes
 from workbench.tokenizers import KINDS, tokenizer_file, write_model
@@ -95,7 +95,7 @@ def test_ids_of_other_servers_are_shortened(model):
     number = reference.version.version_num
     ids = 0 if number in (2, 13, 15) else 2
     assert "call_0123" not in text
-    short = mistral_id(foreign, {})
+    short = MistralIds().of(foreign)
     assert text.replace(" ", "").count(short) == ids
 
 

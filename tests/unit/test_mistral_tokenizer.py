@@ -13,6 +13,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
 from max_mistral.errors import UserError
+from max_mistral.prepare.bpe import find_merges
 from max_mistral.prepare.mistral_tokenizer import find_tokenizer, write_tokenizer
 from max_mistral.tekken import PATTERN, check_pattern
 from workbench.tokenizers import BUNDLED, tokenizer_file
@@ -205,3 +206,10 @@ def test_a_piece_that_is_too_long(tmp_path):
     file["config"]["default_vocab_size"] = 260
     with pytest.raises(UserError, match="a piece of 2000"):
         write_small(tmp_path, file)
+
+
+def test_pieces_made_of_each_other_in_too_many_ways():
+    pieces = {"a" * i + "b" * j: -i - j for i in range(100) for j in range(100)}
+    del pieces[""]
+    with pytest.raises(UserError, match="made of each other in more than"):
+        find_merges(pieces)

@@ -61,6 +61,13 @@ def test_config_json(pipeline_config, tmp_path, config, name):
         prepare(tmp_path / "src", tmp_path / "dst")
 
 
+@pytest.mark.parametrize("kind", ["llama", "granite", "smollm3"])
+def test_a_mistral_by_its_architecture_only(pipeline_config, kind):
+    found = AutoConfig.for_model(kind, architectures=["MistralForCausalLM"])
+    with pytest.raises(UserError, match=f"model_type = '{kind}'.*'ministral3'"):
+        MistralConfig.initialize_from_config(pipeline_config, found)
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [

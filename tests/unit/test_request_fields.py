@@ -44,6 +44,12 @@ def asked(routes, path, **body):
     return routes.context
 
 
+def test_more_prompts_than_a_request_may_have(plain):
+    answer = plain.complete(["a"] * 2049)
+    assert answer.status_code == 400
+    assert "prompt has 2049 prompts" in answer.json()["detail"]
+
+
 # Honoured: the worker is asked for it.
 
 

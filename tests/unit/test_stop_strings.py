@@ -203,6 +203,10 @@ def test_reasoning_is_not_searched(servers):
             choice = found(answer, at_a_time=at_a_time, stop="STOP")
             assert choice["message"]["reasoning"] == "a STOP b"
             assert choice["message"]["content"] == "Yes. "
+            # Nor by the worker, which knows a stop string by its tokens.
+            assert not v13.context.eos_tracker.eos_sequences
+    servers["v3"].answer("Yes. STOP No.", stop="STOP")
+    assert servers["v3"].context.eos_tracker.eos_sequences
 
 
 def test_the_longest_stop_strings_are_taken(unfinished):

@@ -104,7 +104,7 @@ class AdapterConfig:
             try:
                 # get_pattern_key, peft/utils/other.py
                 expression = re.compile(rf"(.*\.)?({name})$")
-            except re.error:
+            except (re.error, OverflowError, RecursionError):
                 self.fields.refuse(key, name, "regular expressions")
             whole = key == "rank_pattern"
             compiled[expression] = (

@@ -1,0 +1,125 @@
+"""What a client sends in a chat's messages: read as Mistral's own, or refused."""
+
+import pytest
+from max.serve import _tool_call_validation
+
+from max_mistral.chat.client_messages import MOST_CALLS
+from max_mistral.chat.tool_choice import MOST_TOOLS
+from tests.chats import HI, call, called
+from tests.tools import CALLS, TOOLS
+
+THOUGHT = {"type": "text", "text": "hmm"}
+ANSWER = {"type": "text", "text": "Yes."}
+
+
+def thinking(value, **more):
+    return {"type": "thinking", "thinking": value} | more
+
+
+def says(*parts, **more):
+    return {"role": "assistant", "content": list(parts)} | more
+
+
+def prompt_after(server, message):
+    server.answer("2.", messages=[HI, message, HI])
+    return server.prompt_ids
+
+
+@pytest.mark.parametrize("value", ["hmm", [THOUGHT], [THOUGHT | {"text": "h"}] * 0])
+def test_thinking_in_content_is_reasoning_content(v13, value):
+    text = value if isinstance(value, str) else "".join(p["text"] for p in value)
+    want = prompt_after(v13, says(ANSWER, reasoning_content=text))
+    assert prompt_after(v13, says(thinking(value), ANSWER)) == want
+    assert prompt_after(v13, says(thinking(value, closed=True), ANSWER)) == want
+    if text:
+        assert prompt_after(v13, says(ANSWER)) != want
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (says(ANSWER, thinking("hmm")), "has a part of type 'thinking'"),
+        (says(thinking("a"), thinking("b"), ANSWER), "has a part of type 'thinking'"),
+        (says(thinking("hmm", closed=False), ANSWER), "that is closed"),
+        (says(thinking(7), ANSWER), "thinking that is not a text"),
+        (says(thinking([7]), ANSWER), "thinking that is not a text"),
+        (says(thinking("a"), ANSWER, reasoning_content="b"), "its thinking twice"),
+        (says({"type": "refusal", "refusal": "No."}), "a part of type 'refusal'"),
+        (says({"type": "file", "file": {}}), "a part of type 'file'"),
+        (says(ANSWER, refusal="No."), "messages[1].refusal is not supported"),
+        (says(ANSWER, function_call={"name": "f", "arguments": ""}), ".function_call"),
+    ],
+)
+def test_what_would_be_dropped_is_refused(v13, message, reason):
+    response = v13.ask(messages=[HI, message, HI])
+    assert response.status_code == 400, response.text
+    assert reason in response.json()["detail"]
+
+
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_only_the_assistant_thinks(v13, role):
+    message = {"role": role, "content": [thinking("hmm")]}
+    response = v13.ask(messages=[message, HI])
+    assert response.status_code == 400
+    assert "has a part of type 'thinking'" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("[" * 100_000, "too many levels"),
+        ("1" * 5_000, "Exceeds the limit"),
+        (" ", "no JSON"),
+        ("{'a': 1}", "no JSON"),
+    ],
+    ids=["deep", "long", "blank", "Python"],
+)
+def test_arguments_that_cannot_be_read(v13, arguments, reason):
+    message = called(call("add", arguments, "abcdefgh1"))
+    response = v13.ask(messages=[HI, message], tools=TOOLS)
+    assert response.status_code == 400, response.text
+    assert reason in response.json()["detail"]
+
+
+def test_more_calls_and_tools_than_can_be_read(v13):
+    calls = [call("add", "{}", f"c{i}") for i in range(MOST_CALLS + 1)]
+    response = v13.ask(messages=[HI, called(*calls)], tools=TOOLS)
+    assert response.status_code == 400
+    assert f"{MOST_CALLS + 1} tool calls" in response.json()["detail"]
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}"}}
+        for i in range(MOST_TOOLS + 1)
+    ]
+    response = v13.ask(tools=tools)
+    assert response.status_code == 400
+    assert f"{MOST_TOOLS + 1} tools" in response.json()["detail"]
+
+
+def test_a_name_of_a_tool_that_cannot_be_written(v13):
+    tool = {"type": "function", "function": {"name": "\ud800"}}
+    response = v13.ask(tools=[tool])
+    assert response.status_code == 400
+    assert "tools[0] is named '\\ud800'" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("field", ["exclude", "max_tokens"])
+def test_reasoning_that_cannot_be_had(v13, field):
+    response = v13.ask(reasoning={field: 1})
+    assert response.status_code == 400
+    assert f"reasoning.{field} is not supported" in response.json()["detail"]
+    v13.answer("2.", reasoning={"exclude": False, "max_tokens": None})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_answer_is_held_against_a_schema_of_the_clients(v13, monkeypatch, stream):
+    """MAX would for its log: a ``$ref`` opens any file, a pattern takes for ever."""
+    run = []
+    monkeypatch.setattr(_tool_call_validation, "_build_validator", run.append)
+    ask = v13.streamed if stream else v13.answer
+    function = {"name": "add", "parameters": {"$ref": "file:///dev/zero"}}
+    tools = [{"type": "function", "function": function}]
+    assert ask(CALLS["v13"], tools=tools)["finish_reason"] == "tool_calls"
+    form = {"name": "c", "schema": {"type": "object"}}
+    form = {"type": "json_schema", "json_schema": form}
+    assert ask("{}", response_format=form)["message"]["content"] == "{}"
+    assert not run
