@@ -10,7 +10,7 @@ from .layout import ROWS, is_dense, panel_bytes
 
 @extensibility.register("mistral_embedding")
 struct Embedding:
-    """`y[i] = w[tokens[i]]` for a packed weight.
+    """`y[i] = w[tokens[i]]` for a packed weight of `rows[0]` rows.
 
     Raises if the weight has no such row: ids come from outside.
     """
@@ -21,6 +21,7 @@ struct Embedding:
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
         tokens: InputTensor[dtype=DType.int64, rank=1, ...],
+        rows: InputTensor[dtype=DType.int64, rank=1, ...],
         w: InputTensor[dtype=DType.uint8, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
@@ -29,16 +30,19 @@ struct Embedding:
         var yp = y.unsafe_ptr()
         var tp = tokens.unsafe_ptr()
         var wp = w.unsafe_ptr()
-        var rows = w.dim_size(0) * ROWS
+        # The last panel may have more rows, which are padding.
+        var known = min(
+            Int(rows.unsafe_ptr().unsafe_load(0)), w.dim_size(0) * ROWS
+        )
 
         for i in range(y.dim_size(0)):
             var id = tp.unsafe_load(i)
-            if id < 0 or id >= Scalar[DType.int64](rows):
+            if id < 0 or id >= Scalar[DType.int64](known):
                 raise Error(
                     "token id ",
                     id,
                     " is not in the embedding, which has the rows 0 to ",
-                    rows - 1,
+                    known - 1,
                 )
 
         @inline(.always)

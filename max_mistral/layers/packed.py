@@ -208,7 +208,11 @@ def multiply_any(
 
 
 def embed(
-    tokens: TensorValue, weight: TensorValue, encoding: Encoding, hidden_size: DimLike
+    tokens: TensorValue,
+    weight: TensorValue,
+    encoding: Encoding,
+    rows: TensorValue,
+    hidden_size: DimLike,
 ) -> TensorValue:
     """Returns rows of a packed weight.
 
@@ -216,6 +220,7 @@ def embed(
         tokens: int64 ``[tokens]``, which rows.
         weight: uint8, as ``packing.pack`` lays it out.
         encoding: Its.
+        rows: How many rows it has, int64 ``[1]``; others raise.
         hidden_size: Its columns.
 
     Returns:
@@ -224,7 +229,7 @@ def embed(
     return ops.custom(
         "mistral_embedding",
         CPU,
-        [tokens, weight],
+        [tokens, rows, weight],
         [TensorType(DType.float32, [tokens.shape[0], hidden_size], CPU)],
         parameters={"kind": int(encoding)},
     )[0].tensor
@@ -279,6 +284,7 @@ class PackedEmbedding(Module):
 
     def __init__(self, vocab_size: int, hidden_size: int, encoding: Encoding) -> None:
         super().__init__()
+        self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.encoding = encoding
         self.weight = packed_weight(encoding, vocab_size, hidden_size)
@@ -287,7 +293,8 @@ class PackedEmbedding(Module):
         self, tokens: TensorValue, signal_buffers: Sequence[BufferValue]
     ) -> list[TensorValue]:
         """Maps int64 ``[tokens]`` to float32 ``[tokens, hidden_size]``."""
-        return [embed(tokens, self.weight, self.encoding, self.hidden_size)]
+        rows = ops.constant(np.array([self.vocab_size], np.int64), device=CPU)
+        return [embed(tokens, self.weight, self.encoding, rows, self.hidden_size)]
 
 
 class PackedHead(PackedLinear):

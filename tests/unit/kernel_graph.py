@@ -75,7 +75,7 @@ def compiled():
         for encoding, weight in zip(Encoding, packed, strict=True):
             x = xs[encoding.block_columns]
             outputs += [linear(x, [encoding], **how(encoding)) for how in HOWS.values()]
-            outputs.append(embed(ids, weight, encoding, x.shape[1]))
+            outputs.append(embed(ids, weight, encoding, rows, x.shape[1]))
         dense = xs[Encoding.BF16.block_columns]
         quantized = xs[Encoding.Q4_K.block_columns]
         outputs.append(linear(dense, DENSE))

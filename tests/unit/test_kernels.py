@@ -272,7 +272,7 @@ def test_an_embedding_that_is_encoded_anew_is_exact(run, source):
 
 
 # The last panel is padded to 112 rows.
-@pytest.mark.parametrize("token", [-1, 112, 99999999, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("token", [-1, ROWS, 111, 112, 99999999, 2**63 - 1, -(2**63)])
 def test_a_token_without_a_row_raises(run, token):
     """And reads no memory beside the weight, nor ends the process."""
     with pytest.raises(ValueError, match=f"token id {token} is not in the embedding"):
