@@ -15,7 +15,7 @@ export PYTHONWARNINGS := ignore:The parameter:UserWarning
 # The demo and the server compile to the same graph, so the second one started
 # finds it in MAX's compile cache.
 MAX_FLAGS := --custom-architectures max_mistral --model $(MODEL) \
-	--weight-path $(abspath $(GGUF)) --devices cpu --max-length 2048
+	--weight-path "$(abspath $(GGUF))" --devices cpu --max-length 2048
 
 .PHONY: demo serve test test-qemu fuzz soak lint check-gpu check-gpu-compile bench-cpu clean
 .DELETE_ON_ERROR:

@@ -37,7 +37,8 @@ def main() -> None:
     config = PipelineConfig.from_args(
         PipelineArgs.from_flat_kwargs(
             model_path=args.model,
-            weight_path=[path.resolve() for path in args.weight_path],
+            # Absolute, and no link followed: MAX looks at the suffix.
+            weight_path=[path.absolute() for path in args.weight_path],
             custom_architectures=["max_mistral"],
             device_specs=[DeviceSpec.cpu()],
             quantization_encoding="float32",

@@ -89,6 +89,8 @@ class MistralChat:
         self,
         messages: Sequence[TextGenerationRequestMessage],
         tools: Sequence[TextGenerationRequestTool] | None,
+        contents: Sequence[list[dict[str, Any]] | None] | None = None,
+        /,
         **options: Any,
     ) -> list[int]:
         """Returns the ids of a chat.
@@ -96,6 +98,8 @@ class MistralChat:
         Args:
             messages: As MAX's routes make them of a request.
             tools: The functions that may be called.
+            contents: Of each message the parts of its content, in place of those
+                that MAX left in it, or ``None``; by default ``None`` for all.
             **options: A request's ``chat_template_kwargs``.
 
         Raises:
@@ -114,7 +118,7 @@ class MistralChat:
         # Its errors share no base, and a message makes it raise others too.
         try:
             request = ChatCompletionRequest.from_openai(
-                messages=_unicode(self._openai(messages)),
+                messages=_unicode(self._openai(messages, contents)),
                 tools=_unicode([dict(tool) for tool in tools]) if tools else None,
                 **settings,
             )
@@ -123,14 +127,20 @@ class MistralChat:
             raise InputError(f"this chat cannot be encoded: {error}") from error
 
     def _openai(
-        self, messages: Sequence[TextGenerationRequestMessage]
+        self,
+        messages: Sequence[TextGenerationRequestMessage],
+        contents: Sequence[list[dict[str, Any]] | None] | None,
     ) -> list[dict[str, Any]]:
         """The messages as a client sent them, with what MAX took out."""
         found = []
         names: dict[str | None, str] = {}
-        for message in messages:
+        for message, parts in zip(
+            messages, contents or [None] * len(messages), strict=True
+        ):
             each: dict[str, Any] = {"role": message.role}
-            if isinstance(message.content, str):
+            if parts is not None:
+                each["content"] = parts
+            elif isinstance(message.content, str):
                 each["content"] = message.content
             else:
                 each["content"] = [part.model_dump() for part in message.content]

@@ -100,6 +100,9 @@ def check_fields(body: Any, config: PipelineConfig) -> None:
             )
     if body.logit_bias:
         raise InputError("logit_bias is not supported; leave it out.")
+    for field in ("max_tokens", "exclude"):
+        if body.reasoning is not None and getattr(body.reasoning, field):
+            raise InputError(f"reasoning.{field} is not supported; leave it out.")
     _check_sampling(body)
     if not config.sampling.enable_penalties:
         for field, nothing in _PENALTIES.items():
@@ -139,10 +142,6 @@ def check_chat_fields(body: Any) -> None:
     for field in ("audio", "moderation", "web_search_options"):
         if getattr(body, field) is not None:
             raise InputError(f"{field} is not supported; leave it out.")
-    asked = body.reasoning
-    for field in ("max_tokens", "exclude"):
-        if asked is not None and getattr(asked, field):
-            raise InputError(f"reasoning.{field} is not supported; leave it out.")
     if set(body.modalities or ()) - {"text"}:
         raise InputError("modalities may only be ['text'].")
 

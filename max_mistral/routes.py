@@ -2,7 +2,7 @@
 
 MAX 26.7 asks an architecture for its tokenizer and its parsers; what a route
 does before it has them, or with fields that it never passes on, is its own.
-Two functions and two methods of ``max.serve.router.openai_routes`` and a method of
+Two functions and three methods of ``max.serve.router.openai_routes`` and a method of
 ``max.serve.pipelines.llm.TokenGeneratorPipeline`` are replaced, and the handler
 of ``/v1/embeddings`` by that of :mod:`.embedding_route`:
 
@@ -10,11 +10,14 @@ of ``/v1/embeddings`` by that of :mod:`.embedding_route`:
     Our part checks each body: JSON that cannot be read, an unknown model, a
     number out of its range and an empty prompt are answered in words (else
     "Value error." or a 500); what MAX drops is honoured (``suffix``,
-    ``parallel_tool_calls``, a 0 that is not "none") or refused by name.
+    ``parallel_tool_calls``, a 0 that is not "none") or refused by name; a message's
+    null means nothing, and ``response_format`` "text" no grammar.
 ``_content_before_tool_call_marker``, of an answer whose calls are all broken
     MAX keeps what stood before the marker; the parser knows the rest too.
 ``next_token_chunk``, from which both routes read the answer
     Where the request has stop strings, it ends before the first of them.
+``complete``, which makes the answer of a chat that is not streamed
+    Where an answer is all thinking, that stays thinking, as in a stream.
 ``_log_tool_call_conformance``, ``_log_response_format_conformance``
     For its log MAX holds answers against the client's schemas with ``jsonschema``,
     between the answers of all: it fetches what a ``$ref`` names, from a network or
@@ -29,12 +32,13 @@ import copy
 import functools
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 from max.pipelines.context.exceptions import InputError
 from pydantic import ValidationError
 
-from .chat import read_messages, read_tool_choice
+from .chat import WithoutNulls, read_messages, read_tool_choice
 from .embedding_route import hook_embeddings
 from .request_fields import (
     check_chat_fields,
@@ -57,7 +61,7 @@ def hook_routes() -> None:
     @functools.wraps(parse)
     async def parse_and_check(request: Any, request_id: str, model: Any) -> Any:
         try:
-            body = await parse(request, request_id, model)
+            body = await parse(request, request_id, WithoutNulls(model))
         except (InputError, ValidationError):  # have words of their own
             raise
         except RecursionError:
@@ -80,6 +84,7 @@ def hook_routes() -> None:
         return own(response) if own else cut(parser, response)
 
     answers: Any = routes.OpenAIChatResponseGenerator
+    answers.complete = _keeping_thinking(answers.complete)
     answers._log_tool_call_conformance = _log_nothing
     answers._log_response_format_conformance = _log_nothing
     pipelines: Any = routes.TokenGeneratorPipeline
@@ -88,6 +93,31 @@ def hook_routes() -> None:
     routes._parse_openai_request_body = parse_and_check
     routes._content_before_tool_call_marker = content_without_calls
     hook_embeddings(routes)
+
+
+def _keeping_thinking(complete: Any) -> Any:
+    """Returns MAX's method, but that it takes no thinking for the answer's text."""
+
+    @functools.wraps(complete)
+    async def whole(answers: Any, requests: Any) -> Any:
+        thinking: list[str] = []
+        asked = answers.pipeline
+
+        async def all_tokens(request: Any) -> Any:
+            chunks = await asked.all_tokens(request)
+            thinking.extend(chunk.decoded_reasoning_tokens or "" for chunk in chunks)
+            return [replace(chunk, decoded_reasoning_tokens=None) for chunk in chunks]
+
+        if not answers.fold_reasoning_into_content:
+            answers.pipeline = copy.copy(asked)
+            answers.pipeline.all_tokens = all_tokens
+        response = await complete(answers, requests)
+        if any(thinking):
+            for choice in response.choices:
+                setattr(choice.message, answers._reasoning_field, "".join(thinking))
+        return response
+
+    return whole
 
 
 def _log_nothing(*_: object, **__: object) -> None:
@@ -139,11 +169,17 @@ async def _checked(request: Any, body: Any, tokenizer: Any) -> Any:
         body.seed = 2**64
     if hasattr(body, "messages"):
         check_chat_fields(body)
+        if body.response_format and body.response_format["type"] == "text":
+            body.response_format = None
         body.top_logprobs = body.top_logprobs or None
         # Pydantic reads tools once only, and drops parts of messages.
         given = json.loads(await request.body())
         read_tool_choice(given)
-        read_messages(given["messages"], body.messages)
+        read_messages(
+            given["messages"],
+            body.messages,
+            keeps_parts=tokenizer.uses_mistral_common,
+        )
         return body
     check_completion_fields(body, config)
     if body.logprobs == 0:

@@ -28,7 +28,7 @@ from max.pipelines.modeling.types import (
 )
 from typing_extensions import override
 
-from .chat import ChatTokens
+from .chat import ChatTokens, contents
 from .fill_in import encode_fim
 from .hf_tokenizer import load_fast, vocab_size
 from .mistral_common_chat import load_chat
@@ -131,6 +131,11 @@ class MistralTokenizer(ChatTokens):
         """Pickles, for the worker, without what only makes contexts."""
         return super().__getstate__() | {"_chat": None}
 
+    @property
+    def uses_mistral_common(self) -> bool:
+        """Whether mistral-common encodes chats, and no template."""
+        return self._chat is not None
+
     @cached_property
     def tokenizer_vocab_size(self) -> int:
         """How many tokens the model has.
@@ -209,7 +214,7 @@ class MistralTokenizer(ChatTokens):
         chat = self._chat
         if prompt is None and chat is not None:
             found = await run_with_default_executor(
-                chat.encode, messages, tools, **chat_template_options
+                chat.encode, messages, tools, contents.get(), **chat_template_options
             )
             # The same bounds as for ids from a client.
             return found, await self.encode(found)

@@ -9,7 +9,12 @@ cd "$(dirname "$0")/.."
 target=build/ik_llama
 mkdir -p "$target"
 source=${1:-$target/source}
-if [ ! -d "$source" ]; then
+if [ $# -gt 0 ] && [ ! -f "$source/CMakeLists.txt" ]; then
+    echo "$source has no CMakeLists.txt: give a checkout of ik_llama.cpp, or none." >&2
+    exit 1
+fi
+# Not the folder: a fetch that failed leaves that.
+if [ ! -f "$source/CMakeLists.txt" ]; then
     git init --quiet "$source"
     git -C "$source" fetch --quiet --depth 1 \
         https://github.com/ikawrakow/ik_llama.cpp "$COMMIT"

@@ -1,17 +1,22 @@
-#!/bin/sh
+#!/bin/bash
 # Packs this checkout with all it needs for `make check-gpu`, in parts of 54 MiB, for a
 # GPU machine without a network, whose Python must be of the same version. Takes ten
 # minutes on two cores; 350 MB.
 #
 #     make build/smollm2 && scripts/pack_gpu.sh PARTS [PYTHON]
 #
-# On the GPU machine, once all parts lie in one folder:
+# PARTS is a folder that is empty, or not there yet. On the GPU machine, once all parts
+# lie in one folder:
 #
 #     sh PARTS/unpack.sh FOLDER && sh FOLDER/check.sh --jobs 4
 #
 # cuBLAS is not among it: a GPU machine has it, with CUDA or with torch.
-set -eu
+set -euo pipefail
 parts=$(mkdir -p "$1" && cd "$1" && pwd)
+if [ -n "$(ls -A "$parts")" ]; then
+    echo "$parts is not empty: empty it, or give another folder." >&2
+    exit 1
+fi
 python=${2:-python3}
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -39,7 +44,6 @@ cd "$(dirname "$0")"
 export PYTHONPATH="$PWD:$PWD/site" PATH="$PWD/site/bin:$PATH" HF_HUB_OFFLINE=1
 exec python3 scripts/check_gpu.py "$@"
 CHECK
-rm -f "$parts"/part-*
 tar -C "$work/tree" -c . | xz -T0 -6 | split -b 54M -d -a 3 - "$parts/part-"
 cat >"$parts/unpack.sh" <<'UNPACK'
 #!/bin/sh

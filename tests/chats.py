@@ -67,6 +67,38 @@ CHATS = {
             {"role": "user", "content": CONTROL},
         ]
     },
+    "thinking": {
+        "messages": [
+            {
+                "role": "system",
+                "content": [
+                    {"type": "text", "text": "First draft:"},
+                    {"type": "thinking", "thinking": "Your thoughts"},
+                    {"type": "text", "text": "Then answer."},
+                ],
+            },
+            HI,
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": ""},
+                    {"type": "thinking", "thinking": "Hm — 日本"},
+                    {"type": "text", "text": "Yes."},
+                ],
+            },
+            USER,
+        ]
+    },
+    "thinking that goes on": {
+        "messages": [
+            HI,
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "Hm", "closed": False}],
+            },
+            USER,
+        ]
+    },
     "tools": {"messages": [SYSTEM, USER], "tools": TOOLS},
     "tools later": {"messages": [HI, HELLO, USER], "tools": TOOLS},
     "a call": {"messages": [USER, called(WEATHER), SUNNY], "tools": TOOLS},

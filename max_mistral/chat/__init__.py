@@ -1,6 +1,6 @@
 """Chat: tool calls, thinking and JSON, as Mistral's own API has them."""
 
-from .client_messages import read_messages
+from .client_messages import WithoutNulls, contents, read_messages
 from .reasoning import NAME as REASONING_PARSER
 from .tokens import ChatTokens
 from .tool_choice import read_tool_choice
@@ -11,6 +11,8 @@ __all__ = [
     "REASONING_PARSER",
     "TOOL_PARSER",
     "ChatTokens",
+    "WithoutNulls",
+    "contents",
     "read_messages",
     "read_tool_choice",
     "special_tokens",

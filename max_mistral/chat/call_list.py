@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from .events import Arguments, Broken, Call, Content, Event
+from .events import Arguments, Broken, Call, Content, Event, is_unicode
 from .json_value import JsonValue
 
 _ARGUMENTS = ("arguments", "parameters")
@@ -139,6 +139,7 @@ class CallList:
             said = json.loads(self._text)
             if self._key == "name":
                 self._name = self._name or said or None
+                self.broken = not is_unicode(said)
             else:
                 self._id = said
 
@@ -169,7 +170,7 @@ def _as_object(text: str) -> str | None:
     if text.startswith('"'):
         text = json.loads(text).strip()
         inside = JsonValue()
-        if inside.push(text) < len(text) or not inside.done:
+        if inside.push(text) < len(text) or not inside.done or not is_unicode(text):
             return None
     if text == "null":
         return "{}"

@@ -21,7 +21,7 @@ from .json_value import JsonValue
 MARK = "[TOOL_CALLS]"
 ID_MARK = "[CALL_ID]"
 ARGS_MARK = "[ARGS]"
-MAX_NAME = 256  # more than any server lets a tool be named
+MAX_NAME = 1024  # as long as MAX lets a tool be named
 _HEADER = re.compile(
     r"([A-Za-z0-9_.:/-]*)\s*(?:\[CALL_ID\]\s*([A-Za-z0-9_-]*)\s*)?(?:\[ARGS\]\s*)?"
 )

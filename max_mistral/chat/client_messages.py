@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from max.pipelines.context.exceptions import InputError
@@ -16,57 +17,100 @@ from max.pipelines.context.exceptions import InputError
 # each.
 MOST_CALLS = 1024
 
+contents: ContextVar[list[list[dict[str, Any]] | None] | None]
+contents = ContextVar("contents", default=None)
+"""Of each message of this task's request its ``content``, if it is a list of parts;
+``None`` where no message has thinking among them."""
+
 # Image and video are refused by MAX, or by the tokenizer, in words of their own.
 _PARTS = ("text", "image_url", "video_url")
 _DROPPED = ("function_call", "audio", "refusal")
 
 
+class WithoutNulls:
+    """MAX's pydantic model of a request, for which a message's nulls are nothing.
+
+    An answer has them, and clients send it back as it is in the next turn.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def model_validate(self, body: Any) -> Any:
+        """Returns what the model makes of a request's JSON."""
+        messages = body.get("messages") if isinstance(body, dict) else None
+        if isinstance(messages, list):
+            body = body | {"messages": [_without_nulls(each) for each in messages]}
+        return self._model.model_validate(body)
+
+
+def _without_nulls(message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
+    return {key: value for key, value in message.items() if value is not None}
+
+
 def read_messages(
-    given: Sequence[Mapping[str, Any]], messages: Sequence[dict[str, Any]]
+    given: Sequence[Mapping[str, Any]],
+    messages: Sequence[dict[str, Any]],
+    *,
+    keeps_parts: bool,
 ) -> None:
-    """Checks a chat's messages; puts thinking where MAX reads it.
+    """Checks a chat's messages, and keeps their thinking, which MAX would drop.
 
     Args:
         given: The messages in the request's JSON.
-        messages: The same as MAX's pydantic model has them, which lack what it
-            drops. Thinking in ``content``, as Mistral's own API has it, becomes
-            their ``reasoning_content``.
+        messages: The same as MAX's pydantic model has them.
+        keeps_parts: Whether the tokenizer takes a message's parts by
+            :data:`contents`. If not, thinking is its ``reasoning_content``, where
+            it comes first in an assistant's message.
 
     Raises:
         InputError: (a ``ValueError``) if a message has something that would be
             dropped, or a tool call's arguments cannot be read.
     """
+    found: list[list[dict[str, Any]] | None] = []
     for index, (said, message) in enumerate(zip(given, messages, strict=True)):
         where = f"messages[{index}]"
-        for field in _DROPPED:
-            if said.get(field) is not None:
-                raise InputError(f"{where}.{field} is not supported; leave it out.")
-        _check_calls(said.get("tool_calls") or [], where)
+        _check_fields(said, where)
+        _read_calls(message.get("tool_calls") or [], where)
         parts = said.get("content")
         if not isinstance(parts, list):
+            found.append(None)
             continue
-        if said["role"] == "assistant" and parts and parts[0]["type"] == "thinking":
-            thinking, parts = parts[0], parts[1:]
-            if said.get("reasoning_content") or said.get("reasoning"):
-                raise InputError(f"{where} has its thinking twice; leave one out.")
-            message["reasoning_content"] = _thinking(thinking, where)
-            message["content"] = message["content"][1:] or ""
-        for part in parts:
-            if part["type"] not in _PARTS:
-                raise InputError(
-                    f"{where} has a part of type {part['type']!r}; give parts of type "
-                    "'text', and thinking first in an assistant's message."
-                )
+        parts = [_read_part(part, where) for part in parts]
+        if not keeps_parts:
+            parts = _take_first_thought(parts, message, where)
+        found.append(parts)
+    some = any(part["type"] == "thinking" for parts in found for part in parts or ())
+    contents.set(found if some else None)
 
 
-def _check_calls(calls: Sequence[Mapping[str, Any]], where: str) -> None:
+def _check_fields(said: Mapping[str, Any], where: str) -> None:
+    for field in _DROPPED:
+        if said.get(field):
+            raise InputError(f"{where}.{field} is not supported; leave it out.")
+    if said.get("prefix"):
+        raise InputError(
+            f"{where}.prefix is not read; to have an answer continued, give "
+            'chat_template_kwargs: {"continue_final_message": true}.'
+        )
+    if not isinstance(said.get("reasoning") or "", str):
+        raise InputError(f"{where}.reasoning is no text.")
+
+
+def _read_calls(calls: Sequence[dict[str, Any]], where: str) -> None:
     if len(calls) > MOST_CALLS:
         raise InputError(
             f"{where} has {len(calls)} tool calls; at most {MOST_CALLS} can be read."
         )
     for index, call in enumerate(calls):
         arguments = call["function"]["arguments"]
-        if arguments == "":
+        if not arguments.strip():
+            call["function"]["arguments"] = ""
             continue
         try:
             json.loads(arguments)
@@ -77,20 +121,47 @@ def _check_calls(calls: Sequence[Mapping[str, Any]], where: str) -> None:
         else:
             continue
         raise InputError(
-            f"{where}.tool_calls[{index}] has arguments that are no JSON: {reason}"
+            f"{where}.tool_calls[{index}] has arguments that cannot be read as JSON: "
+            f"{reason}"
         )
 
 
-def _thinking(part: Mapping[str, Any], where: str) -> str:
-    """Returns the text of a part ``{"type": "thinking", "thinking": ...}``."""
+def _read_part(part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns a part of a message; the text of a thought may be text parts."""
+    if part["type"] in _PARTS:
+        return dict(part)
+    if part["type"] != "thinking":
+        raise InputError(
+            f"{where} has a part of type {part['type']!r}; give parts of type 'text' "
+            "or 'thinking'."
+        )
     thinking = part.get("thinking")
     if isinstance(thinking, list):
         texts = [each.get("text") for each in thinking if isinstance(each, Mapping)]
         if len(texts) == len(thinking) and all(isinstance(t, str) for t in texts):
             thinking = "".join(map(str, texts))
-    if not isinstance(thinking, str) or part.get("closed", True) is not True:
+    closed = part.get("closed")
+    if not isinstance(thinking, str) or not isinstance(closed, bool | None):
         raise InputError(
-            f"{where} has thinking that is not a text, or a list of text parts, that "
-            "is closed."
+            f"{where} has thinking that is not a text, or a list of text parts."
         )
-    return thinking
+    return {"type": "thinking", "thinking": thinking, "closed": closed is not False}
+
+
+def _take_first_thought(
+    parts: list[dict[str, Any]], message: dict[str, Any], where: str
+) -> list[dict[str, Any]]:
+    """Makes a thought ``reasoning_content``; returns the other parts."""
+    thoughts = [i for i, part in enumerate(parts) if part["type"] == "thinking"]
+    if not thoughts:
+        return parts
+    if message["role"] != "assistant" or thoughts != [0] or not parts[0]["closed"]:
+        raise InputError(
+            f"{where} has a part of type 'thinking', which this model's chat template "
+            "takes once, closed, and first in an assistant's message."
+        )
+    if message.get("reasoning_content") or message.get("reasoning"):
+        raise InputError(f"{where} has its thinking twice; leave one out.")
+    message["reasoning_content"] = parts[0]["thinking"]
+    message["content"] = message["content"][1:]
+    return parts[1:]

@@ -12,6 +12,7 @@ from typing import Any
 from max import _xgrammar as xgrammar
 from max.pipelines.context.exceptions import InputError
 
+from .events import is_unicode
 from .tool_grammar import json_format
 
 # The worker compiles a grammar between two decode steps of everybody's answers:
@@ -96,10 +97,13 @@ def check_size(schema: object, what: str) -> None:
             pairs += len(named) ** 2
         counts += max(_counts(node), default=0)
     try:
-        size = len(json.dumps(schema, allow_nan=False))  # recurses, so comes late
+        text = json.dumps(schema, allow_nan=False, ensure_ascii=False)  # recurses
     except ValueError:
         message = f"The JSON schema of {what} has a number that is not finite."
         raise InputError(message) from None
+    if not is_unicode(text):
+        raise InputError(f"The JSON schema of {what} has half of a surrogate pair.")
+    size = len(text)
     if size > MAX_CHARACTERS:
         _refuse(what, f"{size:,} characters", f"{MAX_CHARACTERS:,}")
     if nodes > MAX_NODES:
@@ -118,18 +122,27 @@ def check_together(schemas: Collection[object]) -> None:
     Raises:
         InputError: They are.
     """
-    named = (
-        node.get("properties")
-        for schema in schemas
-        for node, _ in _walk(schema)
-        if isinstance(node, dict)
-    )
-    properties = sum(len(each) for each in named if isinstance(each, dict))
-    if properties > MAX_PROPERTIES:
-        raise InputError(
-            f"The {len(schemas)} strict tools have {properties:,} properties together; "
-            f"at most {MAX_PROPERTIES} can be enforced: leave strict out of some."
-        )
+    properties = choices = counts = 0
+    for schema in schemas:
+        for node, _ in _walk(schema):
+            if isinstance(node, dict):
+                properties += _length(node.get("properties"), dict)
+                choices += _length(node.get("enum"), list)
+                counts += max(_counts(node), default=0)
+    for found, what, most in (
+        (properties, "properties", MAX_PROPERTIES),
+        (choices, "choices in enums", MAX_CHOICES),
+        (counts, "characters and items (maxLength, maxItems)", MAX_COUNT),
+    ):
+        if found > most:
+            raise InputError(
+                f"The {len(schemas)} strict tools have {found:,} {what} together; at "
+                f"most {most} can be enforced: leave strict out of some."
+            )
+
+
+def _length(found: object, kind: type[dict[str, Any]] | type[list[Any]]) -> int:
+    return len(found) if isinstance(found, kind) else 0
 
 
 def _counts(node: dict[str, Any]) -> Iterator[int]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from max.pipelines.context.exceptions import InputError
 
+from .events import is_unicode
+
 # All of them are one grammar.
 MOST_TOOLS = 1024
 
@@ -41,11 +43,8 @@ def read_tool_choice(body: Mapping[str, Any]) -> None:
             raise InputError(
                 f"Two tools are named {name!r}; give each a name of its own."
             )
-        if not name.isprintable():  # half of a surrogate pair is not, either
-            raise InputError(
-                f"tools[{index}] is named {name!r}; give it a name without control "
-                "characters."
-            )
+        if not is_unicode(name):
+            raise InputError(f"tools[{index}] is named {name!r}, which is no Unicode.")
         names[name] = None
     _check_choice(body.get("tool_choice"), names)
     one_call_only.set(body.get("parallel_tool_calls") is False)

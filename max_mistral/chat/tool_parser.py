@@ -92,9 +92,10 @@ class MistralToolParser(StructuralTagToolParser):
         ]
 
     def flush(self) -> str | None:
-        """Returns the content that was held back when the answer ends."""
+        """Returns what was held back when the answer ends: content by then."""
         events = self._wanted(self._reader.finish())
-        return "".join(e.text for e in events if isinstance(e, Content)) or None
+        held = (e.text for e in events if isinstance(e, Content | Arguments))
+        return "".join(held) or None
 
     def _wanted(self, events: Iterable[Event]) -> list[Event]:
         """Drops all but the first call where the request takes one only."""

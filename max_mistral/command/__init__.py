@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}.", 1)
+        _fail(prepare.in_words(error), 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -91,7 +90,7 @@ def _run_max(subcommand: str, arguments: list[str]) -> None:
     command = [program, *plan.arguments]
     _say(plan.summary)
     if dry:
-        print(shlex.join(command))
+        prepare.print_line(shlex.join(command))
         return
     _say(shlex.join(command))
     # MAX declares two of its flags twice, and click warns at every start.

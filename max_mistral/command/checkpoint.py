@@ -34,7 +34,7 @@ class Checkpoint:
 
 
 def is_gguf(path: PurePath) -> bool:
-    """Whether a file is GGUF, by its name, as MAX has it."""
+    """Whether a file is GGUF, by its name."""
     return path.suffix.lower() == ".gguf"
 
 
@@ -74,7 +74,7 @@ def _gguf_file(path: Path) -> Checkpoint:
             f"{path} is no GGUF file: its name does not end in .gguf. Give a GGUF "
             "file, a model's folder or a Hub id."
         )
-    _refuse_part(path.name)
+    _refuse_unread(path.name)
     return Checkpoint(path, (path,), prepare=True)
 
 
@@ -89,6 +89,13 @@ def pick_safetensors(names: Sequence[str]) -> list[str]:
     return [n for n in found if not n.startswith("consolidated")] or found
 
 
+def models_of(names: Sequence[str]) -> list[str]:
+    """Returns the GGUF files among a folder's that are models."""
+    found = [PurePath(name) for name in names if is_gguf(PurePath(name))]
+    # A vision tower is no model by itself.
+    return [str(p) for p in found if not p.name.lower().startswith("mmproj")]
+
+
 def pick_gguf(names: Sequence[str], source: str, tag: str | None = None) -> str:
     """Returns the one model among a folder's GGUF files.
 
@@ -98,13 +105,10 @@ def pick_gguf(names: Sequence[str], source: str, tag: str | None = None) -> str:
         tag: An encoding such as ``Q4_K_M``, which the name ends with.
 
     Raises:
-        UserError: (a ``ValueError``) if there is none or more than one, or it
-            is one part of several.
+        UserError: (a ``ValueError``) if there is none or more than one, or MAX
+            does not read it.
     """
-    ggufs = [n for n in names if is_gguf(PurePath(n))]
-    # A vision tower, which is no model by itself.
-    ggufs = [n for n in ggufs if not PurePath(n).name.lower().startswith("mmproj")]
-    found = ggufs
+    found = ggufs = models_of(names)
     if tag is not None:
         # A part's number stands between the encoding and the suffix.
         ending = re.compile(
@@ -112,7 +116,7 @@ def pick_gguf(names: Sequence[str], source: str, tag: str | None = None) -> str:
         )
         found = [n for n in ggufs if ending.search(PurePath(n).name)]
     if len(found) == 1 or (found and all(_PART.search(n) for n in found)):
-        _refuse_part(found[0])
+        _refuse_unread(found[0])
         return found[0]
     what = "" if tag is None else f" whose name ends in {tag}"
     if not found:
@@ -123,7 +127,14 @@ def pick_gguf(names: Sequence[str], source: str, tag: str | None = None) -> str:
     )
 
 
-def _refuse_part(name: str) -> None:
+def _refuse_unread(name: str) -> None:
+    """Raises a ``UserError`` about a GGUF file that MAX does not read."""
+    path = PurePath(name)
+    if path.suffix != ".gguf":
+        raise UserError(
+            f"{name} ends in {path.suffix}, and MAX knows a GGUF file by .gguf in "
+            f"small letters. Rename it to {path.with_suffix('.gguf')}."
+        )
     if _PART.search(name):
         raise UserError(
             f"{name} is one part of a split GGUF file, and MAX reads whole ones. Merge "

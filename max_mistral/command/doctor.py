@@ -18,6 +18,7 @@ from .. import kernels
 from ..errors import UserError
 from ..gpu import gpu_architecture
 from ..own_folders import cache_roots, is_ours
+from ..prepare import print_line
 from .kernel_check import check_kernels
 from .memory import free_memory, gigabytes
 from .model_cache import FOLDER
@@ -50,17 +51,17 @@ def print_report(*, check: bool) -> None:
         UserError: (a ``ValueError``) at the end, if the check fails.
     """
     for name, lines in _SECTIONS.items():
-        print(f"{name}:")
+        print(f"{name}:", flush=True)
         for line in lines():
-            print(f"  {without_home(line)}", flush=True)
+            print_line(f"  {without_home(line)}")
     if check:
         print("kernel check:", flush=True)
-        print(f"  {without_home(check_kernels())}")
+        print_line(f"  {without_home(check_kernels())}")
 
 
 def without_home(line: str) -> str:
     """Returns the line with ``~`` for the user's home, which names the user."""
-    home = str(Path("~").expanduser())
+    home = os.path.expanduser("~")
     # No "~" is left of a home that is the root, or of none at all.
     return line if home in ("/", "~") else line.replace(home, "~")
 
@@ -124,14 +125,16 @@ def _caches() -> Iterator[str]:
         yield _cache("max_mistral", root)
         yield _cache("prepared models", root / FOLDER)
     modular = os.environ.get("MODULAR_CACHE_DIR") or "~/.cache/modular"
-    yield _cache("MAX", Path(modular).expanduser())
+    yield _cache("MAX", Path(os.path.expanduser(modular)))
     yield _cache("Hugging Face Hub", Path(HF_HUB_CACHE))
 
 
 def _cache(name: str, folder: Path) -> str:
     if not folder.is_dir():
         return f"{name}: {folder}, not there"
-    owned = "closed to others" if is_ours(folder) else "others may write there"
+    # A link's own mode says nothing.
+    ours = is_ours(folder.resolve())
+    owned = "closed to others" if ours else "others may write there"
     size = 0
     for where, _, files in os.walk(folder):
         # A file may go meanwhile; links are to files that are counted elsewhere.

@@ -20,13 +20,16 @@ from huggingface_hub.errors import (
 
 from ..errors import UserError, shown
 from ..mistral_common_chat import FILES as MISTRAL_TOKENIZERS
-from .checkpoint import is_gguf, pick_gguf, pick_safetensors
+from .checkpoint import is_gguf, models_of, pick_gguf, pick_safetensors
 
 # What llama.cpp takes where a repository has several and none is asked for.
 _USUAL = "Q4_K_M"
 _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<tag>[\w.-]+))?", re.ASCII)
-# Beside the weights: configs, tokenizers and templates, of no folder within.
-_BESIDE = re.compile(r"[^/]+\.(json|jinja)|tokenizer\.model[^/]*")
+# Beside the weights: configs, tokenizers and templates. Of the folders within only
+# what says how sentence-transformers pools; modules.json names it.
+_BESIDE = re.compile(
+    r"[^/]+\.(json|jinja)|tokenizer\.model[^/]*|[^/]+_Pooling/config\.json"
+)
 
 
 def fetch(model: str, revision: str | None = None) -> Path:
@@ -110,7 +113,6 @@ def _wanted(names: list[str], repo: str, tag: str | None) -> list[str]:
             if _BESIDE.fullmatch(name) or name in MISTRAL_TOKENIZERS
         ]
         return weights + beside
-    ggufs = [name for name in names if is_gguf(Path(name))]
-    if tag is None and len(ggufs) > 1:
+    if tag is None and len(models_of(names)) > 1:
         tag = _USUAL
     return [pick_gguf(names, repo, tag)]

@@ -11,15 +11,18 @@ from pathlib import Path
 import psutil
 from max.driver import DeviceSpec, load_devices
 from max.dtype import DType
+from max.pipelines.kv_cache import cache_dtype_for_encoding
 from transformers import PretrainedConfig
 
 from .. import hf_config as hf
 from .. import kernels
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..hf_quantization import read_quantization
 from ..kv_cache import default_cpu_dtype
 from ..weights.names import expected_tensors
 from ..weights.safetensors_file import read_tensors
 from .checkpoint import Checkpoint
+from .errors import UsageError
 
 # What MAX keeps of the free memory by default (--device-memory-utilization).
 _UTILIZATION = 0.9
@@ -46,7 +49,10 @@ class Fit:
 
 
 def fit_context(
-    checkpoint: Checkpoint, config: PretrainedConfig, devices: Sequence[DeviceSpec]
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    devices: Sequence[DeviceSpec],
+    kv_format: str | None = None,
 ) -> Fit:
     """Returns the model's own limit, or the largest power of two that fits.
 
@@ -55,17 +61,20 @@ def fit_context(
 
     Args:
         checkpoint: Where the weights are.
-        config: The text tower's config.
+        config: The whole HF config.
         devices: Where the model is to run.
+        kv_format: What --kv-cache-format is, if it is given.
 
     Raises:
-        UserError: (a ``ValueError``) if there is no room for a context at all.
+        UserError: (a ``ValueError``) if there is no room for a context at all; of
+            the subclass :class:`UsageError` if ``kv_format`` is none.
     """
-    limit = hf.max_seq_len(config, None)
+    text = hf.text_config(config)
+    limit = hf.max_seq_len(text, None)
     free = free_memory() if on_cpu(devices) else _free_on(devices)
     weights = _weight_bytes(checkpoint, config, devices)
     room = (free * _UTILIZATION - weights) * _SHARE
-    fitting = int(max(room, 0)) // _token_bytes(config, devices)
+    fitting = int(max(room, 0)) // _token_bytes(text, devices, kv_format)
     context = limit if fitting >= limit else 1 << fitting.bit_length() >> 1
     if context < min(_LEAST_CONTEXT, limit):
         raise UserError(
@@ -92,20 +101,31 @@ def _free_on(gpus: Sequence[DeviceSpec]) -> int:
 def _weight_bytes(
     checkpoint: Checkpoint, config: PretrainedConfig, devices: Sequence[DeviceSpec]
 ) -> int:
+    text = hf.text_config(config)
     if on_cpu(devices) and kernels.mode() == "off":
-        expected = expected_tensors(config, "graph", tied=config.tie_word_embeddings)
+        expected = expected_tensors(text, "graph", tied=text.tie_word_embeddings)
         return _FLOAT32 * sum(math.prod(t.shape) for t in expected.values())
     stored = sum(path.stat().st_size for path in checkpoint.weights)
-    if on_cpu(devices) and not checkpoint.is_gguf:
-        # FP8 becomes bfloat16 there.
+    quantization = None if checkpoint.is_gguf else read_quantization(config, None)
+    if quantization is not None and quantization.is_restored(on_cpu=on_cpu(devices)):
+        # FP8 becomes bfloat16 at load.
         tensors = read_tensors(checkpoint.weights).values()
         stored += sum(t.stored.size for t in tensors if t.dtype == "F8_E4M3")
     return stored
 
 
-def _token_bytes(config: PretrainedConfig, devices: Sequence[DeviceSpec]) -> int:
+def _token_bytes(
+    config: PretrainedConfig, devices: Sequence[DeviceSpec], kv_format: str | None
+) -> int:
     """Of one token's keys and values. A window is not counted on."""
     dtype = default_cpu_dtype(kernels.mode()) if on_cpu(devices) else DType.bfloat16
+    if kv_format is not None:
+        try:
+            dtype = cache_dtype_for_encoding(None, kv_format)
+        except ValueError as error:
+            raise UsageError(
+                f"--kv-cache-format is {shown(kv_format)}: {error}"
+            ) from error
     heads = config.num_key_value_heads * hf.head_dim(config)
     return 2 * config.num_hidden_layers * heads * dtype.size_in_bytes
 

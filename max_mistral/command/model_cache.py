@@ -1,17 +1,18 @@
 """Where prepared folders are kept: ``models`` in the user's cache.
 
-A folder is kept by what it is made of, so a changed file or another version of
-this package makes a new one.
+A folder is kept by what it is made of, so a changed file or other code of this
+package makes a new one.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from ..own_folders import cache_roots, is_ours, locked, make_ours
 from ..prepare import prepare
 
 FOLDER = "models"
+
+_SOURCES = Path(__file__).parents[1]
+# Of this package, what prepare is made of.
+_CODE = ("", "prepare", "prepare/lora", "weights")
+# What else decides what it writes.
+_LIBRARIES = ("gguf", "mistral-common", "tokenizers", "transformers")
 
 
 def prepared(source: Path, say: Callable[[str], None]) -> Path:
@@ -33,33 +40,33 @@ def prepared(source: Path, say: Callable[[str], None]) -> Path:
     Raises:
         UserError: (a ``ValueError``) if ``source`` cannot be prepared, or there
             is no place to keep it.
-        OSError: If ``source`` cannot be read.
+        OSError: If ``source`` cannot be read, or the disk is full.
     """
     name = _fingerprint(source)
     for root in cache_roots():
-        try:
-            root.parent.mkdir(parents=True, exist_ok=True)
-            for each in (root, root / FOLDER):
-                make_ours(each)
-            with locked(root / FOLDER):
-                return _prepared_in(root / FOLDER / name, source, say)
-        except OSError as error:
-            print(f"Nothing can be kept in {root}: {error}", file=sys.stderr)
+        folder = root / FOLDER / name
+        with ExitStack() as lock:
+            try:
+                root.parent.mkdir(parents=True, exist_ok=True)
+                for each in (root, root / FOLDER):
+                    make_ours(each)
+                lock.enter_context(locked(root / FOLDER))
+                usable = _is_usable(folder)
+                if not usable and os.path.lexists(folder):
+                    shutil.rmtree(folder)
+            except OSError as error:
+                print(f"Nothing can be kept in {root}: {error}", file=sys.stderr)
+                continue
+            # What prepare raises is about the source, and another folder no help.
+            if not usable:
+                say(f"Preparing {source} in {folder}")
+                with _closed_to_others():
+                    prepare(source, folder)
+            return folder
     raise UserError(
         "There is no folder to prepare the model in. Set XDG_CACHE_HOME to one that "
         "you can write to, or use max-mistral prepare."
     )
-
-
-def _prepared_in(folder: Path, source: Path, say: Callable[[str], None]) -> Path:
-    if _is_usable(folder):
-        return folder
-    if os.path.lexists(folder):
-        shutil.rmtree(folder)
-    say(f"Preparing {source} in {folder}")
-    with _closed_to_others():
-        prepare(source, folder)
-    return folder
 
 
 def _is_usable(folder: Path) -> bool:
@@ -81,7 +88,7 @@ def _closed_to_others() -> Iterator[None]:
 def _fingerprint(source: Path) -> str:
     # A link's own name counts, and the size and times of what it points to.
     files = [source] if source.is_file() else sorted(source.iterdir())
-    digest = hashlib.sha256(version("max_mistral").encode())
+    digest = hashlib.sha256(_code(_SOURCES).encode())
     for path in files:
         if path.is_file():
             found = path.stat()
@@ -91,3 +98,19 @@ def _fingerprint(source: Path) -> str:
     # For people who look into the cache; 100 bytes are far below a name's limit.
     label = os.fsencode(source.stem)[:100].decode(errors="ignore")
     return f"{digest.hexdigest()[:16]}-{label}"
+
+
+@functools.cache
+def _code(sources: Path) -> str:
+    """Returns a hash of the code that says what a prepared folder holds.
+
+    The version alone would not tell one commit from the next, and only a package that
+    is installed has one.
+    """
+    digest = hashlib.sha256()
+    for name in _LIBRARIES:
+        digest.update(f"{name} {version(name)}\n".encode())
+    for folder in _CODE:
+        for source in sorted((sources / folder).glob("*.py")):
+            digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()

@@ -30,6 +30,7 @@ from .flags import Flags
 from .hub import fetch
 from .memory import Fit, fit_context, gigabytes, on_cpu
 from .model_cache import prepared
+from .own_weights import with_own_weights
 
 _PLUGIN = "max_mistral"
 _MODEL_FLAGS = ("--model", "--model-path")
@@ -67,7 +68,8 @@ def make_plan(
     path = Path(os.path.expanduser(model))
     if not os.path.lexists(path):
         path = fetch(model, flags.value("--huggingface-model-revision"))
-    checkpoint = _with_own_weights(path, flags) or read_checkpoint(path)
+    given = flags.values("--weight-path")
+    checkpoint = with_own_weights(path, given) if given else read_checkpoint(path)
     folder = _model_folder(checkpoint, flags, say)
     config = _read_config(folder)
     picked: list[str] = []
@@ -85,7 +87,7 @@ def make_plan(
     devices = _read_devices(device)
     pick("--devices", device)
     weights, encoding = _pick_encoding(checkpoint, config, devices)
-    if flags.has("--weight-path"):
+    if given:
         # Absolute, for MAX looks for a relative path in --model.
         weights = checkpoint.weights
     for file in weights:
@@ -94,7 +96,8 @@ def make_plan(
     encoding = flags.value("--quantization-encoding") or encoding
     length, fit = flags.value("--max-length"), None
     if length is None:
-        fit = fit_context(checkpoint, hf.text_config(config), devices)
+        kv_format = flags.value("--kv-cache-format")
+        fit = fit_context(checkpoint, config, devices, kv_format)
         length = str(fit.context)
     pick("--max-length", length)
     if subcommand == "serve":
@@ -113,32 +116,6 @@ def _refuse_other_models(flags: Flags) -> None:
             )
 
 
-def _with_own_weights(path: Path, flags: Flags) -> Checkpoint | None:
-    """The folder MODEL with the weights of --weight-path, if that is given."""
-    given = flags.values("--weight-path")
-    if not given:
-        return None
-    if path.is_dir():
-        weights = tuple(_find_file(value, path) for value in given)
-        return Checkpoint(path.absolute(), weights, prepare=False)
-    if [Path(value).absolute() for value in given] != [path.absolute()]:
-        raise UsageError(
-            f"--weight-path is {', '.join(given)}, but MODEL is the file {path}. "
-            "Leave one of them out."
-        )
-    return None
-
-
-def _find_file(value: str, folder: Path) -> Path:
-    for path in (Path(value), folder / value):
-        if path.is_file():
-            return path.absolute()
-    raise UserError(
-        f"--weight-path is {value}, but there is no such file here or in {folder}. "
-        "Give the path of the weights."
-    )
-
-
 def _model_folder(
     checkpoint: Checkpoint, flags: Flags, say: Callable[[str], None]
 ) -> Path:
@@ -147,13 +124,18 @@ def _model_folder(
     if given is not None:
         folder = Path(given)
         if is_gguf(checkpoint.path) and folder.is_dir():
+            if not (folder / "config.json").exists():
+                raise UsageError(
+                    f"--model is {given}, which has no config.json. Leave --model out, "
+                    "for a GGUF file has its config and tokenizer in it."
+                )
             return folder
-        if folder.absolute() != checkpoint.path:
-            raise UsageError(
-                f"--model is {given}, but MODEL is {checkpoint.path}. Leave --model "
-                "out; only for a GGUF file may it name a folder with its config.json "
-                "and tokenizer."
-            )
+        # Also where both are the same, for what is prepared is another folder.
+        raise UsageError(
+            f"--model is {given}, beside MODEL, which is {checkpoint.path}. Leave "
+            "--model out; only for a GGUF file may it name a folder with its "
+            "config.json and tokenizer."
+        )
     if checkpoint.prepare:
         return prepared(checkpoint.path, say)
     return checkpoint.path
@@ -172,9 +154,10 @@ def _read_config(folder: Path) -> PretrainedConfig:
     hf.check_required_keys(str(folder), None)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder)
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # transformers has no narrower one
         raise UserError(
-            f"{folder / 'config.json'} cannot be read by transformers: {error}"
+            f"{folder / 'config.json'} cannot be read by transformers ({error}). Copy "
+            "the file that belongs to the checkpoint."
         ) from error
     hf.check_supported(hf.text_config(config))
     return config

@@ -66,6 +66,9 @@ class Cost:
     SLOPE, EXTRA = 0.1, 0.02
     """First guesses, as parts of what a step of one row costs."""
 
+    LEAST = 0.001
+    """What a step costs without rows, as a part of what steps cost on average."""
+
     FADING = 0.97
 
     def __init__(self) -> None:
@@ -94,11 +97,13 @@ class Cost:
         extra = np.array([self.EXTRA, self.EXTRA, -1])
         guesses = np.outer(slope, slope) + np.outer(extra, extra)
         _, slope, extra = np.linalg.solve(self._squares + guesses, self._products)
-        # A row costs no less than nothing: where steps got slower for another
-        # reason, as a longer context, the line through them may fall.
+        # A row costs no less than nothing, nor a step without rows: where steps got
+        # slower for another reason, as a longer context, the line through them may
+        # fall, or rise too steeply.
         rest = np.maximum([slope, extra], 0)
-        base = (self._products[0] - self._squares[0, 1:] @ rest) / self._squares[0, 0]
-        self._found = np.array([max(base, 0.0), *rest])
+        steps, total = self._squares[0, 0], self._products[0]
+        base = (total - self._squares[0, 1:] @ rest) / steps
+        self._found = np.array([max(base, self.LEAST * total / steps), *rest])
 
     @property
     def known(self) -> bool:

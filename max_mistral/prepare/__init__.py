@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,11 @@ def prepare(
 def _prepare_gguf(
     source: Path, folder: Path, context: int | None, lora: Path | None, scale: float
 ) -> list[str]:
+    if source.suffix != ".gguf":
+        raise UserError(
+            f"{source} does not end in .gguf, in small letters, by which MAX knows a "
+            "GGUF file. If it is one, rename it."
+        )
     checkpoint = GGUFCheckpoint(source)
     config = gguf_config.read_config(checkpoint)
     if context is not None:
@@ -204,7 +211,8 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
             )
     for name in _COPIED:
         if (source / name).exists() and not (folder / name).exists():
-            shutil.copy(source / name, folder / name)
+            # Not the mode: what others may write to is not taken from a cache.
+            shutil.copyfile(source / name, folder / name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -247,17 +255,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         parser.exit(1, f"Error: {error}\n")
     except OSError as error:
-        parser.exit(1, f"Error: {error.filename}: {error.strerror}.\n")
+        parser.exit(1, f"Error: {in_words(error)}\n")
     for note in notes:
         print(note)
     if arguments.source.is_file():
-        print(f"{arguments.destination} is ready. Start max with")
-        # MAX looks for a relative path in the folder.
+        print_line(f"{arguments.destination} is ready. Start max with")
+        # MAX looks for a relative path in the folder, and at the suffix, which what a
+        # link of the Hub's cache leads to has not.
         weights = arguments.source
         if arguments.lora is not None:
             weights = arguments.destination / weights.name
-        paths = arguments.destination, weights.resolve()
+        paths = arguments.destination, weights.absolute()
         model, weights = (shlex.quote(str(path)) for path in paths)
-        print(f"  --model {model} --weight-path {weights}")
+        print_line(f"  --model {model} --weight-path {weights}")
     else:
-        print(f"{arguments.destination} is ready.")
+        print_line(f"{arguments.destination} is ready.")
+
+
+def in_words(error: OSError) -> str:
+    """Returns a sentence about an error, which may name no file or have no number."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}."
+
+
+def print_line(line: str) -> None:
+    """Prints a line with a path, which need be no text, as the bytes that it is."""
+    try:
+        print(line, flush=True)
+    except UnicodeEncodeError:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(f"{line}\n"))
+        sys.stdout.buffer.flush()

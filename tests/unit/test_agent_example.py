@@ -1,16 +1,25 @@
-"""examples/agent.py with a model that is played."""
+"""The examples: agent.py with a model that is played; the paths of the others."""
 
 import importlib.util
 import json
+import sys
 from types import SimpleNamespace
 
+import pytest
 from openai.types.chat import ChatCompletionMessage
 
 from workbench.demo import ROOT
 
-spec = importlib.util.spec_from_file_location("agent", ROOT / "examples" / "agent.py")
-agent = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(agent)
+
+def load(name):
+    path = ROOT / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+agent = load("agent")
 
 
 class Client:
@@ -60,3 +69,24 @@ def test_it_stops():
     client = Client(*[calling("add", '{"a": 1, "b": 1}')] * 3)
     assert agent.run(client, "Add.", max_steps=3) == "No answer."
     assert len(client.asked) == 3
+
+
+@pytest.mark.parametrize("name", ["generate", "logits"])
+def test_a_link_to_weights_keeps_its_suffix(name, tmp_path, monkeypatch):
+    """The Hub's cache links to files without one."""
+    example = load(name)
+    asked = {}
+
+    def from_flat_kwargs(**flags):
+        asked.update(flags)
+        raise SystemExit
+
+    arguments = SimpleNamespace(from_flat_kwargs=from_flat_kwargs)
+    monkeypatch.setattr(example, "PipelineArgs", arguments)
+    (tmp_path / "0123abcd").touch()
+    (tmp_path / "m.gguf").symlink_to(tmp_path / "0123abcd")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, "m", "Hi", "--weight-path", "m.gguf"])
+    with pytest.raises(SystemExit):
+        example.main()
+    assert asked["weight_path"] == [tmp_path / "m.gguf"]

@@ -77,7 +77,13 @@ def test_one_call_where_calls_may_not_be_parallel(server, version):
 
 
 @pytest.mark.parametrize(
-    "answer", ['[TOOL_CALLS]add[ARGS]{"a": }', '[TOOL_CALLS]add[ARGS]{"a": 1', "[TOOL_"]
+    "answer",
+    [
+        '[TOOL_CALLS]add[ARGS]{"a": }',
+        '[TOOL_CALLS]add[ARGS]{"a": 1',
+        "[TOOL_",
+        '[TOOL_CALLS]add[ARGS]{"a": "x[TOOL',
+    ],
 )
 def test_broken_calls_are_content(v13, answer):
     bare = answer.replace("[TOOL_CALLS]", "").replace("[ARGS]", "")
@@ -87,6 +93,29 @@ def test_broken_calls_are_content(v13, answer):
     streamed = v13.streamed(answer, tools=TOOLS)
     sent = "".join(a for call in calls_of(streamed) for a in call)
     assert sent + streamed["message"]["content"] == bare
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        r'{"name": "\ud800", "arguments": {}}',
+        r'{"name": "add", "arguments": "{\"a\": \"\ud83d\"}"}',
+    ],
+)
+def test_half_of_a_character_is_no_call(servers, call):
+    answer = f"<tool_call>{call}</tool_call>"
+    for ask in (servers["none"].answer, servers["none"].streamed):
+        choice = ask(answer, tools=TOOLS)
+        assert not calls_of(choice)
+        assert r"\ud8" in choice["message"]["content"]
+
+
+def test_a_long_name(v13):
+    name = "f" * 1024
+    tools = [{"type": "function", "function": {"name": name}}]
+    for ask in (v13.answer, v13.streamed):
+        choice = ask(f"[TOOL_CALLS]{name}[ARGS]{{}}", tools=tools)
+        assert calls_of(choice) == [(name, "{}")]
 
 
 def test_an_answer_cut_short_says_length(v13):

@@ -4,10 +4,11 @@ import json
 import pickle
 
 import pytest
+from max.pipelines.context.exceptions import InputError
 
 from max_mistral.chat import schemas
 from tests.routes import Routes, configure
-from tests.tools import CITY
+from tests.tools import CITY, TOOLS
 from tests.vocabularies import write_vocabulary
 
 
@@ -24,6 +25,17 @@ def test_json_without_a_flag(servers, response_format):
     assert json.loads(server.context.json_schema)["type"] == "object"
     assert server.context.grammar_state.grammar_enforced
     assert server.config.sampling.structured_output_any_whitespace
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_text_is_free(servers, tools):
+    for server in servers.values():
+        more = {} if tools is None else {"tools": tools}
+        form = {"type": "text"}
+        choice = server.answer("Hi", response_format=form, **more)
+        assert choice["message"]["content"] == "Hi"
+        assert server.context.json_schema is None
+        assert not server.context.grammar_state.grammar_enforced
 
 
 def test_max_still_refuses_json_on_a_cpu_by_its_config(tmp_path):
@@ -75,6 +87,20 @@ def test_the_tools_of_agents(servers):
     assert "at most 512" in refused.text
 
 
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "string", "maxLength": 1_000}, "11,000 characters and items"),
+        ({"enum": list(range(500))}, "5,500 choices in enums"),
+    ],
+)
+def test_strict_tools_that_are_too_much_together(schema, says):
+    parameters = {"type": "object", "properties": {"a": schema}}
+    schemas.check_together([parameters] * 10)
+    with pytest.raises(InputError, match=f"The 11 strict tools have {says}"):
+        schemas.check_together([parameters] * 11)
+
+
 def test_tools_that_are_not_strict_have_no_limit(servers):
     """As those of MCP servers: any object is an argument."""
     schema = {"type": "object", "properties": {str(i): {} for i in range(520)}}
@@ -113,6 +139,7 @@ BAD_SCHEMAS = {
     "long": ({"type": "string", "maxLength": 10**9}, "lengths"),
     "endless": ({"type": "string", "minLength": -1e400}, "not finite"),
     "no number": ({"type": "string", "maxLength": float("nan")}, "not finite"),
+    "half a character": ({"enum": ["\ud800"]}, "half of a surrogate pair"),
     "a count that is text": ({"type": "array", "minItems": "3"}, "minItems"),
     "choices that are no list": ({"allOf": 5}, "allOf"),
     "a name that is no text": ({"properties": {}, "required": [[1]]}, "mismatch"),

@@ -4,6 +4,7 @@ import json
 
 from max.pipelines.context import GenerationStatus
 
+from tests.routes import EOS, joined
 from tests.tools import CALLS, CITY, TOOLS, TWO, accepts, calls_of
 
 
@@ -64,3 +65,21 @@ def test_thinking_before_json(v13):
     assert accepts(v13, grammar, answer) == "yes"
     assert accepts(v13, grammar, '{"city": "Åre"}') == "yes"
     assert accepts(v13, grammar, "[THINK]Hm.[/THINK]Hello") == "no"
+
+
+def test_an_answer_that_is_all_thinking(v13):
+    """MAX would make it the text of an answer, and read calls in it."""
+    thought = 'Hm, [TOOL_CALLS]add[ARGS]{"a": 1}'
+    v13.worker.answer = [
+        *v13.ids("[THINK]"),
+        *(i for char in thought for i in v13.ids(char)),
+        *v13.ids("[/THINK]"),
+        EOS,
+    ]
+    answer = v13.chat(tools=TOOLS).json()["choices"][0]
+    stream = joined(v13.chat(tools=TOOLS, stream=True).text)
+    for choice in (answer, stream):
+        assert choice["message"]["reasoning"] == thought
+        assert not choice["message"]["content"]
+        assert not choice["message"]["tool_calls"]
+        assert choice["finish_reason"] == "stop"

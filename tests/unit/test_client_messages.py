@@ -25,12 +25,13 @@ def prompt_after(server, message):
     return server.prompt_ids
 
 
-@pytest.mark.parametrize("value", ["hmm", [THOUGHT], [THOUGHT | {"text": "h"}] * 0])
+@pytest.mark.parametrize("value", ["hmm", [THOUGHT], []])
 def test_thinking_in_content_is_reasoning_content(v13, value):
+    """For a chat template; mistral-common takes the parts as they are."""
     text = value if isinstance(value, str) else "".join(p["text"] for p in value)
     want = prompt_after(v13, says(ANSWER, reasoning_content=text))
-    assert prompt_after(v13, says(thinking(value), ANSWER)) == want
-    assert prompt_after(v13, says(thinking(value, closed=True), ANSWER)) == want
+    for more in ({}, {"closed": True}, {"closed": None}):
+        assert prompt_after(v13, says(thinking(value, **more), ANSWER)) == want
     if text:
         assert prompt_after(v13, says(ANSWER)) != want
 
@@ -40,12 +41,15 @@ def test_thinking_in_content_is_reasoning_content(v13, value):
     [
         (says(ANSWER, thinking("hmm")), "has a part of type 'thinking'"),
         (says(thinking("a"), thinking("b"), ANSWER), "has a part of type 'thinking'"),
-        (says(thinking("hmm", closed=False), ANSWER), "that is closed"),
+        (says(thinking("hmm", closed=False), ANSWER), "takes once, closed, and first"),
+        (says(thinking("hmm", closed=0), ANSWER), "thinking that is not a text"),
         (says(thinking(7), ANSWER), "thinking that is not a text"),
         (says(thinking([7]), ANSWER), "thinking that is not a text"),
         (says(thinking("a"), ANSWER, reasoning_content="b"), "its thinking twice"),
         (says({"type": "refusal", "refusal": "No."}), "a part of type 'refusal'"),
         (says({"type": "file", "file": {}}), "a part of type 'file'"),
+        (says(ANSWER, prefix=True), "continue_final_message"),
+        (says(ANSWER, reasoning={"a": 1}), "messages[1].reasoning is no text"),
         (says(ANSWER, refusal="No."), "messages[1].refusal is not supported"),
         (says(ANSWER, function_call={"name": "f", "arguments": ""}), ".function_call"),
     ],
@@ -69,16 +73,23 @@ def test_only_the_assistant_thinks(v13, role):
     [
         ("[" * 100_000, "too many levels"),
         ("1" * 5_000, "Exceeds the limit"),
-        (" ", "no JSON"),
-        ("{'a': 1}", "no JSON"),
+        ("{'a': 1}", "cannot be read as JSON"),
     ],
-    ids=["deep", "long", "blank", "Python"],
+    ids=["deep", "long", "Python"],
 )
 def test_arguments_that_cannot_be_read(v13, arguments, reason):
     message = called(call("add", arguments, "abcdefgh1"))
     response = v13.ask(messages=[HI, message], tools=TOOLS)
     assert response.status_code == 400, response.text
     assert reason in response.json()["detail"]
+
+
+def test_blank_arguments_are_none(v13):
+    prompts = []
+    for arguments in ("", " ", "{}"):
+        v13.answer("2.", messages=[HI, called(call("add", arguments, "abcdefgh1"))])
+        prompts.append(v13.prompt)
+    assert prompts[0] == prompts[1] == prompts[2]
 
 
 def test_more_calls_and_tools_than_can_be_read(v13):
@@ -123,3 +134,19 @@ def test_no_answer_is_held_against_a_schema_of_the_clients(v13, monkeypatch, str
     form = {"type": "json_schema", "json_schema": form}
     assert ask("{}", response_format=form)["message"]["content"] == "{}"
     assert not run
+
+
+@pytest.mark.parametrize("answer", ["Yes.", CALLS["v13"]])
+def test_an_answer_can_be_sent_back_as_it_is(v13, answer):
+    message = v13.answer(answer, tools=TOOLS)["message"]
+    assert None in message.values()
+    sent = [HI, message, HI]
+    if message["tool_calls"]:
+        results = [
+            {"role": "tool", "tool_call_id": each["id"], "content": "2"}
+            for each in message["tool_calls"]
+        ]
+        sent = [HI, message, *results]
+    choice = v13.answer("Good.", messages=sent, tools=TOOLS)
+    assert choice["message"]["content"] == "Good."
+    assert answer.rstrip() in v13.prompt or message["tool_calls"]

@@ -1,5 +1,6 @@
 """The max-mistral command: what it picks, passes on and refuses. Nothing compiles."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from max.driver import DeviceSpec
 
 from max_mistral import command
-from max_mistral.command import doctor, memory, model_cache, plan
+from max_mistral.command import memory, model_cache, plan
 from max_mistral.command.checkpoint import pick_gguf, read_checkpoint
 from max_mistral.command.errors import UsageError
 from max_mistral.command.flags import Flags
@@ -162,7 +163,7 @@ def test_a_gpu_is_taken_where_there_is_one(run, folder, gguf, monkeypatch):
 def test_a_models_memory_is_that_of_all_its_gpus(run, folder, monkeypatch):
     have_gpus(monkeypatch, 2)
     # Half of 90 % of a TiB holds 460 tokens of a GiB.
-    monkeypatch.setattr(memory, "_token_bytes", lambda config, devices: 2**30)
+    monkeypatch.setattr(memory, "_token_bytes", lambda *_: 2**30)
     monkeypatch.setattr(memory, "_free_on", lambda devices: 2**40 * len(devices))
     contexts = [
         value(run("serve", folder, "--devices", devices)[1], "--max-length")
@@ -223,6 +224,38 @@ def test_the_context_is_a_power_of_two_that_fits(
     # The user may know better.
     _, found, _ = run("generate", folder, "--max-length", "512")
     assert value(found, "--max-length") == "512"
+
+
+@pytest.mark.parametrize(("keep", "doubled"), [("bfloat16", True), ("keep", False)])
+def test_fp8_that_a_gpu_does_not_keep_counts_twice(
+    run, tmp_path, monkeypatch, keep, doubled
+):
+    folder = write_checkpoint(tmp_path / "static", BASE)
+    write_quantized(folder, LAYOUTS["static"])
+    file = folder / "model.safetensors"
+    tensors = read_tensors([file]).values()
+    fp8 = sum(t.stored.size for t in tensors if t.dtype == "F8_E4M3")
+    have_gpus(monkeypatch, 1)
+    monkeypatch.setattr("max_mistral.gpu.gpu_architecture", lambda: "sm_90a")
+    monkeypatch.setenv("MAX_MISTRAL_FP8", keep)
+    _, _, err = run("serve", folder)
+    expected = file.stat().st_size + doubled * fp8
+    assert f"{gigabytes(expected)} of weights" in err
+    assert gigabytes(expected) != gigabytes(file.stat().st_size + (not doubled) * fp8)
+
+
+def test_the_format_of_the_cache_counts(run, folder, monkeypatch):
+    weights = (folder / "model.safetensors").stat().st_size
+    config = plan._read_config(folder)
+    token = memory._token_bytes(config, plan._read_devices("cpu"), "bfloat16")
+    free = int((weights + 2 * 256 * token) / 0.9) + 8
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
+    _, found, _ = run("generate", folder, "--kv-cache-format", "bfloat16")
+    assert value(found, "--max-length") == "256"
+    # Of twice the size half as many would fit, which is too few.
+    status, _, err = run("generate", folder, "--kv-cache-format", "float32")
+    assert status == 1
+    assert "leaves no room for a context" in err
 
 
 def test_without_the_kernels_weights_are_float32(folder, monkeypatch):
@@ -314,6 +347,33 @@ def test_weights_of_the_users_own(run, gguf, folder, monkeypatch):
     assert "--weight-path is no.gguf, but there is no such file" in err
 
 
+def test_weights_of_a_folder_without_a_config(run, gguf, tmp_path):
+    write_gguf(gguf.with_name("model.Q8_0.gguf"))
+    _, found, _ = run("generate", gguf.parent, "--weight-path", gguf)
+    assert value(found, "--weight-path") == str(gguf)
+    assert (Path(value(found, "--model")) / "config.json").exists()
+    _, alone, _ = run("generate", gguf)
+    assert found == alone
+    source = write_native(tmp_path / "native", BASE, shards=2)
+    shards = sorted(source.glob("consolidated*"))
+    flags = [part for path in shards for part in ("--weight-path", path.name)]
+    _, found, _ = run("generate", source, *flags)
+    assert (Path(value(found, "--model")) / "config.json").exists()
+    named = [found[i + 1] for i, flag in enumerate(found) if flag == "--weight-path"]
+    assert named == [str(path) for path in shards]
+    status, found, err = run("generate", source, *flags[:2])
+    assert (status, found) == (1, [])
+    assert f"{source} has no config.json, which --weight-path {shards[0]}" in err
+
+
+def test_a_folder_that_is_given_twice(run, folder, tmp_path):
+    native = write_native(tmp_path / "native", BASE)
+    for path in (native, folder):
+        status, found, err = run("generate", path, "--model", path)
+        assert (status, found) == (2, [])
+        assert f"--model is {path}, beside MODEL" in err
+
+
 def test_a_tokenizer_of_the_users_own(run, gguf, folder, tmp_path):
     _, found, _ = run("generate", gguf, "--model", folder)
     assert value(found, "--model") == str(folder)
@@ -324,8 +384,10 @@ def test_a_tokenizer_of_the_users_own(run, gguf, folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "other/one"], "--model is other/one, but MODEL is"),
-        (["--model-path=other/one"], "--model is other/one, but MODEL is"),
+        (["--model", "other/one"], "--model is other/one, beside MODEL"),
+        (["--model-path=other/one"], "--model is other/one, beside MODEL"),
+        (["--model", "."], "--model is ., which has no config.json"),
+        (["--kv-cache-format", "int3"], "--kv-cache-format is 'int3'"),
         (["--weight-path", "other.gguf"], "Leave one of them out"),
         (["--models", "{}"], "says itself which model"),
         (["--config-file", "c.yaml"], "says itself which model"),
@@ -361,6 +423,21 @@ def test_a_dry_run_prints_the_command_only(run, gguf, capsys):
     printed = shlex.split(capsys.readouterr().out)
     _, found, _ = run("serve", gguf, "--port", "1")
     assert printed == found
+
+
+def test_a_path_that_is_no_text(gguf, tmp_path, capfdbinary):
+    odd = gguf.rename(os.fsdecode(os.fsencode(gguf.with_name("caf")) + b"\xe9.gguf"))
+    for arguments in (
+        ["serve", str(odd), "--dry-run"],
+        ["prepare", str(odd), str(tmp_path / "new")],
+    ):
+        # As Python has it: pytest's own stdout takes all.
+        with (
+            open(1, "w", encoding="utf-8", errors="strict", closefd=False) as stdout,
+            contextlib.redirect_stdout(stdout),
+        ):
+            command.main(arguments)
+        assert os.fsencode(odd) in capfdbinary.readouterr().out
 
 
 def test_it_becomes_max(tmp_path, folder):
@@ -450,6 +527,34 @@ def test_a_file_that_is_no_gguf(run, folder):
     status, _, err = run("serve", folder / "x.gguf")
     assert status == 1
     assert "not a complete GGUF file" in err
+
+
+def test_a_suffix_that_max_does_not_know(run, gguf, folder):
+    path = gguf.rename(gguf.with_name("big.GGUF"))
+    for arguments in ([path], [path.parent], [folder, "--weight-path", path]):
+        status, found, err = run("serve", *arguments)
+        assert (status, found) == (1, [])
+        assert "big.GGUF ends in .GGUF" in err
+        assert "Rename it to big.gguf." in err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"head_dim": "x"},
+        {"max_position_embeddings": "x"},
+        {"layer_types": [1]},
+        {"dtype": "x"},
+        {"rope_parameters": 1},
+    ],
+)
+def test_a_config_of_wrong_types(run, folder, wrong):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    status, found, err = run("serve", folder)
+    assert (status, found) == (1, [])
+    assert "config.json" in err
+    assert "Traceback" not in err
 
 
 def test_folders_without_a_model(run, tmp_path):
@@ -545,11 +650,59 @@ def test_a_changed_file_is_prepared_anew(run, gguf):
     assert config["eos_token_id"] == 1
 
 
-def test_another_version_prepares_anew(run, gguf, monkeypatch):
+@pytest.fixture
+def copied_code(tmp_path, monkeypatch):
+    """A copy of this package's sources, which count in the place of them."""
+    sources = tmp_path / "sources"
+    shutil.copytree(model_cache._SOURCES, sources)
+    monkeypatch.setattr(model_cache, "_SOURCES", sources)
+    yield sources
+    model_cache._code.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "name", ["prepare/gguf_config.py", "prepare/lora/gguf.py", "fields.py"]
+)
+def test_other_code_prepares_anew(run, gguf, copied_code, name):
     _, first, _ = run("generate", gguf)
-    monkeypatch.setattr(model_cache, "version", lambda name: "0.0")
+    with (copied_code / name).open("a") as file:
+        file.write("# mended")
+    model_cache._code.cache_clear()
     _, second, _ = run("generate", gguf)
     assert value(second, "--model") != value(first, "--model")
+
+
+def test_another_version_of_a_library_prepares_anew(run, gguf, monkeypatch):
+    def another(name):
+        # It has a version only where it is installed.
+        assert name != "max_mistral"
+        return "0.0"
+
+    _, first, _ = run("generate", gguf)
+    monkeypatch.setattr(model_cache, "version", another)
+    model_cache._code.cache_clear()
+    _, second, _ = run("generate", gguf)
+    model_cache._code.cache_clear()
+    assert value(second, "--model") != value(first, "--model")
+
+
+def test_what_a_group_may_write_to_is_prepared_once(run, tmp_path):
+    source = write_native(tmp_path / "native", BASE, dtype="bfloat16")
+    for path in source.iterdir():
+        path.chmod(0o664)
+    assert (source / "tekken.json").exists()
+    assert "Preparing" in run("generate", source)[2]
+    assert "Preparing" not in run("generate", source)[2]
+
+
+def test_a_source_that_cannot_be_read_is_not_the_caches_fault(run, gguf, monkeypatch):
+    def unreadable(source, folder):
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr(model_cache, "prepare", unreadable)
+    status, found, err = run("generate", gguf)
+    assert (status, found) == (1, [])
+    assert err.splitlines()[1:] == [f"Error: {gguf}: Permission denied."]
 
 
 def test_no_other_user_can_write_to_it(run, gguf):
@@ -596,49 +749,3 @@ def test_a_failure_leaves_nothing(run, tmp_path):
     assert run("serve", source)[0] == 1
     models = tmp_path / "cache" / "max_mistral" / "models"
     assert [path.name for path in models.iterdir()] == ["lock"]
-
-
-# ---- doctor
-
-
-def test_doctor_tells_the_machine_and_not_the_user(tmp_path, monkeypatch, capsys):
-    home = tmp_path / "home" / "alice"
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "nonsense")
-    (home / "cache" / "max_mistral" / "models").mkdir(parents=True, mode=0o700)
-    (home / "cache" / "max_mistral" / "models" / "x").write_bytes(bytes(2_500_000))
-    command.main(["doctor"])
-    out = capsys.readouterr().out
-    assert "alice" not in out
-    assert "~/cache/max_mistral, 2.5 MB" in out
-    assert "MAX_MISTRAL_KERNELS is 'nonsense'" in out
-    for expected in ("max 26.7", "max_mistral 26.7", "CPU features: ", "memory: "):
-        assert f"  {expected}" in out
-    for name in ("versions", "machine", "GPUs", "settings", "caches"):
-        assert f"{name}:\n" in out
-    assert "kernel check" not in out
-
-
-def test_doctor_shows_a_gpu_that_cannot_be_opened(monkeypatch):
-    def broken(index):
-        raise RuntimeError("no such device")
-
-    monkeypatch.setattr(doctor, "accelerator_count", lambda: 1)
-    monkeypatch.setattr(doctor, "accelerator_api", lambda: "cuda")
-    monkeypatch.setattr(doctor, "gpu_architecture", lambda: "sm_90a")
-    monkeypatch.setattr(doctor, "Accelerator", broken)
-    assert list(doctor._gpus()) == [
-        "1 by cuda, sm_90a",
-        "gpu:0 cannot be opened: no such device",
-    ]
-
-
-def test_a_failed_check_ends_with_1(run, monkeypatch):
-    def wrong():
-        raise UserError("The CPU kernels are off by 1.")
-
-    monkeypatch.setattr(doctor, "check_kernels", wrong)
-    monkeypatch.setattr(doctor, "_SECTIONS", {})
-    status, _, err = run("doctor", "--check")
-    assert (status, err) == (1, "Error: The CPU kernels are off by 1.\n")

@@ -64,8 +64,9 @@ def refused(kind):
 
 def test_one_format_of_two_is_fetched(site):
     files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    files.append("model.safetensors.index.json")
+    files += ["model.safetensors.index.json", "1_Pooling/config.json"]
     more = ["README.md", "onnx/model.onnx", "sub/config.json", "adapter_model.bin"]
+    more.append("onnx/1_Pooling/config.json")
     site.repos["a/b"] = [*HUGGING_FACE, *files, *NATIVE, *more]
     folder = fetch("a/b")
     assert folder.is_dir()
@@ -93,6 +94,11 @@ def test_the_only_gguf_file(site):
     site.repos["a/b-GGUF"] = ["b[1].gguf"]
     fetch("a/b-GGUF")
     assert site.asked == ["b[[]1].gguf"]
+
+
+def test_a_vision_tower_is_no_choice(site):
+    site.repos["a/b-GGUF"] = ["b-Q8_0.gguf", "mmproj-F16.gguf"]
+    assert fetch("a/b-GGUF").name == "b-Q8_0.gguf"
 
 
 def test_without_a_network_what_was_fetched_before_counts(site, tmp_path):

@@ -770,6 +770,27 @@ def conformance_logs():
 
 
 @seam(
+    "of chats, `complete(requests)` reads a whole answer by `self.pipeline.all_tokens("
+    "request)`; where it has no text it takes `decoded_reasoning_tokens` for that, else "
+    "it writes these to the message's `_reasoning_field`",
+    "all_tokens _reasoning_field",
+    "if MAX keeps thinking apart by now, drop `_keeping_thinking` from `routes.py`",
+)
+def thinking_for_text():
+    generator = f"{ROUTES}:OpenAIChatResponseGenerator"
+    takes(f"{generator}.complete", 2)
+    says(
+        generator,
+        r"completed_outputs = await self\.pipeline\.all_tokens\(request\)",
+        r"response_message = reasoning_message",
+        r"setattr\(\s*choice\.message,\s*self\._reasoning_field,",
+    )
+    chunk = find("max.serve.pipelines.llm:TokenGeneratorOutput")
+    names = {field.name for field in dataclasses.fields(chunk)}
+    assert {"decoded_tokens", "decoded_reasoning_tokens"} <= names
+
+
+@seam(
     "a request's context has the tokenizer's `create_eos_tracker(request)`, an "
     "`EOSTracker` that finds the tokens of a stop string by its `eos_sequences`",
     "create_eos_tracker EOSTracker",

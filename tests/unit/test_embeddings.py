@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from max_mistral import ARCHITECTURES, mistral_arch
+from max_mistral.command.hub import _wanted
 from max_mistral.embeddings import MistralEmbeddingConfig, MistralEmbeddingTokenizer
 from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
@@ -117,6 +118,18 @@ def write_recipe(folder, modules=MODULES, pooling=LAST):
 def test_a_recipe_that_is_ours(headless, pooling):
     write_recipe(headless, pooling=pooling)
     MistralEmbeddingConfig.initialize(configure(headless))
+
+
+def test_all_that_a_recipe_is_made_of_is_fetched(headless):
+    write_recipe(headless)
+    (headless / "2_Normalize").mkdir()
+    paths = [path for path in headless.rglob("*") if path.is_file()]
+    names = [path.relative_to(headless).as_posix() for path in paths]
+    fetched = _wanted(names, "a/b", None)
+    for name in set(names) - set(fetched):
+        (headless / name).unlink()
+    MistralEmbeddingConfig.initialize(configure(headless))
+    assert {"modules.json", "1_Pooling/config.json"} <= set(fetched)
 
 
 @pytest.mark.parametrize(

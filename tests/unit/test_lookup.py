@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from max.driver import CPU, Buffer
 from max.graph import default_custom_extensions
@@ -150,12 +150,23 @@ def test_steps_that_got_slower_do_not_make_rows_cheap():
     assert drafted < 0.02 * 8 * 500
 
 
-def test_a_row_costs_no_less_than_nothing():
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 64), st.floats(1e-3, 1.0), st.booleans()),
+        min_size=1,
+        max_size=60,
+    )
+)
+@example([(1, 0.2, False), (8, 0.1, False)] * 50)
+@example([(1, 0.119, False)] * 10 + [(16, 0.299, True)] * 40 + [(24, 0.075, True)] * 10)
+def test_every_step_costs_something(steps):
     cost = Cost()
-    for rows, seconds in [(1, 0.2), (8, 0.1)] * 50:
-        cost.observe(rows, seconds, drafts=False)
-    few, many = (cost.estimate(rows, drafts=True) for rows in (1, 64))
-    assert 0 < few <= many
+    for rows, seconds, drafted in steps:
+        cost.observe(rows, seconds, drafts=drafted)
+        few, many = (cost.estimate(rows, drafts=False) for rows in (1, 64))
+        assert 0 < few <= many
+        assert many <= cost.estimate(64, drafts=True)
+        how_many([Candidate(2, MOST, Odds())] * 2, cost)
 
 
 def steps_of(base, slope):

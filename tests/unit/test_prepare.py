@@ -207,6 +207,24 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
 
+def test_an_error_without_a_file_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(path):
+        # As NumPy's tofile says it.
+        raise OSError("1000 requested and 0 written")
+
+    monkeypatch.setattr(atomic, "_sync_all", full)
+    source = write_gguf(tmp_path / "m.gguf")
+    status, _, err = run_main(monkeypatch, capsys, source, tmp_path / "out")
+    assert (status, err) == (1, "Error: 1000 requested and 0 written.\n")
+
+
+def test_a_suffix_that_max_does_not_know(tmp_path):
+    source = write_gguf(tmp_path / "m.gguf").rename(tmp_path / "m.GGUF")
+    with pytest.raises(UserError, match=r"m\.GGUF does not end in \.gguf, in small"):
+        prepare(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.GGUF"]
+
+
 def test_a_parent_that_is_a_file_is_one_line(tmp_path, monkeypatch, capsys):
     source = write_gguf(tmp_path / "m.gguf")
     status, _, err = run_main(monkeypatch, capsys, source, source / "out")
@@ -249,5 +267,31 @@ def test_the_printed_flags_are_quoted(tmp_path, monkeypatch, capsys):
     status, out, _ = run_main(monkeypatch, capsys, source, destination)
     assert status == 0
     assert shlex.split(out.splitlines()[-1]) == (
-        ["--model", str(destination), "--weight-path", str(source.resolve())]
+        ["--model", str(destination), "--weight-path", str(source)]
     )
+
+
+def test_the_printed_path_of_a_link_keeps_its_suffix(tmp_path, monkeypatch, capsys):
+    """As in the Hub's cache."""
+    blob = write_gguf(tmp_path / "m.gguf").rename(tmp_path / "0123abcd")
+    (tmp_path / "m.gguf").symlink_to(blob)
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run_main(monkeypatch, capsys, "m.gguf", tmp_path / "out")
+    assert status == 0
+    assert shlex.split(out.splitlines()[-1])[-1] == str(tmp_path / "m.gguf")
+
+
+def test_what_a_group_may_write_to_is_copied_without_that(tmp_path):
+    source = write_native(tmp_path / "src", BASE)
+    file = source / "tekken.json"
+    file.chmod(0o664)
+    # The Hub's cache has links.
+    (tmp_path / "blob").write_bytes((source / "params.json").read_bytes())
+    (source / "generation_config.json").symlink_to(tmp_path / "blob")
+    prepare(source, tmp_path / "out")
+    assert (tmp_path / "out" / "tekken.json").read_bytes() == file.read_bytes()
+    made = (tmp_path / "out" / "config.json").stat().st_mode
+    for name in ("tekken.json", "generation_config.json"):
+        copied = tmp_path / "out" / name
+        assert not copied.is_symlink()
+        assert copied.stat().st_mode == made
