@@ -180,7 +180,7 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
 
     def _layer_groups(self) -> list[list[int]] | None:
         """Blocks that differ in their weights only share one compiled subgraph."""
-        if not self.config.use_subgraphs:
+        if not self.config.shares_blocks:
             return None
         groups: dict[object, list[int]] = {}
         for i in range(self.config.num_hidden_layers):

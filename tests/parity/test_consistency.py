@@ -9,10 +9,12 @@ import pytest
 from max.driver import Buffer
 from max.nn.transformer import ReturnLogits
 
+from max_mistral import model_config
 from max_mistral.errors import UserError
+from max_mistral.mistral import Mistral
 from tests.harness import tolerance
 from workbench.checkpoints import CONFIGS
-from workbench.runner import split_logits
+from workbench.runner import Runner, split_logits
 
 PROMPT = [int(t) for t in np.random.default_rng(2).integers(3, 320, 150)]
 
@@ -133,3 +135,20 @@ def test_a_step_waits_for_its_inputs(model, monkeypatch):
     model.model.execute(inputs)
     model.release(contexts)
     assert calls == ["wait", "run"]
+
+
+def test_subgraphs_compute_the_same(monkeypatch, checkpoints, runner):
+    """As larger models run: their blocks share a subgraph."""
+    (want,) = runner("gqa", ReturnLogits.ALL).generate([PROMPT], 1)[1]
+    groups, layer_groups = [], Mistral._layer_groups
+
+    def shared(decoder):
+        groups.append(layer_groups(decoder))
+        return groups[-1]
+
+    monkeypatch.setattr(Mistral, "_layer_groups", shared)
+    monkeypatch.setattr(model_config, "_SMALL_BLOCK", 0)
+    large = Runner(checkpoints["gqa"], ReturnLogits.ALL)
+    (found,) = large.generate([PROMPT], 1)[1]
+    assert groups == [[list(range(CONFIGS["gqa"]["num_hidden_layers"]))]]
+    assert np.array_equal(found, want)

@@ -12,6 +12,7 @@ from max.pipelines.lib.interfaces.arch_config import ArchConfigWithKVCache
 
 from max_mistral import MistralConfig, MistralModel
 from max_mistral.errors import UserError
+from max_mistral.kernels.packing import Encoding
 from workbench.checkpoints import BASE, write_checkpoint
 from workbench.runner import make_pipeline_config
 
@@ -244,3 +245,28 @@ def test_cpu_with_bfloat16_leads_to_the_flag_that_works(tmp_path):
     folder = write_checkpoint(tmp_path, BASE, dtype="bfloat16")
     with pytest.raises(ValueError, match="float32"):
         make_pipeline_config(folder, quantization_encoding="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("hidden", "wide", "heads", "kv_heads", "packed", "shared"),
+    [
+        (576, 1536, 9, 3, True, False),  # SmolLM2-135M
+        (2048, 5632, 32, 4, True, False),  # 1.1B
+        (4096, 14336, 32, 8, True, True),  # 7B
+        (576, 1536, 9, 3, False, True),  # a GPU
+    ],
+)
+def test_small_blocks_on_a_cpu_are_compiled_one_by_one(
+    config, hidden, wide, heads, kv_heads, packed, shared
+):
+    made = dataclasses.replace(
+        config,
+        hidden_size=hidden,
+        feed_forward_length=wide,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=hidden // heads,
+        encodings={"w": Encoding.BF16} if packed else {},
+    )
+    assert made.shares_blocks == shared
+    assert not dataclasses.replace(made, use_subgraphs=False).shares_blocks
