@@ -42,6 +42,11 @@ class CallList:
         self._whole = False
 
     @property
+    def whole(self) -> bool:
+        """Whether the arguments of the last call are complete."""
+        return self._whole
+
+    @property
     def in_string(self) -> bool:
         """Whether the next character belongs to a string."""
         return self._value is not None and self._value.in_string

@@ -27,6 +27,7 @@ _HEADER = re.compile(
 )
 _LIST = re.compile(r"\[\s*[{\]]|\{")
 _LIST_STARTS = re.compile(r"\[\s*")
+_BRACES = "}] \t\r\n"
 
 
 class CallReader:
@@ -133,7 +134,7 @@ class CallReader:
             self._step = self._after
         elif self._json.broken or self._at_mark():
             yield from self._json.give_up()
-            self._step = self._text
+            self._step = self._after if self._json.whole else self._text
 
     def _end_of_json(self) -> int:
         """How far to read: in JSON a marker is text only within a string."""
@@ -150,8 +151,12 @@ class CallReader:
     def _after(self) -> Iterator[Event]:
         """After a call: its closing marker, the next call, or text."""
         body = self._held.lstrip()
-        if self._close and body.startswith(self._close):
-            self._take(len(self._held) - len(body) + len(self._close))
+        # Small models write a brace too many.
+        closing = body.lstrip(_BRACES) if self._close else body
+        if self._close and closing.startswith(self._close):
+            self._take(len(self._held) - len(closing) + len(self._close))
+        elif self._close and self._close.startswith(closing) and not self._over:
+            pass
         elif body.startswith(self._mark):
             self._take(len(self._held) - len(body))
             self._step = self._text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from max.pipelines.lib.reasoning import register
 from max.pipelines.modeling.types import (
@@ -14,11 +14,16 @@ from max.pipelines.modeling.types import (
 
 from .vocabulary import special_tokens
 
+T = TypeVar("T")
+
 START = "[THINK]"
 END = "[/THINK]"
 NAME = "mistral"
 # The prompt's last turn begins after these: what stands before is closed.
 _TURN_ENDS = ("[/INST]", "[/TOOL_RESULTS]", "[/SYSTEM_PROMPT]")
+
+# What a token is.
+_CONTENT, _THOUGHT, _MARK = "content", "thought", "mark"
 
 
 @register(NAME)
@@ -51,21 +56,18 @@ class MistralReasoningParser(ReasoningParser):
         self, delta_token_ids: Sequence[int], is_currently_reasoning: bool = True
     ) -> ParsedReasoningDelta:
         """Returns where thinking stands in the next tokens, and if it goes on."""
-        ids = list(delta_token_ids)
-        begin = 0
-        if self._start is None or self._end is None:
-            return _delta((0, 0), (0, 0), False)
-        if self._start in ids and not is_currently_reasoning:
-            begin = ids.index(self._start)
-        elif not is_currently_reasoning:
-            return _delta((0, 0), (0, 0), False)
-        first = begin + (begin < len(ids) and ids[begin] == self._start)
-        for at in range(first, len(ids)):
-            if ids[at] == self._end:
-                return _delta((begin, at + 1), (first, at), False)
-            if ids[at] == self._calls:
-                return _delta((begin, at), (first, at), False)
-        return _delta((begin, len(ids)), (first, len(ids)), True)
+        thinks = is_currently_reasoning and None not in (self._start, self._end)
+        kinds = []
+        for token in delta_token_ids:
+            if token in (self._end, self._calls) and thinks:
+                thinks = False
+                kinds.append(_MARK if token == self._end else _CONTENT)
+            elif token == self._start and self._end is not None:
+                thinks = True
+                kinds.append(_MARK)
+            else:
+                kinds.append(_THOUGHT if thinks else _CONTENT)
+        return ParsedReasoningDelta(Thoughts(kinds), thinks)
 
     def will_reason_after_prompt(self, prompt_token_ids: Sequence[int]) -> bool:
         """Says whether the prompt leaves its last turn within thinking."""
@@ -95,7 +97,24 @@ class MistralReasoningParser(ReasoningParser):
         return special_tokens(tokenizer.delegate).get(END)
 
 
-def _delta(
-    delimited: tuple[int, int], inside: tuple[int, int], goes_on: bool
-) -> ParsedReasoningDelta:
-    return ParsedReasoningDelta(ReasoningSpan(delimited, inside), goes_on)
+class Thoughts(ReasoningSpan):
+    """The thoughts in a piece of an answer; MAX's own span is a single one.
+
+    Args:
+        kinds: What each token is.
+    """
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        super().__init__((0, 0), (0, 0))
+        self._kinds = kinds
+
+    def extract_content(self, seq: Sequence[T]) -> list[T]:
+        """Returns what of ``seq`` stands outside of thoughts."""
+        return self._only(_CONTENT, seq)
+
+    def extract_reasoning(self, seq: Sequence[T]) -> list[T]:
+        """Returns what of ``seq`` stands in thoughts, without their marks."""
+        return self._only(_THOUGHT, seq)
+
+    def _only(self, kind: str, seq: Sequence[T]) -> list[T]:
+        return [x for x, found in zip(seq, self._kinds, strict=True) if found == kind]

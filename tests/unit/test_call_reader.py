@@ -60,6 +60,16 @@ TAG_FORMS = {
         f'{{"name": "add", "arguments": {A}}}]</tool_call>',
         TWO,
     ),
+    "a brace missing": (
+        f'<tool_call>\n{{"name": "get_weather", "arguments": {W}\n</tool_call>\n'
+        f'<tool_call>{{"name": "add", "arguments": {A}</tool_call>',
+        TWO,
+    ),
+    "a brace too many": (
+        f'<tool_call>\n{{"name": "get_weather", "arguments": {W}}}}}\n</tool_call>\n'
+        f'<tool_call>\n{{"name": "add", "arguments": {A}}} ]\n</tool_call>',
+        TWO,
+    ),
 }
 # What is no call: the markers go, every other character stays.
 TEXTS = {

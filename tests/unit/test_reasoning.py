@@ -32,6 +32,9 @@ def split(parser, tokens, size, prompt=()):
         ([70, 71], [], [70, 71]),
         ([START, 70, CALLS, 71], [70], [CALLS, 71]),
         ([70, START, 71, END, 72], [71], [70, 72]),
+        ([START, 70, END, START, 71, 72, END, 73], [70, 71, 72], [73]),
+        ([START, 70, START, 71, END, 72], [70, 71], [72]),
+        ([70, END, 71], [], [70, END, 71]),
         ([], [], []),
     ],
 )
