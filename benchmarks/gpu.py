@@ -140,9 +140,10 @@ def run(name: str, folder: Path, matmuls: Path | None = None) -> None:
     else:
         engine = OnGpu(folder, name)
     rates = measure(engine, DECODES, prefills=10)
+    # First, whatever becomes of the rest; main() reads it, and asks for no more.
+    print(json.dumps(rates))
     if matmuls is not None and matmuls.exists():
         print(shares(rates, json.loads(matmuls.read_text())["ceilings"]))
-    print(json.dumps(rates))
 
 
 def missing(name: str) -> str | None:
@@ -153,13 +154,19 @@ def missing(name: str) -> str | None:
     return None if ask(code) == "True" else f"{name} is left out: no {what} here."
 
 
-def shares(rates: Mapping[str, float], ceilings: Mapping[str, float]) -> str:
+def shares(rates: Mapping[str, float], ceilings: Mapping[str, Any]) -> str:
     """Returns a line for each measure: what it takes of the GPU.
 
     Args:
         rates: Tokens a second.
-        ceilings: As :func:`benchmarks.matmul.ceilings` returns them.
+        ceilings: As :func:`benchmarks.matmul.ceilings` returns them, or why it has
+            ``"failed"``, as without cuBLAS.
     """
+    if "failed" in ceilings:
+        return (
+            "No shares of the GPU, for what it reaches was not measured: "
+            f"{ceilings['failed']}"
+        )
     values = json.loads(matmul.CONFIG.read_text())
     *layer, head = matmul.products(values)
     layers = values["num_hidden_layers"]
@@ -233,20 +240,30 @@ def main() -> None:
     results = {name: results[name] for name in names}
     print(f"\nMistral 7B in bfloat16 on {gpu}, tokens/s and ratio to MAX's own")
     print(table(results, ["prefill", *DECODES], BASE))
-    ceilings = in_process("ceilings", module="benchmarks.matmul")
-    for name, found in results.items():
-        medians = {key: statistics.median(values) for key, values in found.items()}
-        print(f"\n{name}\n{shares(medians, ceilings)}")
-    if arguments.json:
-        report = {
-            "gpu": gpu,
-            "date": time.strftime("%Y-%m-%d"),
-            "max": importlib.metadata.version("max"),
-            "tokens_per_second": results,
-            "ceilings": ceilings,
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1))
+    report: dict[str, Any] = {
+        "gpu": gpu,
+        "date": time.strftime("%Y-%m-%d"),
+        "max": importlib.metadata.version("max"),
+        "tokens_per_second": results,
+    }
+    write(report, arguments.json)  # whatever becomes of the rest
+    try:
+        ceilings: dict[str, Any] = {**in_process("ceilings", module=matmul.__name__)}
+    except SystemExit as failed:
+        ceilings = {"failed": str(failed)}
+        print(shares({}, ceilings))
+    else:
+        for name, found in results.items():
+            medians = {key: statistics.median(values) for key, values in found.items()}
+            print(f"\n{name}\n{shares(medians, ceilings)}")
+    write(report | {"ceilings": ceilings}, arguments.json)
+
+
+def write(report: dict[str, Any], path: Path | None) -> None:
+    """Writes the results as JSON, if they are asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

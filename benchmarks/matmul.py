@@ -1,6 +1,6 @@
 """The matmuls that a model may run on this GPU: are they right, and how fast?
 
-    python -m benchmarks.matmul
+    python -m benchmarks.matmul                      # exits with 1 if one failed
     python -m benchmarks.matmul --config CONFIG_JSON --matmuls own cublas
 
 Of one layer and the head of a 7B model, in bfloat16, and the layer in FP8 with a scale
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ def products(config: dict[str, Any], matmul: str = "own") -> list[Product]:
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head_dim
     keys = config["num_key_value_heads"] * head_dim
-    head = Product(config["vocab_size"], hidden, "float32")
+    head = Product(config["vocab_size"], hidden, "float32", is_head=True)
     fp8 = matmul == "fp8"
     return [*block_products(hidden, wide, queries, keys, fp8=fp8), head]
 
@@ -142,11 +143,16 @@ def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def report(found: dict[str, dict[str, Any]], every: dict[str, list[Product]]) -> str:
-    """Returns the table."""
+    """Returns the table; without the shares, if what the GPU reaches is not known."""
     top = found["ceilings"]
+    reached = "What the GPU reaches was not measured."
+    if "failed" not in top:
+        reached = (
+            f"A copy moves {top['bytes/s'] / 1e12:.2f} TB/s, cuBLAS computes "
+            f"{top['operations/s'] / 1e12:.0f} TFLOP/s."
+        )
     lines = [
-        f"A copy moves {top['bytes/s'] / 1e12:.2f} TB/s, cuBLAS computes "
-        f"{top['operations/s'] / 1e12:.0f} TFLOP/s.",
+        reached,
         "",
         "| rows | "
         + " | ".join(f"{m}, ms | of memory | of peak" for m in MATMULS)
@@ -164,6 +170,9 @@ def report(found: dict[str, dict[str, Any]], every: dict[str, list[Product]]) ->
             bytes_ = sum(numbers * (1 if fp8 else 2) for numbers, fp8 in weights)
             operations = sum(2 * rows * numbers for numbers, _ in weights)
             cells += [f"{1e3 * taken:.3f}"]
+            if "failed" in top:
+                cells += ["-"] * 2
+                continue
             cells += [f"{bytes_ / taken / top['bytes/s']:.0%}"]
             cells += [f"{operations / taken / top['operations/s']:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
@@ -195,14 +204,15 @@ def main() -> None:
             found[name] = in_process(
                 name, "--config", arguments.config, module="benchmarks.matmul"
             )
-        except SystemExit as failed:
-            found[name] = {"failed": str(failed)}
-            print(failed)
+        except SystemExit as end:
+            found[name] = {"failed": str(end)}
+            print(end)
         if arguments.json:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(found, indent=1))
-    if "failed" not in found["ceilings"]:
-        print(report(found, {m: products(config, m) for m in MATMULS}))
+    print(report(found, {m: products(config, m) for m in MATMULS}))
+    if failed := [name for name, values in found.items() if "failed" in values]:
+        sys.exit(f"Failed: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

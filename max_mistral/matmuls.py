@@ -19,8 +19,8 @@ from .formats.fp8 import VARIABLE as FP8_VARIABLE
 from .gpu import gpu_architecture
 from .gpu_kernels import library
 from .model_config import MistralConfig
-from .products import products
-from .self_check import ROWS, Wrong, wrong_products
+from .products import Product, leaves_some_dense, products
+from .self_check import Wrong, rows_to_try, wrong_products
 from .switches import chosen, is_on
 
 logger = logging.getLogger("max.pipelines")
@@ -111,15 +111,7 @@ def use_right_matmul(
     if device.is_host or is_virtual_device_mode():
         return _libraries(asked)
     if is_on:
-        start = time.perf_counter()
-        choices = choices_for(asked, accelerator_api())
-        matmul = choose(choices, lambda m: _finding(m, config, pipeline_config, device))
-        logger.info(
-            "%s computes this model's products as it should on this GPU (%s), with "
-            "1 to %d rows: checked in %.0f s.",
-            *(matmul[0].upper() + matmul[1:], gpu_architecture()),
-            *(max(ROWS), time.perf_counter() - start),
-        )
+        matmul = _right(asked, config, pipeline_config, device)
     if matmul is not asked and pipeline_config.runtime.precompiled_mefs:
         raise UserError(
             f"{OWN} is wrong on this GPU, and the graphs in --precompiled-mefs "
@@ -127,6 +119,39 @@ def use_right_matmul(
             "start with that too, or leave --precompiled-mefs out."
         )
     return compile_with(matmul, session)
+
+
+def _right(
+    asked: Matmul,
+    config: MistralConfig,
+    pipeline_config: PipelineConfig,
+    device: Device,
+) -> Matmul:
+    """Returns the first matmul that is right, and says in the log what that means."""
+    quantized = config.quantization is not None
+    some_dense = quantized and leaves_some_dense(pipeline_config)
+    every = products(config, some_dense=some_dense)
+    if not every:
+        logger.info(
+            "The self-check has checked nothing: all products of this model are of "
+            "quantized weights, on MAX's own kernels, which it does not know."
+        )
+        return asked
+    start = time.perf_counter()
+    choices = choices_for(asked, accelerator_api())
+    matmul = choose(
+        choices, lambda m: _finding(m, every, config, pipeline_config, device)
+    )
+    left_out = quantized and not config.needs_own_matmul
+    logger.info(
+        "%s computes this model's products%s as it should on this GPU (%s), with "
+        "1 to %d rows: checked in %.0f s.",
+        matmul[0].upper() + matmul[1:],
+        " (those of quantized weights are not checked)" if left_out else "",
+        gpu_architecture(),
+        *(rows_to_try(config.step_tokens)[-1], time.perf_counter() - start),
+    )
+    return matmul
 
 
 def compile_with(matmul: Matmul, session: InferenceSession) -> list[Path]:
@@ -197,11 +222,12 @@ def choose(
 
 def _finding(
     matmul: Matmul,
+    every: Sequence[Product],
     config: MistralConfig,
     pipeline_config: PipelineConfig,
     device: Device,
 ) -> str | None:
-    """Returns what is wrong with a matmul on this device."""
+    """Returns what is wrong with a matmul of these products on this device."""
     if matmul is VENDOR and accelerator_api() == "cuda" and load_cublas() is None:
         return f"is not installed ({INSTALL})"
     session = InferenceSession(devices=[device])
@@ -209,7 +235,9 @@ def _finding(
     try:
         libraries = compile_with(matmul, session)
         with default_custom_extensions_scope(*libraries):
-            wrong = wrong_products(session, device, products(config), config.dtype)
+            wrong = wrong_products(
+                session, device, every, config.dtype, config.step_tokens
+            )
     except Exception as error:
         if matmul is OWN:
             raise  # as the model would

@@ -47,7 +47,7 @@ def steps(out: Path) -> Iterator[Step]:
         "doctor", "What is here?", [PYTHON, "-m", "max_mistral.command", "doctor"]
     )
     yield Step(
-        "matmul-own", "Is MAX's own bfloat16 matmul right, for 1 to 256 rows?", matmul
+        "matmul-own", "Is MAX's own bfloat16 matmul right, for 1 to 8,192 rows?", matmul
     )
     yield Step(
         "matmul-cublas",

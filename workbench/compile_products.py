@@ -20,14 +20,18 @@ from max_mistral.gpu_kernels import library
 from max_mistral.products import Product, block_products, check_graph
 from workbench.virtual import use_virtual_gpus
 
-HEAD = Product(32768, 4096, "float32")
+HEAD = Product(32768, 4096, "float32", is_head=True)
 # Of as many terms as the largest tile needs, and too few for the others.
-SMALL = [Product(128, 256, "residual"), Product(128, 384, fp8=True)]
+SMALL = [Product(128, 256), Product(128, 384, fp8=True)]
 
 
 def of_a_7b(*, fp8: bool) -> list[Product]:
     """Returns the products of a block of a 7B model, and of its head."""
-    return [*block_products(4096, 14336, queries=4096, keys=1024, fp8=fp8), HEAD]
+    found = block_products(4096, 14336, queries=4096, keys=1024, fp8=fp8)
+    if fp8:
+        # One weight of those whose activations have a stored scale.
+        found.append(Product(4096, 4096, fp8=True, static=True))
+    return [*found, HEAD]
 
 
 def main() -> None:

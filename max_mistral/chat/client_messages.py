@@ -96,7 +96,8 @@ def _check_fields(said: Mapping[str, Any], where: str) -> None:
     if said.get("prefix"):
         raise InputError(
             f"{where}.prefix is not read; to have an answer continued, give "
-            'chat_template_kwargs: {"continue_final_message": true}.'
+            'chat_template_kwargs: {"continue_final_message": true, '
+            '"add_generation_prompt": false}.'
         )
     if not isinstance(said.get("reasoning") or "", str):
         raise InputError(f"{where}.reasoning is no text.")

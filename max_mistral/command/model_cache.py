@@ -6,6 +6,7 @@ package makes a new one.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -21,6 +22,8 @@ from ..own_folders import cache_roots, is_ours, locked, make_ours
 from ..prepare import prepare
 
 FOLDER = "models"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _SOURCES = Path(__file__).parents[1]
 # Of this package, what prepare is made of.
@@ -40,7 +43,7 @@ def prepared(source: Path, say: Callable[[str], None]) -> Path:
     Raises:
         UserError: (a ``ValueError``) if ``source`` cannot be prepared, or there
             is no place to keep it.
-        OSError: If ``source`` cannot be read, or the disk is full.
+        OSError: If ``source`` cannot be read.
     """
     name = _fingerprint(source)
     for root in cache_roots():
@@ -57,12 +60,18 @@ def prepared(source: Path, say: Callable[[str], None]) -> Path:
             except OSError as error:
                 print(f"Nothing can be kept in {root}: {error}", file=sys.stderr)
                 continue
-            # What prepare raises is about the source, and another folder no help.
-            if not usable:
-                say(f"Preparing {source} in {folder}")
+            if usable:
+                return folder
+            say(f"Preparing {source} in {folder}")
+            try:
                 with _closed_to_others():
                     prepare(source, folder)
-            return folder
+                return folder
+            except OSError as error:
+                # Others are about the source, and another folder is no help.
+                if error.errno not in _FULL:
+                    raise
+                print(f"Nothing can be kept in {root}: {error}", file=sys.stderr)
     raise UserError(
         "There is no folder to prepare the model in. Set XDG_CACHE_HOME to one that "
         "you can write to, or use max-mistral prepare."

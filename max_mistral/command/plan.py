@@ -130,7 +130,9 @@ def _model_folder(
                     "for a GGUF file has its config and tokenizer in it."
                 )
             return folder
-        # Also where both are the same, for what is prepared is another folder.
+        # What is prepared is another folder.
+        if folder.absolute() == checkpoint.path and not checkpoint.prepare:
+            return checkpoint.path
         raise UsageError(
             f"--model is {given}, beside MODEL, which is {checkpoint.path}. Leave "
             "--model out; only for a GGUF file may it name a folder with its "

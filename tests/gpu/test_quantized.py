@@ -8,7 +8,7 @@ from max.engine import InferenceSession
 from max.graph import Graph, TensorType
 
 from max_mistral.gpu import gpu_architecture
-from max_mistral.gpu_kernels import library
+from max_mistral.matmuls import use_right_matmul
 from tests.gpu.test_matmul import random, to_array, to_buffer
 from tests.harness import build, relative_error
 from workbench.quantized import (
@@ -35,13 +35,17 @@ UNITS = {
 ROWS = (1, 7, 64, 200)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def session():
+    """One for each test, for nothing takes its matmul back."""
     return InferenceSession(devices=[Accelerator()])
 
 
-def compile_block(session, module):
-    """Returns a model of the first block: of x its Q, K, V and MLP, of y ``o_proj``."""
+def compile_block(session, module, pipeline_config):
+    """Returns a model of the first block: of x its Q, K, V and MLP, of y ``o_proj``.
+
+    On the matmul that ``max serve`` would run.
+    """
     config, block = module.config, module.layers[0]
     device = config.devices[0]
     queries = config.num_attention_heads * config.head_dim
@@ -49,7 +53,7 @@ def compile_block(session, module):
         TensorType(DType.bfloat16, ["rows", width], device=device)
         for width in (config.hidden_size, queries)
     ]
-    libraries = [library()] if config.needs_own_matmul else []
+    libraries = use_right_matmul(config, pipeline_config, session, session.devices[0])
     with Graph("block", input_types=types, custom_extensions=libraries) as graph:
         x, y = (value.tensor for value in graph.inputs)
         attention = block.self_attn
@@ -76,7 +80,8 @@ def test_the_products_of_a_block(tmp_path, session, name):
     worth = write_quantized(tmp_path, LAYOUTS[name])
     if name in NVFP4_LAYOUTS and not gpu_architecture().startswith("sm_10"):
         pytest.skip("NVFP4 needs a Blackwell")
-    model = compile_block(session, build(pipeline(tmp_path)))
+    pipeline_config = pipeline(tmp_path)
+    model = compile_block(session, build(pipeline_config), pipeline_config)
     unit = UNITS[LAYOUTS[name].scales]
     # The errors of an MLP's three products are independent.
     allowed = {"qkv": unit, "o": unit, "mlp": np.sqrt(3) * unit}

@@ -1,6 +1,7 @@
 """The max-mistral command: what it picks, passes on and refuses. Nothing compiles."""
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -368,10 +369,22 @@ def test_weights_of_a_folder_without_a_config(run, gguf, tmp_path):
 
 def test_a_folder_that_is_given_twice(run, folder, tmp_path):
     native = write_native(tmp_path / "native", BASE)
-    for path in (native, folder):
-        status, found, err = run("generate", path, "--model", path)
-        assert (status, found) == (2, [])
-        assert f"--model is {path}, beside MODEL" in err
+    status, found, err = run("generate", native, "--model", native)
+    assert (status, found) == (2, [])
+    assert f"--model is {native}, beside MODEL" in err
+    _, found, _ = run("generate", folder, "--model", folder)
+    assert value(found, "--model") == str(folder)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_cache_that_is_full(gguf, monkeypatch, number):
+    def fail(source, folder):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(model_cache, "prepare", fail)
+    full = number == errno.ENOSPC
+    with pytest.raises(UserError if full else OSError, match="no folder|error"):
+        model_cache.prepared(gguf, print)
 
 
 def test_a_tokenizer_of_the_users_own(run, gguf, folder, tmp_path):

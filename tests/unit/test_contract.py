@@ -771,8 +771,8 @@ def conformance_logs():
 
 @seam(
     "of chats, `complete(requests)` reads a whole answer by `self.pipeline.all_tokens("
-    "request)`; where it has no text it takes `decoded_reasoning_tokens` for that, else "
-    "it writes these to the message's `_reasoning_field`",
+    "request)`; where it has no text it takes `decoded_reasoning_tokens` for that, "
+    "else it writes these to the message's `_reasoning_field`",
     "all_tokens _reasoning_field",
     "if MAX keeps thinking apart by now, drop `_keeping_thinking` from `routes.py`",
 )

@@ -1,5 +1,6 @@
 """``benchmarks/gpu.py`` without a GPU: an engine that is a fake, and its figures."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -67,6 +68,77 @@ def test_shares_of_a_gpu():
     # 100 steps a second, each of which reads all weights, and the KV cache.
     assert [int(line[1][:-1]) for line in lines] == [20, 100, 101, 108]
     assert int(lines[3][4][:-1]) == 100
+
+
+FAILED = {"failed": "ceilings failed:\nlibcublas.so.13 is missing"}
+
+
+def test_rates_are_there_without_the_shares(monkeypatch, capsys, tmp_path):
+    rates = {"prefill": 10_000.0, "decode_1": 100.0, "decode_8": 800.0}
+    rates["decode_64"] = 6400.0
+    monkeypatch.setattr(gpu, "OnGpu", lambda folder, name: None)
+    monkeypatch.setattr(gpu, "measure", lambda *_, **__: rates)
+    path = tmp_path / "matmuls.json"
+    path.write_text(json.dumps({"ceilings": FAILED}))
+    gpu.run("max_mistral", tmp_path, path)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert json.loads(first) == rates
+    assert "No shares of the GPU" in rest[0]
+    assert "libcublas.so.13 is missing" in rest[1]
+    # main() reads the last line.
+    gpu.run("max_mistral", tmp_path)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == rates
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_results_are_written_whatever_the_ceilings(
+    monkeypatch, capsys, tmp_path, fails
+):
+    rates = {name: 100.0 for name in ("prefill", *gpu.DECODES)}
+    path = tmp_path / "gpu.json"
+
+    def in_process(engine, *_, module):
+        if engine != "ceilings":
+            return rates
+        # Whatever this ends with, the rates are kept.
+        assert "max_mistral" in json.loads(path.read_text())["tokens_per_second"]
+        if fails:
+            raise SystemExit(FAILED["failed"])
+        return {"bytes/s": 1e12, "operations/s": 1e15}
+
+    monkeypatch.setattr(gpu, "in_process", in_process)
+    monkeypatch.setattr(gpu, "ask", lambda code: "H100" if "model_name" in code else "")
+    monkeypatch.setattr(gpu.models, "make_safetensors", lambda values, folder: folder)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--rounds", "1", "--json", str(path)])
+    gpu.main()
+    assert ("No shares of the GPU" in capsys.readouterr().out) == fails
+    assert ("failed" in json.loads(path.read_text())["ceilings"]) == fails
+
+
+@pytest.mark.parametrize("failing", [[], ["cublas"], ["ceilings", "own"]])
+def test_a_matmul_that_failed_is_the_exit_status(
+    monkeypatch, capsys, tmp_path, failing
+):
+    def in_process(name, *_, module):
+        if name in failing:
+            raise SystemExit(f"{name} failed")
+        if name == "ceilings":
+            return {"bytes/s": 1e12, "operations/s": 1e15}
+        seconds = {str(rows): 1e-3 for rows in matmul.ROWS}
+        return {"wrong": [], "check_seconds": 1.0, "seconds": seconds}
+
+    monkeypatch.setattr(matmul, "in_process", in_process)
+    path = tmp_path / "matmuls.json"
+    names = ["--matmuls", "own", "cublas"]
+    monkeypatch.setattr(sys, "argv", ["matmul", *names, "--json", str(path)])
+    if failing:
+        with pytest.raises(SystemExit, match=f"Failed: {', '.join(failing)}."):
+            matmul.main()
+    else:
+        matmul.main()
+    assert set(json.loads(path.read_text())) == {"ceilings", "own", "cublas"}
+    # Without the ceilings there are the times.
+    assert "1.000" in capsys.readouterr().out
 
 
 def test_the_table_of_matmuls():

@@ -15,6 +15,7 @@ from max.graph import DeviceRef, default_custom_extensions
 
 from max_mistral import MistralConfig, cublas, gpu_kernels, matmuls
 from max_mistral.errors import UserError
+from max_mistral.layers.block import carries_delta
 from max_mistral.matmuls import (
     MULTISTAGE,
     OWN,
@@ -23,18 +24,28 @@ from max_mistral.matmuls import (
     choose,
     use_right_matmul,
 )
-from max_mistral.products import Product, check_graph, products
-from max_mistral.self_check import ROWS, Wrong, wrong_products
+from max_mistral.products import (
+    Product,
+    block_products,
+    check_graph,
+    leaves_some_dense,
+    operands_of,
+    products,
+    static_scales,
+)
+from max_mistral.self_check import Wrong, allowed, rows_to_try, wrong_products
 from tests.harness import virtual_gpus
 from workbench.checkpoints import BASE, write_checkpoint
-from workbench.quantized import LAYOUTS, write_quantized
+from workbench.quantized import CONFIG, LAYOUTS, pipeline, write_quantized
 from workbench.runner import make_pipeline_config
 
 PRODUCTS = [
-    Product(256, 96, "residual"),
+    Product(256, 96),
     Product(320, 96, "swiglu"),
-    Product(136, 96, "float32"),
+    Product(136, 96, "float32", is_head=True),
 ]
+ROWS = rows_to_try()
+ALONE = 256  # how many different rows there are
 
 
 def nothing(result, alone):
@@ -55,6 +66,17 @@ def one_tile(result, alone):
 def not_a_number(result, alone):
     if not alone:
         result[40:41, 3] = np.nan
+
+
+def large_tile(result, alone):
+    """Where MAX chooses another tile, its first rows are right."""
+    if len(result) > 1024:
+        result[8:] = np.roll(result[8:], 1, axis=1)
+
+
+def last_row(result, alone):
+    if len(result) > 1024:
+        result[-1] *= -1
 
 
 def every_row(result, alone):
@@ -99,55 +121,139 @@ def model():
         (late_rows, [(rows, rows - 8) for rows in ROWS if rows > 8]),
         (one_tile, [(rows, rows - 64) for rows in ROWS if rows > 64]),
         (not_a_number, [(rows, 1) for rows in ROWS if rows > 40]),
-        (every_row, [(1, max(ROWS))]),
+        (large_tile, [(rows, rows - 8) for rows in ROWS if rows > 1024]),
+        (last_row, [(rows, 1) for rows in ROWS if rows > 1024]),
+        (every_row, [(1, ALONE)]),
     ],
 )
 def test_what_is_wrong_is_found(model, fault, wrong):
     found = wrong_products(Faulty(model, fault), CPU(), PRODUCTS, DType.bfloat16)
     for product in PRODUCTS:
-        rows = [
-            (each.rows, each.wrong_rows) for each in found if each.product == product
-        ]
-        assert rows == wrong, product
+        most = ALONE if product.is_head else max(ROWS)
+        assert of(found, product) == [each for each in wrong if each[0] <= most]
 
 
-class NumPyInFP8:
-    """A model of products in FP8, for which a CPU has no kernel."""
+def of(found, product):
+    """Returns for how many rows how many of a product are wrong."""
+    return [(each.rows, each.wrong_rows) for each in found if each.product == product]
 
-    def __init__(self, wrong_scale=False):
-        self.wrong_scale = wrong_scale
+
+def test_the_numbers_of_rows():
+    assert {*range(8, 257, 8), 384, 512, 768, 1024, 2048} < set(ROWS)
+    assert rows_to_try(4000) == [*ROWS, 4000]
+    assert rows_to_try(100_000) == [*ROWS, 8192]
+    assert rows_to_try(1) == ROWS
+
+
+def test_a_steps_most_rows_are_tried(model):
+    def longest(result, alone):
+        if len(result) == 3000:
+            result[-5:] *= -1
+
+    model = Faulty(model, longest)
+    found = wrong_products(model, CPU(), PRODUCTS, DType.bfloat16, 3000)
+    assert [(each.product, each.rows, each.wrong_rows) for each in found] == [
+        (product, 3000, 5) for product in PRODUCTS if not product.is_head
+    ]
+
+
+class InNumPy:
+    """A session whose models' products are NumPy's: a CPU has no kernel for FP8."""
+
+    def __init__(self, products, wrong_scale=False, short=lambda rows: False):
+        self.products, self.wrong_scale, self.short = products, wrong_scale, short
+        self.weights = {}
+
+    def load(self, graph):
+        return self
 
     def execute(self, *inputs):
-        return [
-            self._product(*inputs[i : i + OPERANDS])
-            for i in range(0, len(inputs), OPERANDS)
-        ]
+        inputs = iter(inputs)
+        results = []
+        for product in self.products:
+            count = len(operands_of(product, 1, DType.bfloat16))
+            results.append(
+                self._product(product, *(next(inputs) for _ in range(count)))
+            )
+        return results
 
-    def _product(self, x, weight, *scales):
-        x, weight = (
-            b.view(DType.uint8, b.shape).to_numpy().view(ml_dtypes.float8_e4m3fn)
-            for b in (x, weight)
-        )
-        rows, columns = (b.to_numpy() for b in scales)
-        if self.wrong_scale:
-            columns = np.roll(columns, 1)
-        y = x.astype(np.float32) @ weight.astype(np.float32).T
-        y = (y * rows[:, None] * columns).astype(ml_dtypes.bfloat16)
+    def _product(self, product, x, weight, *scales):
+        if product not in self.weights:
+            self.weights[product] = array(weight)
+        x, weight = array(x), self.weights[product]
+        if self.short(len(x)):
+            x = x[:, :-64]
+        y = x @ weight[:, : x.shape[1]].T
+        if product.fp8:
+            rows, columns = static_scales(product)
+            columns = np.full(len(weight), columns)
+            if not product.static:
+                rows, columns = (buffer.to_numpy() for buffer in scales)
+                rows = rows[:, None]
+            if self.wrong_scale:
+                columns = columns * 2 if product.static else np.roll(columns, 1)
+            y = y * rows * columns
+        elif product.then == "swiglu":
+            gate, up = np.split(y, 2, axis=1)
+            y = gate / (1 + np.exp(-gate)) * up
+        y = y.astype(ml_dtypes.bfloat16)
         return Buffer.from_numpy(y.view(np.uint16)).view(DType.bfloat16, y.shape)
 
 
-OPERANDS = 4
-FP8_PRODUCTS = [Product(256, 96, fp8=True), Product(320, 160, fp8=True)]
+def array(buffer):
+    """Returns a buffer of bfloat16 or FP8 as float32."""
+    if buffer.dtype == DType.bfloat16:
+        raw = buffer.view(DType.uint16, buffer.shape).to_numpy()
+        return raw.view(ml_dtypes.bfloat16).astype(np.float32)
+    raw = buffer.view(DType.uint8, buffer.shape).to_numpy()
+    return raw.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
-def test_another_columns_scale_is_found():
-    model = Faulty(NumPyInFP8(wrong_scale=True), nothing)
+# Of a 7B model's gate and up, of a 123B's ``down_proj``, and of a 7B's in FP8. As
+# heads, for more than 256 rows take time.
+DEEP = [
+    Product(128, 4096, "swiglu", is_head=True),
+    Product(64, 28672, is_head=True),
+    Product(64, 14336, fp8=True, is_head=True),
+    Product(64, 14336, fp8=True, static=True, is_head=True),
+]
+
+
+def test_terms_that_are_left_out_are_found():
+    """The last 64: a step of a kernel's."""
+
+    def found(short):
+        wrong = wrong_products(InNumPy(DEEP, short=short), CPU(), DEEP, DType.bfloat16)
+        assert all(each.wrong_rows >= each.rows // 2 for each in wrong)
+        return [(each.product, each.rows) for each in wrong]
+
+    assert found(lambda rows: False) == []
+    assert found(lambda rows: True) == [(product, 1) for product in DEEP]
+    counts = [rows for rows in ROWS if rows <= ALONE]
+    assert found(lambda rows: rows > 1) == [(p, n) for n in counts for p in DEEP]
+
+
+def test_rounding_is_allowed_by_the_dtype():
+    product = Product(64, 4096)
+    assert allowed(product, DType.float32) == allowed(product, DType.bfloat16) / 8
+    assert allowed(product, DType.bfloat16) < 1 / 32
+
+
+FP8_PRODUCTS = [
+    Product(256, 96, fp8=True),
+    Product(320, 160, fp8=True),
+    Product(128, 96, fp8=True, static=True),
+]
+
+
+def test_another_scale_is_found():
+    model = InNumPy(FP8_PRODUCTS, wrong_scale=True)
     found = wrong_products(model, CPU(), FP8_PRODUCTS, DType.bfloat16)
     assert [(each.product, each.rows) for each in found] == [
         (product, 1) for product in FP8_PRODUCTS
     ]
     # By chance a row's difference may be small.
-    assert all(each.wrong_rows > 0.9 * max(ROWS) for each in found)
+    assert all(each.wrong_rows > 0.9 * ALONE for each in found)
 
 
 @pytest.mark.parametrize(
@@ -158,14 +264,10 @@ def test_another_columns_scale_is_found():
     ],
 )
 def test_what_is_wrong_in_fp8_is_found(fault, wrong):
-    # The graph is built as for a GPU, and its products are NumPy's.
-    model = Faulty(NumPyInFP8(), fault)
+    model = Faulty(InNumPy(FP8_PRODUCTS), fault)
     found = wrong_products(model, CPU(), FP8_PRODUCTS, DType.bfloat16)
     for product in FP8_PRODUCTS:
-        rows = [
-            (each.rows, each.wrong_rows) for each in found if each.product == product
-        ]
-        assert rows == wrong, product
+        assert of(found, product) == wrong, product
 
 
 def config_of(folder, devices=1, encoding="bfloat16"):
@@ -185,16 +287,20 @@ def test_the_products_of_a_model(tmp_path):
     hidden, mlp, vocabulary = (
         wide[name] for name in ("hidden_size", "intermediate_size", "vocab_size")
     )
-    assert products(config_of(tmp_path)) == [
-        Product(vocabulary, hidden, "float32"),
+    config = config_of(tmp_path)
+    # So that nothing is added to what o_proj and down_proj give before the next norm.
+    assert carries_delta(config)
+    assert products(config) == [
+        Product(vocabulary, hidden, "float32", is_head=True),
         Product((8 + 2 + 2) * 64, hidden),
-        Product(hidden, 8 * 64, "residual"),
+        Product(hidden, 8 * 64),
         Product(2 * mlp, hidden, "swiglu"),
-        Product(hidden, mlp, "residual"),
+        Product(hidden, mlp),
     ]
-    # On four devices each key-value head is there twice.
+    # On four devices each key-value head is there twice. Logits are cast when they
+    # are gathered.
     assert products(config_of(tmp_path, devices=4)) == [
-        Product(-(-vocabulary // 4), hidden, "float32"),
+        Product(-(-vocabulary // 4), hidden, is_head=True),
         Product((2 + 1 + 1) * 64, hidden),
         Product(hidden, 2 * 64),
         Product(2 * (mlp // 4), hidden, "swiglu"),
@@ -209,21 +315,55 @@ def test_of_a_model_that_embeds_no_head(tmp_path):
     assert products(replace(config, embeds=True)) == rest
 
 
-def test_of_a_quantized_model_the_head(tmp_path):
-    write_quantized(tmp_path, LAYOUTS["block"])
-    (head,) = products(config_of(tmp_path, encoding="float8_e4m3fn"))
-    assert head.then == "float32"
+BLOCK = {
+    "hidden": CONFIG["hidden_size"],
+    "wide": CONFIG["intermediate_size"],
+    "queries": CONFIG["num_attention_heads"] * CONFIG["head_dim"],
+    "keys": CONFIG["num_key_value_heads"] * CONFIG["head_dim"],
+}
+HEAD = Product(CONFIG["vocab_size"], CONFIG["hidden_size"], "float32", is_head=True)
 
 
-def test_of_a_model_kept_in_fp8_its_products_in_fp8(tmp_path, monkeypatch):
-    write_quantized(tmp_path, LAYOUTS["channel"])
+@pytest.mark.parametrize(
+    "name", ["block", "channel", "native", "nvfp4", "modelopt_nvfp4"]
+)
+def test_of_a_quantized_model_the_head_and_what_is_not_quantized(tmp_path, name):
+    for dense in (False, True):
+        folder = tmp_path / str(dense)
+        write_quantized(
+            folder, LAYOUTS[name], dense=lambda n, d=dense: d and "layers.1.mlp" in n
+        )
+        with virtual_gpus("sm_100a"):
+            pipeline_config = pipeline(folder)
+            assert leaves_some_dense(pipeline_config) == dense
+            config = MistralConfig.initialize(pipeline_config)
+            assert config.quantization is not None
+            found = products(config, some_dense=dense)
+        assert found == [HEAD, *(block_products(**BLOCK) if dense else [])]
+
+
+@pytest.mark.parametrize("name", ["channel", "static"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_of_a_model_kept_in_fp8_its_products_in_fp8(tmp_path, monkeypatch, name, dense):
+    write_quantized(tmp_path, LAYOUTS[name])
     monkeypatch.setenv("MAX_MISTRAL_FP8", "keep")
     with virtual_gpus("sm_90a"):
         config = config_of(tmp_path, encoding="float8_e4m3fn")
-        head, *block = products(config)
-    assert not head.fp8
-    assert len(block) == 4
+        head, *block = products(config, some_dense=dense)
+    assert head == HEAD
+    if dense:
+        assert block[:4] == block_products(**BLOCK)
+        block = block[4:]
     assert all(product.fp8 for product in block)
+    hidden, wide, queries = (BLOCK[key] for key in ("hidden", "wide", "queries"))
+    shapes = [(queries + 2 * BLOCK["keys"], hidden), (hidden, queries)]
+    # Gate and up with one scale, and with two.
+    shapes += [(2 * wide, hidden), *([(wide, hidden)] if name == "static" else [])]
+    shapes += [(hidden, wide)]
+    assert [(product.columns, product.terms) for product in block] == shapes
+    # Q, K and V have a scale for each row, even where others have one.
+    statics = [product.static for product in block]
+    assert statics == [False, *[name == "static"] * (len(block) - 1)]
 
 
 FINDINGS = {
@@ -285,20 +425,39 @@ def start(monkeypatch):
     compiled.
     """
 
-    def start(wrong=(), asked="false", host=False, mefs=None, api="cuda", own=False):
+    def start(
+        wrong=(),
+        asked="false",
+        host=False,
+        mefs=None,
+        api="cuda",
+        own=False,
+        quantized=False,
+        dense=False,
+        every=PRODUCTS,
+    ):
         checked, switched = [], []
 
         def finding(matmul, *_):
             checked.append(matmul)
             return "is wrong" if matmul in wrong else None
 
+        def products(config, some_dense):
+            return [*every, *(PRODUCTS if some_dense else [])]
+
         monkeypatch.setattr(matmuls, "_finding", finding)
+        monkeypatch.setattr(matmuls, "products", products)
+        monkeypatch.setattr(matmuls, "leaves_some_dense", lambda config: dense)
         monkeypatch.setattr(matmuls, "accelerator_api", lambda: api)
         monkeypatch.setattr(matmuls, "load_cublas", lambda: "libcublas.so.13")
         monkeypatch.setattr(matmuls, "library", lambda: "multistage.mojoc")
         runtime = SimpleNamespace(use_vendor_blas=asked, precompiled_mefs=mefs)
         libraries = use_right_matmul(
-            SimpleNamespace(needs_own_matmul=own),
+            SimpleNamespace(
+                needs_own_matmul=own,
+                quantization="FP8" if own or quantized else None,
+                step_tokens=None,
+            ),
             SimpleNamespace(runtime=runtime),
             SimpleNamespace(_use_vendor_blas=switched.append),
             SimpleNamespace(is_host=host),
@@ -319,6 +478,22 @@ def test_the_model_is_compiled_with_it(start):
         start(wrong=every)
     with pytest.raises(UserError, match="answers would be wrong"):
         start(wrong=[VENDOR], asked="true")
+
+
+def test_what_was_checked_is_said(start, caplog):
+    with caplog.at_level(logging.INFO, "max.pipelines"):
+        start()
+        start(own=True)
+        start(quantized=True)
+        assert start(quantized=True, every=[]) == ([], [OWN])
+    assert start(quantized=True, every=[], dense=True) == ([OWN], [OWN])
+    dense, own, quantized, nothing = (record.message for record in caplog.records)
+    assert "this model's products as it should" in dense
+    assert "1 to 2048 rows" in dense
+    assert "this model's products as it should" in own
+    assert "(those of quantized weights are not checked)" in quantized
+    assert "has checked nothing" in nothing
+    assert "as it should" not in nothing
 
 
 def test_the_multistage_gemm_is_asked_for(start, monkeypatch):
@@ -403,11 +578,10 @@ def finding(monkeypatch):
     def finding(matmul, check):
         session = SimpleNamespace(_use_vendor_blas=lambda _: None)
         monkeypatch.setattr(matmuls, "InferenceSession", lambda devices: session)
-        monkeypatch.setattr(matmuls, "products", lambda _: [])
         monkeypatch.setattr(matmuls, "wrong_products", lambda *_: check())
-        config = SimpleNamespace(dtype=DType.bfloat16)
+        config = SimpleNamespace(dtype=DType.bfloat16, step_tokens=None)
         pipeline_config = SimpleNamespace(configure_session=lambda _: None)
-        return matmuls._finding(matmul, config, pipeline_config, None)
+        return matmuls._finding(matmul, PRODUCTS, config, pipeline_config, None)
 
     monkeypatch.setattr(matmuls, "accelerator_api", lambda: "cuda")
     monkeypatch.setattr(matmuls, "load_cublas", lambda: "libcublas.so.13")
