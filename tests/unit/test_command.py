@@ -383,7 +383,7 @@ def test_a_cache_that_is_full(gguf, monkeypatch, number):
 
     monkeypatch.setattr(model_cache, "prepare", fail)
     full = number == errno.ENOSPC
-    with pytest.raises(UserError if full else OSError, match="no folder|error"):
+    with pytest.raises(UserError if full else OSError, match=r"no folder|error"):
         model_cache.prepared(gguf, print)
 
 
