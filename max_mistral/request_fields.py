@@ -142,6 +142,11 @@ def check_chat_fields(body: Any) -> None:
     for field in ("audio", "moderation", "web_search_options"):
         if getattr(body, field) is not None:
             raise InputError(f"{field} is not supported; leave it out.")
+    if not body.reasoning_split:
+        raise InputError(
+            "reasoning_split is false, but a chat's thinking is always apart; leave it "
+            "out."
+        )
     if set(body.modalities or ()) - {"text"}:
         raise InputError("modalities may only be ['text'].")
 

@@ -158,6 +158,7 @@ def test_echo(plain, flagged):
         (CHAT, "web_search_options", {}),
         (CHAT, "moderation", {"model": "x"}),
         (CHAT, "modalities", ["text", "audio"]),
+        (CHAT, "reasoning_split", False),
         (CHAT, "top_logprobs", 2),
         (CHAT, "functions", [{"name": "f"}]),
         (CHAT, "function_call", "auto"),
