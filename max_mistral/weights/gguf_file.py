@@ -123,7 +123,9 @@ class GGUFCheckpoint:
             "rope.freq_base": theta,
             "attention.layer_norm_rms_epsilon": epsilon,
         }
-        if kind in (None, "linear", "yarn"):
+        # A linear factor of 1 is none.
+        plain = self.metadata.get(f"{self.architecture}.rope.scaling.factor") == 1
+        if kind in ("linear", "yarn") or (kind is None and not plain):
             stated["rope.scaling.type"] = kind or "none"
         if scaling is not None and kind in ("linear", "yarn"):
             stated["rope.scaling.factor"] = scaling.factor

@@ -23,7 +23,14 @@ from workbench.checkpoints import interleave
 
 
 def write_gguf(
-    path: Path, *, architecture="llama", drop=(), scaling=None, eos=2, add_eos=None
+    path: Path,
+    *,
+    architecture="llama",
+    drop=(),
+    scaling=None,
+    factor=16.0,
+    eos=2,
+    add_eos=None,
 ) -> Path:
     """Writes a one-layer GGUF of hidden size 8 with four tokens."""
     writer = gguf.GGUFWriter(path, architecture)
@@ -37,7 +44,7 @@ def write_gguf(
     if scaling:
         writer.add_rope_freq_base(1e6)
         writer.add_rope_scaling_type(scaling)
-        writer.add_rope_scaling_factor(16.0)
+        writer.add_rope_scaling_factor(factor)
         writer.add_rope_scaling_orig_ctx_len(4)
         writer.add_rope_scaling_yarn_log_mul(1.0)
         writer.add_attn_temperature_scale(0.1)
@@ -254,6 +261,9 @@ def test_a_config_that_says_the_same(tmp_path):
     kind = gguf.RopeScalingType.YARN
     stretched = GGUFCheckpoint(write_gguf(tmp_path / "y.gguf", scaling=kind))
     stretched.check_config(1e6, 1e-5, YARN)
+    kind = gguf.RopeScalingType.LINEAR
+    by_one = GGUFCheckpoint(write_gguf(tmp_path / "1.gguf", scaling=kind, factor=1.0))
+    by_one.check_config(1e6, 1e-5, None)
     plain = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
     # What the file does not say is the config's to say.
     plain.check_config(123.0, 1e-5, YARN)
