@@ -242,10 +242,17 @@ def main() -> None:
     batch = Batch(demo, weight_path=[GGUF], **FLAGS)
     asked = of_smollm2(tokenizer)
     result: dict[str, Any] = {"machine": cpu_name()}
+
+    def keep(name: str, found: Any) -> None:
+        """Writes at once: a later part may be cut off."""
+        result[name] = found
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
     if "smollm2" in arguments.models:
-        result["smollm2"] = table("SmolLM2-135M", batch, asked, arguments.rounds)
+        keep("smollm2", table("SmolLM2-135M", batch, asked, arguments.rounds))
         if not arguments.no_llama_cpp:
-            result["llama.cpp"] = llama_cpp(asked)
+            keep("llama.cpp", llama_cpp(asked))
             print("\nllama.cpp, one request")
             for kind, found in result["llama.cpp"].items():
                 print(
@@ -254,7 +261,7 @@ def main() -> None:
                 )
     if arguments.same:
         equal = same(batch, tokenizer, arguments.same)
-        result["same"] = [equal, arguments.same]
+        keep("same", [equal, arguments.same])
         print(
             f"\nequal with lookup and without: {equal} of {arguments.same}", flush=True
         )
@@ -262,9 +269,7 @@ def main() -> None:
         chats = batch.answer(asked["chat"], lookup=True).tokens
         del batch
         played, asked = play(tokenizer, chats, arguments.build / "1.1B")
-        result["1.1B"] = table("1.1B, played", played, asked, arguments.rounds)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        keep("1.1B", table("1.1B, played", played, asked, arguments.rounds))
 
 
 if __name__ == "__main__":
