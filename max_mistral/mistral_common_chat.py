@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .hf_files import find_file
 from .tekken import check_pattern
+from .unicode import is_unicode
 
 logger = logging.getLogger("max.pipelines")
 
@@ -169,6 +170,8 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
 def _unicode(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns JSON without halves of surrogate pairs, which no tokenizer takes."""
     text = json.dumps(values, ensure_ascii=False)
+    if is_unicode(text):
+        return values
     found: list[dict[str, Any]] = json.loads(replace_unpaired_surrogates(text))
     return found
 

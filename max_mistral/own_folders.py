@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 _LOCK = "lock"
@@ -73,3 +75,23 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def hash_of_code(sources: Path, folders: Iterable[str], packages: Iterable[str]) -> str:
+    """Returns a hash of the code that makes what is kept.
+
+    The version of this package would not tell one commit from the next, and only a
+    package that is installed has one.
+
+    Args:
+        sources: Where this package's modules are.
+        folders: Whose modules count, by their paths in it.
+        packages: Others', of which the versions count.
+    """
+    digest = hashlib.sha256()
+    for name in packages:
+        digest.update(f"{name} {version(name)}\n".encode())
+    for folder in folders:
+        for source in sorted((sources / folder).glob("*.py")):
+            digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()

@@ -18,6 +18,8 @@ from max.pipelines.context import SamplingParams
 from max.pipelines.context.exceptions import InputError
 from transformers import PreTrainedTokenizerBase
 
+from .unicode import is_unicode
+
 # What a template may be asked to repeat or to count up to.
 LARGEST_OPTION = 1_000_000
 LONGEST_OPTION = 4096
@@ -102,7 +104,7 @@ def _check_stop_strings(stops: Sequence[str]) -> None:
             f"stop has {len(stops)} texts of {sum(map(len, stops))} characters in all, "
             f"but may have {MOST_STOPS} texts of {LONGEST_STOPS} characters."
         )
-    if any("\ud800" <= char <= "\udfff" for stop in stops for char in stop):
+    if not all(map(is_unicode, stops)):
         raise InputError("stop has half of a surrogate pair; no answer has one.")
 
 

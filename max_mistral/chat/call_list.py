@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from .events import Arguments, Broken, Call, Content, Event, is_unicode
+from ..unicode import is_unicode
+from .events import Arguments, Broken, Call, Content, Event
 from .json_value import JsonValue
 
 _ARGUMENTS = ("arguments", "parameters")

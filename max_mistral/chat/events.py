@@ -47,11 +47,6 @@ class Broken:
 Event = Content | Call | Arguments | Broken
 
 
-def is_unicode(text: str) -> bool:
-    """Says whether a text can be sent: JSON may spell half of a surrogate pair."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
 def is_call_id(value: object) -> bool:
     """Says whether an id can stand in a Mistral prompt: 9 alphanumerics."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None

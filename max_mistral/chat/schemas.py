@@ -12,7 +12,7 @@ from typing import Any
 from max import _xgrammar as xgrammar
 from max.pipelines.context.exceptions import InputError
 
-from .events import is_unicode
+from ..unicode import is_unicode
 from .tool_grammar import json_format
 
 # The worker compiles a grammar between two decode steps of everybody's answers:

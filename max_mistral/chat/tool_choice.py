@@ -8,7 +8,7 @@ from typing import Any
 
 from max.pipelines.context.exceptions import InputError
 
-from .events import is_unicode
+from ..unicode import is_unicode
 
 # All of them are one grammar.
 MOST_TOOLS = 1024

@@ -14,11 +14,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import UserError
-from ..own_folders import cache_roots, is_ours, locked, make_ours
+from ..own_folders import cache_roots, hash_of_code, is_ours, locked, make_ours
 from ..prepare import prepare
 
 FOLDER = "models"
@@ -111,15 +110,5 @@ def _fingerprint(source: Path) -> str:
 
 @functools.cache
 def _code(sources: Path) -> str:
-    """Returns a hash of the code that says what a prepared folder holds.
-
-    The version alone would not tell one commit from the next, and only a package that
-    is installed has one.
-    """
-    digest = hashlib.sha256()
-    for name in _LIBRARIES:
-        digest.update(f"{name} {version(name)}\n".encode())
-    for folder in _CODE:
-        for source in sorted((sources / folder).glob("*.py")):
-            digest.update(source.name.encode() + source.read_bytes())
-    return digest.hexdigest()
+    """Returns a hash of the code that says what a prepared folder holds."""
+    return hash_of_code(sources, _CODE, _LIBRARIES)

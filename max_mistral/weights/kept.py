@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from max.driver import is_virtual_device_mode
 from ..disk import sync
 from ..errors import UserError
 from ..kernels.pieces import Bytes
-from ..own_folders import cache_roots, is_ours, make_ours
+from ..own_folders import cache_roots, hash_of_code, is_ours, make_ours
 from ..switches import is_on
 
 logger = logging.getLogger("max.pipelines")
@@ -137,15 +136,14 @@ def state_of(paths: Sequence[Path]) -> State:
         except OSError:
             found.append((0, 0, 0, 0))
             continue
-        times = file.st_mtime_ns, file.st_ctime_ns
-        found.append((file.st_size, *times, file.st_ino))
+        made = file.st_size, file.st_ino, file.st_mtime_ns
+        found.append((*made, file.st_ctime_ns))
     return tuple(found)
 
 
 def _check_unchanged(paths: Sequence[Path], state: State) -> None:
-    # Not by the third number: it changes with a file's mode, and its links.
-    now = [(size, modified, inode) for size, modified, _, inode in state_of(paths)]
-    if now == [(size, modified, inode) for size, modified, _, inode in state]:
+    # Not by the last number: it changes with a file's mode, and its links.
+    if [file[:3] for file in state_of(paths)] == [file[:3] for file in state]:
         return
     names = ", ".join(map(str, paths))
     raise UserError(
@@ -189,13 +187,9 @@ def _folder_for(paths: Sequence[Path], state: State, how: str) -> Path | None:
 @functools.cache
 def _code() -> str:
     """Returns a hash of the code that says what a packed matrix holds."""
+    folders = ("formats", "kernels", "weights")
     # The gguf package converts some encodings.
-    digest = hashlib.sha256(version("gguf").encode())
-    sources = Path(__file__).parents[1]
-    for folder in ("formats", "kernels", "weights"):
-        for source in sorted((sources / folder).glob("*.py")):
-            digest.update(source.name.encode() + source.read_bytes())
-    return digest.hexdigest()
+    return hash_of_code(Path(__file__).parents[1], folders, ["gguf"])
 
 
 def _sweep(checkpoint: Path) -> None:

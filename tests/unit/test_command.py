@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from max.driver import DeviceSpec
 
-from max_mistral import command
+from max_mistral import command, own_folders
 from max_mistral.command import memory, model_cache, plan
 from max_mistral.command.checkpoint import pick_gguf, read_checkpoint
 from max_mistral.command.errors import UsageError
@@ -692,7 +692,7 @@ def test_another_version_of_a_library_prepares_anew(run, gguf, monkeypatch):
         return "0.0"
 
     _, first, _ = run("generate", gguf)
-    monkeypatch.setattr(model_cache, "version", another)
+    monkeypatch.setattr(own_folders, "version", another)
     model_cache._code.cache_clear()
     _, second, _ = run("generate", gguf)
     model_cache._code.cache_clear()
