@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and words for others."""
 
 import reprlib
 
@@ -28,3 +28,9 @@ def refuse(key: str, found: object, expected: str) -> None:
 def shown(found: object) -> str:
     """Returns a value as a message shows it: in one line, and not all of a long one."""
     return _REPR.repr(found)
+
+
+def describe(error: OSError) -> str:
+    """Returns a sentence about an error, which may name no file or have no number."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}."

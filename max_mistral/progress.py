@@ -1,7 +1,9 @@
-"""Progress on a terminal, for what takes a while."""
+"""What is printed on a terminal: progress of what takes a while, and lines."""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Collection, Iterator
 from typing import TypeVar
@@ -30,3 +32,13 @@ def progress(items: Collection[T], what: str, unit: str) -> Iterator[T]:
         unit: What the items are: ``"tensors"``.
     """
     yield from _Bar(items, desc=what, unit=f" {unit}", disable=None)
+
+
+def print_line(line: str) -> None:
+    """Prints a line with a path, which need be no text, as the bytes that it is."""
+    try:
+        print(line, flush=True)
+    except UnicodeEncodeError:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(f"{line}\n"))
+        sys.stdout.buffer.flush()

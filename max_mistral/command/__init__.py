@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from .. import prepare
-from ..errors import UserError
+from ..errors import UserError, describe
+from ..progress import print_line
 from .doctor import print_report
 from .errors import UsageError
 from .flags import Flags
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        _fail(prepare.in_words(error), 1)
+        _fail(describe(error), 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -90,7 +91,7 @@ def _run_max(subcommand: str, arguments: list[str]) -> None:
     command = [program, *plan.arguments]
     _say(plan.summary)
     if dry:
-        prepare.print_line(shlex.join(command))
+        print_line(shlex.join(command))
         return
     _say(shlex.join(command))
     # MAX declares two of its flags twice, and click warns at every start.

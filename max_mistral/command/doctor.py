@@ -18,7 +18,7 @@ from .. import kernels
 from ..errors import UserError
 from ..gpu import gpu_architecture
 from ..own_folders import cache_roots, is_ours
-from ..prepare import print_line
+from ..progress import print_line
 from .kernel_check import check_kernels
 from .memory import free_memory, gigabytes
 from .model_cache import FOLDER

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,11 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from .. import hf_config
-from ..errors import UserError, shown
+from ..errors import UserError, describe, shown
 from ..fields import MOST_POSITIONS, read_json
 from ..mistral_common_chat import FILES as MISTRAL_TOKENIZERS
 from ..other_models import refuse_other_models
+from ..progress import print_line
 from ..weights.gguf_file import GGUFCheckpoint
 from . import gguf_config
 from .atomic import new_folder
@@ -255,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         parser.exit(1, f"Error: {error}\n")
     except OSError as error:
-        parser.exit(1, f"Error: {in_words(error)}\n")
+        parser.exit(1, f"Error: {describe(error)}\n")
     for note in notes:
         print(note)
     if arguments.source.is_file():
@@ -270,19 +269,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_line(f"  --model {model} --weight-path {weights}")
     else:
         print_line(f"{arguments.destination} is ready.")
-
-
-def in_words(error: OSError) -> str:
-    """Returns a sentence about an error, which may name no file or have no number."""
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}."
-
-
-def print_line(line: str) -> None:
-    """Prints a line with a path, which need be no text, as the bytes that it is."""
-    try:
-        print(line, flush=True)
-    except UnicodeEncodeError:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(os.fsencode(f"{line}\n"))
-        sys.stdout.buffer.flush()
