@@ -28,7 +28,8 @@ LONGEST_OPTION = 4096
 MOST_STOPS = 64
 LONGEST_STOPS = 4096
 
-# MAX adds these to every request that speaks of reasoning, whatever the template.
+# MAX adds the first two to every request that speaks of reasoning, whatever the
+# template.
 _REASONING = {"enable_thinking", "thinking", "reasoning_effort"}
 _SWITCHES = {"add_generation_prompt", "continue_final_message"}
 # What transformers gives a template, or takes for itself; MAX's functions take
@@ -128,6 +129,12 @@ def check_template_options(
         special: Names of the tokenizer's special tokens, as ``bos_token``.
     """
     check_template_names(options)
+    effort = options.get("reasoning_effort")
+    if effort is not None and not any(_speaks_of(name, template) for name in _REASONING):
+        raise InputError(
+            f"reasoning_effort is {str(effort)[:64]!r}, but this model's chat template "
+            "has none; leave it out."
+        )
     for name, value in options.items():
         said = repr(name[:64])
         if name in _SWITCHES:
@@ -135,7 +142,7 @@ def check_template_options(
                 raise InputError(f"chat template option {said} must be true or false.")
         elif name in special:
             raise InputError(f"chat template option {said} is not for clients to set.")
-        elif name not in _REASONING and not re.search(rf"\b{name}\b", template):
+        elif name not in _REASONING and not _speaks_of(name, template):
             raise InputError(f"this model's chat template has no option {said}.")
         elif not _is_small(value):
             raise InputError(
@@ -143,6 +150,10 @@ def check_template_options(
                 f"{LONGEST_OPTION} characters, a number of at most "
                 f"{LARGEST_OPTION}, true, false or null."
             )
+
+
+def _speaks_of(name: str, template: str) -> bool:
+    return re.search(rf"\b{name}\b", template) is not None
 
 
 def _is_small(value: object) -> bool:

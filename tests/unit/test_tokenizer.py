@@ -181,8 +181,30 @@ def test_options_of_the_template(styled):
     assert prompt(style="Say ") == "Say Hi>"
     assert prompt(style=2.5) == "2.5Hi>"
     assert prompt(add_generation_prompt=False) == "Hi"
-    # MAX adds thinking's switches for a reasoning effort.
-    assert chat(styled, reasoning_effort="low").status_code == 200
+    # MAX adds both of thinking's switches to what speaks of reasoning.
+    assert prompt(enable_thinking=False) == "Hi>"
+    assert chat(styled, reasoning={"enabled": False}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"reasoning_effort": "low"},
+        {"reasoning_effort": "none"},
+        {"reasoning": {"effort": "high"}},
+        {"chat_template_kwargs": {"reasoning_effort": "high"}},
+    ],
+)
+def test_a_reasoning_effort_needs_a_template_that_has_it(styled, asked):
+    assert_refused(styled, chat(styled, **asked), "reasoning_effort is", "has none")
+
+
+def test_a_template_may_have_a_switch_in_place_of_an_effort(checkpoint, tmp_path):
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages[0].content }}{% if enable_thinking %}!{% endif %}")
+    routes = Routes(checkpoint, chat_template=template)
+    assert chat(routes, reasoning_effort="low").status_code == 200
+    assert routes.prompt == "Hi!"
 
 
 @pytest.mark.parametrize("stream", [False, True])
