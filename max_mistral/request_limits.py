@@ -130,10 +130,12 @@ def check_template_options(
     """
     check_template_names(options)
     effort = options.get("reasoning_effort")
-    if effort is not None and not any(_speaks_of(name, template) for name in _REASONING):
+    reasons = any(_speaks_of(name, template) for name in _REASONING)
+    if effort is not None and not reasons:
+        said = repr(str(effort)[:64])
         raise InputError(
-            f"reasoning_effort is {str(effort)[:64]!r}, but this model's chat template "
-            "has none; leave it out."
+            f"reasoning_effort is {said}, but this model's chat template has none; "
+            "leave it out."
         )
     for name, value in options.items():
         said = repr(name[:64])
