@@ -16,7 +16,7 @@ from .embeddings import (
     MistralEmbeddingTokenizer,
 )
 from .lookup.choice import make_pipeline
-from .memory_planner import MistralMemoryPlanner
+from .memory_planner import EmbeddingMemoryPlanner, MistralMemoryPlanner
 from .model import MistralModel
 from .model_config import MistralConfig
 from .tokenizer import MistralTokenizer
@@ -84,6 +84,7 @@ mistral_embedding_arch = SupportedArchitecture(
     config=MistralEmbeddingConfig,
     context_type=TextContext,
     tokenizer=MistralEmbeddingTokenizer,
+    memory_planner=EmbeddingMemoryPlanner,
     multi_gpu_supported=True,
     supports_overlap_scheduler=False,
     supports_device_graph_capture=False,

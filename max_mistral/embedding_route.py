@@ -1,14 +1,18 @@
 """Our own handler of ``/v1/embeddings``, in place of MAX's.
 
-MAX 26.7 drops ``dimensions`` and ``encoding_format``, counts no tokens, and
-answers a text that is too long with a 500.
+MAX 26.7 drops ``dimensions`` and ``encoding_format``, counts no tokens, answers a
+text that is too long with a 500, gives its worker all of a request's texts at once,
+and goes on with them when the client has left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import functools
+import json
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,10 @@ from max.pipelines.modeling.types import RequestID, TextGenerationRequest
 from pydantic import ValidationError
 
 PATH = "/v1/embeddings"
+
+# Texts of one request that the worker has at a time: it takes whoever comes first,
+# and what it has it computes. Two batches of a GPU's.
+AT_A_TIME = 64
 
 
 def hook_embeddings(routes: Any) -> None:
@@ -38,24 +46,26 @@ async def _create_embeddings(routes: Any, request: Any) -> Any:
     routes.record_request_start()
     try:
         body, pipeline, prompts = await _read(routes, request)
-        embedded = await asyncio.gather(
-            *(pipeline.encode(prompt) for prompt in prompts)
-        )
+        async with routes.CancelGroup() as group:
+            group.create_task(routes.raise_on_disconnect(request))
+            embedded = await _embed(pipeline, prompts)
     except (InputError, ValidationError) as error:
         raise routes.HTTPException(status_code=400, detail=str(error)) from error
     finally:
         elapsed = request.state.request_timer.elapsed_ms
         routes.record_request_end(request.url.path, elapsed)
     encode = _in_base64 if body.encoding_format == "base64" else _in_numbers
-    data = [
-        {"object": "embedding", "index": i, "embedding": encode(output.embeddings)}
-        for i, output in enumerate(embedded)
-    ]
+    data = []
+    for i, embedding in enumerate(embedded):
+        item = {"object": "embedding", "index": i, "embedding": encode(embedding)}
+        data.append(json.dumps(item, allow_nan=False))
+        # Thousands of vectors take seconds to write; others come in between.
+        await asyncio.sleep(0)
     tokens = sum(len(prompt.prompt) for prompt in prompts)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return routes.JSONResponse(
-        {"object": "list", "data": data, "model": body.model, "usage": usage}
-    )
+    rest = json.dumps({"model": body.model, "usage": usage})
+    text = f'{{"object":"list","data":[{",".join(data)}],{rest[1:]}'
+    return routes.Response(text, media_type="application/json")
 
 
 async def _read(routes: Any, request: Any) -> tuple[Any, Any, list[Any]]:
@@ -89,6 +99,51 @@ async def _read(routes: Any, request: Any) -> tuple[Any, Any, list[Any]]:
             for i, ids in enumerate(texts)
         ],
     )
+
+
+async def _embed(
+    pipeline: Any, prompts: Sequence[Any]
+) -> list[npt.NDArray[np.float32]]:
+    """Returns each text's embedding; the worker has ``AT_A_TIME`` of them at most."""
+    pipeline = copy.copy(pipeline)
+    pipeline.model_worker = _ToTheEnd(pipeline.model_worker)
+    found: list[Any] = [None] * len(prompts)
+    waiting = iter(enumerate(prompts))
+
+    async def embed_next() -> None:
+        for i, prompt in waiting:
+            found[i] = (await pipeline.encode(prompt)).embeddings
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(AT_A_TIME, len(prompts))):
+                group.create_task(embed_next())
+    except ExceptionGroup as several:
+        # Of one kind, as that the worker's queue is full.
+        raise several.exceptions[0] from None
+    return found
+
+
+class _ToTheEnd:
+    """A worker whose answers are read whole.
+
+    MAX's pipeline leaves an answer after its one chunk, and MAX then tells the worker
+    to cancel it, which no worker that embeds reads: they pile up in a queue.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    async def stream(self, request_id: RequestID, context: Any) -> AsyncIterator[Any]:
+        """Returns a worker's chunks, once all have come."""
+        answer = await self._worker.stream(request_id, context)
+        chunks = [chunk async for chunk in answer]
+
+        async def again() -> AsyncIterator[Any]:
+            for chunk in chunks:
+                yield chunk
+
+        return again()
 
 
 def _in_numbers(embedding: npt.NDArray[np.float32]) -> list[float]:

@@ -161,6 +161,9 @@ def check_supported(config: PretrainedConfig) -> None:
     sliding_windows(config)
     if getattr(config, "partial_rotary_factor", None) not in (None, 1):
         refuse("partial_rotary_factor", config.partial_rotary_factor, "1.0")
+    # transformers lets each token see those after it, then.
+    if getattr(config, "is_causal", None) not in (None, True):
+        refuse("is_causal", config.is_causal, "true")
     for key in ("attention_bias", "mlp_bias"):
         if getattr(config, key, False):
             refuse(key, True, "checkpoints without biases")

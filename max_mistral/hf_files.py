@@ -7,13 +7,20 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 
-def find_file(model_path: str, name: str, revision: str | None) -> Path | None:
+def find_file(
+    model_path: str, name: str, revision: str | None, *, must_know: bool = False
+) -> Path | None:
     """Returns a checkpoint's file, fetched where need be; ``None`` if it has none.
 
     Args:
         model_path: A folder or the name of a repository.
         name: The file's name.
         revision: The repository's revision.
+        must_know: Whether it is an error that the Hub cannot be asked; otherwise a
+            repository has no files then but those that were fetched before.
+
+    Raises:
+        OSError: If ``must_know`` and the Hub cannot be asked.
     """
     found = cached_file(
         model_path,
@@ -21,6 +28,6 @@ def find_file(model_path: str, name: str, revision: str | None) -> Path | None:
         revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_connection_errors=must_know,
     )
     return None if found is None else Path(found)

@@ -1,16 +1,28 @@
-"""What MAX reserves memory by."""
+"""What MAX reserves memory by, and how many requests it takes at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from max.pipelines.kv_cache.memory_planner import PagedMemoryPlanner
+from max.driver import Device
+from max.pipelines.kv_cache.memory_planner import MemoryPlanner, PagedMemoryPlanner
+from max.pipelines.kv_cache.registry import kv_cache_memory_size
 
 from .model_config import MistralConfig
 
+# Requests at a time on a CPU, where MAX's default is one; eight rows cost little more
+# than one there.
+MOST_ON_A_CPU = 8
+# What their KV cache may take of the memory that the weights leave: MAX fills it with
+# zeros at the start.
+_SHARE = 0.25
+# Texts that a step embeds; they fill a GPU, and a CPU has enough with fewer.
+_TEXTS = 32
+
 
 class MistralMemoryPlanner(PagedMemoryPlanner):
-    """MAX's own, for weights that grow at load.
+    """MAX's own, for weights that grow at load, and batches on a CPU.
 
     Args:
         config: The model's.
@@ -23,5 +35,72 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
     def estimate_weights_size(self, pipeline_config: Any) -> int:
         """Returns the bytes of the weights: of FP8 that becomes bfloat16, twice."""
         size = super().estimate_weights_size(pipeline_config)
-        doubles = isinstance(self.config, MistralConfig) and self.config.restored
-        return 2 * size if doubles else size
+        return _loaded(size, self.config)
+
+    def infer_max_batch_size(
+        self, pipeline_config: Any, devices: list[Device], weights_size: int
+    ) -> int | None:
+        """Returns how many requests to take at a time where nobody has said it.
+
+        On a CPU as many as have room for the longest sequence each in a quarter of
+        what the weights leave, from one to ``MOST_ON_A_CPU``; on GPUs MAX's default.
+        """
+        if not _on_cpu(devices):
+            return None
+        model = pipeline_config.model
+        free = (
+            devices[0].stats["free_memory"] * model.kv_cache.device_memory_utilization
+        )
+        room = int((free - weights_size) * _SHARE)
+        params = self.config.get_kv_params()
+        for batch in range(MOST_ON_A_CPU, 1, -1):
+            needed = kv_cache_memory_size(
+                params=params,
+                available_cache_memory=2**62,
+                max_batch_size=batch,
+                max_seq_len=model.max_length,
+                is_di_enabled=False,
+                model_name=model.model_name,
+            )
+            if needed <= room:
+                return batch
+        return 1
+
+
+class EmbeddingMemoryPlanner(MemoryPlanner):
+    """For a model that embeds, whose KV cache is of one step.
+
+    Args:
+        config: A ``MistralEmbeddingConfig``.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.config = config
+
+    def estimate_weights_size(self, pipeline_config: Any) -> int:
+        """See :meth:`MistralMemoryPlanner.estimate_weights_size`."""
+        size = super().estimate_weights_size(pipeline_config)
+        return _loaded(size, self.config.decoder)
+
+    def estimate_activation_memory(
+        self, pipeline_config: Any, huggingface_config: Any
+    ) -> int:
+        """Returns the bytes of the KV cache of a step."""
+        size: int = self.config.cache_bytes
+        return size
+
+    def infer_max_batch_size(
+        self, pipeline_config: Any, devices: list[Device], weights_size: int
+    ) -> int | None:
+        """Returns how many texts are embedded at a time where nobody has said it."""
+        return MOST_ON_A_CPU if _on_cpu(devices) else _TEXTS
+
+
+def _loaded(size: int, config: Any) -> int:
+    doubles = isinstance(config, MistralConfig) and config.restored
+    return 2 * size if doubles else size
+
+
+def _on_cpu(devices: Sequence[Device]) -> bool:
+    return all(device.is_host for device in devices)

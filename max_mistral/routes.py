@@ -49,6 +49,9 @@ from .request_fields import (
 )
 from .stop_strings import TokenByToken, ends_at_stops, until_stop
 
+# Of the errors of a body that an answer lists, and of their letters.
+_MOST, _LONGEST = 5, 500
+
 
 def hook_routes() -> None:
     """Changes MAX's routes, once; where they are not loaded there is no server."""
@@ -62,8 +65,10 @@ def hook_routes() -> None:
     async def parse_and_check(request: Any, request_id: str, model: Any) -> Any:
         try:
             body = await parse(request, request_id, WithoutNulls(model))
-        except (InputError, ValidationError):  # have words of their own
+        except InputError:  # has words of its own
             raise
+        except ValidationError as error:
+            raise InputError(_first_words(error)) from error
         except RecursionError:
             message = "the request's JSON has too many levels to be read."
             raise InputError(message) from None
@@ -93,6 +98,17 @@ def hook_routes() -> None:
     routes._parse_openai_request_body = parse_and_check
     routes._content_before_tool_call_marker = content_without_calls
     hook_embeddings(routes)
+
+
+def _first_words(error: ValidationError) -> str:
+    """What is wrong with a body, in few words: pydantic quotes all of it."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [
+        f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in first[:_MOST]
+    ]
+    if error.error_count() > _MOST:
+        lines.append(f"and {error.error_count() - _MOST} more like these")
+    return "; ".join(line[:_LONGEST] for line in lines) + "."
 
 
 def _keeping_thinking(complete: Any) -> Any:

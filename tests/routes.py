@@ -101,16 +101,39 @@ def scores(tokens: Sequence[int], start: int) -> list[LogProbabilities]:
 
 
 class EmbeddingPlayback(Playback):
-    """A model worker that embeds a text as its first id and how many it has."""
+    """A model worker that embeds a text as its first id and how many it has.
+
+    Attributes:
+        given: How many texts it was sent.
+        most_streams: How many of them at a time, at most.
+        may_answer: Set unless it is to wait.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given = self.most_streams = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     async def stream(self, request_id: Any, context: Any) -> Any:
         """Returns a stream of one chunk, as MAX's proxy of a process does."""
         self.asked = context
+        self.given += 1
+        self.streams += 1
+        self.most_streams = max(self.most_streams, self.streams)
 
         async def chunks() -> Any:
-            ids = context.tokens.active
-            numbers = np.array([ids[0], len(ids), 0.1], dtype=np.float32)
-            yield [EmbeddingsGenerationOutput(numbers)], 0
+            try:
+                await self.may_answer.wait()
+                await asyncio.sleep(0)
+                ids = context.tokens.active
+                numbers = np.array([ids[0], len(ids), 0.1], dtype=np.float32)
+                yield [EmbeddingsGenerationOutput(numbers)], 0
+            except BaseException:
+                self.cancel(request_id)
+                raise
+            finally:
+                self.streams -= 1
 
         return chunks()
 

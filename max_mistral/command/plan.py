@@ -14,6 +14,7 @@ from max.pipelines.lib.device_specs import (
     device_specs_from_normalized_device_handle,
     normalize_device_specs_input,
 )
+from max.pipelines.modeling.types import PipelineTask
 from transformers import AutoConfig, PretrainedConfig
 
 from .. import hf_config as hf
@@ -33,6 +34,7 @@ from .model_cache import prepared
 from .own_weights import with_own_weights
 
 _PLUGIN = "max_mistral"
+GENERATES = PipelineTask.TEXT_GENERATION
 _MODEL_FLAGS = ("--model", "--model-path")
 # They say which model, and how it runs.
 _OTHER_MODELS = ("--models", "--config-file")
@@ -72,6 +74,8 @@ def make_plan(
     checkpoint = with_own_weights(path, given) if given else read_checkpoint(path)
     folder = _model_folder(checkpoint, flags, say)
     config = _read_config(folder)
+    if subcommand == "generate":
+        _refuse_embeddings(model, config, flags)
     picked: list[str] = []
 
     def pick(flag: str, value: str | None, *also_called: str) -> None:
@@ -114,6 +118,17 @@ def _refuse_other_models(flags: Flags) -> None:
                 f"{name} says itself which model runs and how. Leave it out, or call "
                 "max with it rather than max-mistral."
             )
+
+
+def _refuse_embeddings(model: str, config: PretrainedConfig, flags: Flags) -> None:
+    task = flags.value("--task")
+    whole = [arch.name for arch in ARCHITECTURES if arch.task == GENERATES]
+    headless = not any(name in whole for name in config.architectures or [])
+    if headless or task not in (None, GENERATES.value):
+        raise UsageError(
+            f"{model} makes embeddings here, and generate is for text. Start a server: "
+            f"max-mistral serve {model} --task embeddings_generation"
+        )
 
 
 def _model_folder(

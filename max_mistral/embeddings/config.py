@@ -29,9 +29,8 @@ class MistralEmbeddingConfig(ArchConfig):
     SUPPORTED_ENCODINGS: ClassVar[set[SupportedEncoding]] = SUPPORTED_ENCODINGS
 
     decoder: MistralConfig
-    """With ``embeds``; its KV cache is of one layer, for one step's texts."""
-    step_tokens: int
-    """How many tokens a step reads at most, unless one text has more."""
+    """With ``embeds``; its KV cache is of one layer, for one step's texts, and a
+    step reads the longest text at once, whatever --max-batch-input-tokens says."""
 
     @classmethod
     def initialize(
@@ -64,6 +63,7 @@ class MistralEmbeddingConfig(ArchConfig):
         # Nothing is kept from step to step, nor from layer to layer, so there is
         # room for numbers as they are.
         cache = decoder.kv_groups[0]
+        step_tokens = pipeline_config.runtime.max_batch_input_tokens
         chosen = pipeline_config.model.kv_cache.kv_cache_format is not None
         one_layer = replace(
             cache,
@@ -73,8 +73,12 @@ class MistralEmbeddingConfig(ArchConfig):
             enable_prefix_caching=False,
         )
         return cls(
-            decoder=replace(decoder, embeds=True, kv_params=one_layer),
-            step_tokens=pipeline_config.runtime.max_batch_input_tokens,
+            decoder=replace(
+                decoder,
+                embeds=True,
+                kv_params=one_layer,
+                step_tokens=max(step_tokens, decoder.max_seq_len),
+            ),
         )
 
     @staticmethod
@@ -95,7 +99,8 @@ class MistralEmbeddingConfig(ArchConfig):
     @property
     def step_pages(self) -> int:
         """How many pages of the cache a step's texts may fill, each its own ones."""
-        longest = max(self.step_tokens, self.decoder.max_seq_len)
+        longest = self.decoder.step_tokens
+        assert longest is not None, "set by initialize"
         return ceildiv(longest, self.kv_params.page_size)
 
     @property

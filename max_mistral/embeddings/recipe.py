@@ -8,6 +8,7 @@ sentence-transformers ``models/Pooling.py``; llama.cpp ``llama.h``.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from ..fields import read_json
 from ..hf_files import find_file
 from ..weights.gguf_file import GGUFCheckpoint
 
+logger = logging.getLogger("max.pipelines")
+
 _LAST = "lasttoken"
+# What sentence-transformers does where a Pooling step's config says nothing.
+_UNSAID = "mean"
 # llama.cpp's ``LLAMA_POOLING_TYPE_*``, but for 0, which leaves it to the user.
 _GGUF_POOLING = {1: "mean", 2: "cls", 3: _LAST, 4: "rank"}
 # The last token's state needs no normalizing to be normalized.
@@ -32,14 +37,15 @@ def check_recipe(model: MAXModelConfig) -> None:
     Args:
         model: Where the checkpoint is.
     """
-    for path in model.weight_path:
-        if path.suffix == ".gguf":
-            _check_gguf(model)
-            return
+    gguf = any(path.suffix == ".gguf" for path in model.weight_path)
+    if gguf and _says_last(model):
+        return
     _check_modules(model.model_path, model.huggingface_model_revision)
 
 
-def _check_gguf(model: MAXModelConfig) -> None:
+def _says_last(model: MAXModelConfig) -> bool:
+    """Whether a GGUF file says that the last token's state is meant."""
+    says = False
     for path in model.resolved_weight_paths():
         file = GGUFCheckpoint(path, vocabulary=False)
         key = f"{file.architecture}.pooling_type"
@@ -47,32 +53,63 @@ def _check_gguf(model: MAXModelConfig) -> None:
         if kind not in (None, 0, 3):
             name = _GGUF_POOLING.get(kind, kind) if isinstance(kind, int) else kind
             _refuse(str(path), f"{key} = {shown(name)}")
+        says |= kind == 3
+    return says
 
 
 def _check_modules(folder: str, revision: str | None) -> None:
-    path = find_file(folder, "modules.json", revision)
+    try:
+        path = find_file(folder, "modules.json", revision, must_know=True)
+    except OSError as error:
+        logger.warning(
+            "Whether %s makes its embeddings of the last token's state is not known: "
+            "the Hub cannot be asked for its modules.json (%s).",
+            folder,
+            error,
+        )
+        return
     if path is None:
         return
+    poolings = 0
     for module in _read_list(path):
         step = str(module.get("type")).rpartition(".")[-1]
         if step not in _STEPS:
             _refuse(str(path), f"a step of type {shown(module.get('type'))}")
         if step == "Pooling":
-            where = module.get("path")
-            if not isinstance(where, str) or not re.fullmatch(r"\w[\w.-]*", where):
-                raise UserError(
-                    f"{path} has a step at {shown(where)}; expected the name of a "
-                    "folder beside it. Fetch it again."
-                )
-            name = f"{where}/config.json"
-            config = find_file(folder, name, revision)
-            if config is None:
-                raise UserError(
-                    f"{path} names {shown(name)}, which is not there. Fetch it too."
-                )
-            for mode in _modes(read_json(config)):
-                if mode != _LAST:
-                    _refuse(str(config), f"the pooling mode {shown(mode)}")
+            poolings += 1
+            _check_pooling(folder, revision, path, module.get("path"))
+    if poolings != 1:
+        _refuse(str(path), f"{poolings} steps of type 'Pooling'")
+    _check_text(folder, revision)
+
+
+def _check_pooling(
+    folder: str, revision: str | None, modules: Path, where: object
+) -> None:
+    if not isinstance(where, str) or not re.fullmatch(r"\w[\w.-]*", where):
+        raise UserError(
+            f"{modules} has a step at {shown(where)}; expected the name of a folder "
+            "beside it. Fetch it again."
+        )
+    name = f"{where}/config.json"
+    config = find_file(folder, name, revision)
+    if config is None:
+        raise UserError(
+            f"{modules} names {shown(name)}, which is not there. Fetch it too."
+        )
+    modes = _modes(read_json(config))
+    if modes != [_LAST]:
+        _refuse(str(config), f"the pooling {' and '.join(map(shown, modes))}")
+
+
+def _check_text(folder: str, revision: str | None) -> None:
+    """Refuses what sentence-transformers would do to a text first."""
+    path = find_file(folder, "sentence_bert_config.json", revision)
+    if path is not None and read_json(path).get("do_lower_case"):
+        raise UserError(
+            f"{path} has do_lower_case = true; max_mistral embeds texts as they are. "
+            "Serve this model with sentence-transformers."
+        )
 
 
 def _read_list(path: Path) -> list[dict[str, Any]]:
@@ -91,14 +128,13 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
 
 def _modes(pooling: dict[str, Any]) -> list[Any]:
     """The modes that a Pooling step's config turns on, old style or new."""
-    if "pooling_mode" in pooling:
-        return [pooling["pooling_mode"]]
     prefix = "pooling_mode_"
-    return [
+    modes = pooling.get("pooling_mode") or [
         k.removeprefix(prefix)
         for k, on in pooling.items()
         if k.startswith(prefix) and on
     ]
+    return (modes if isinstance(modes, list) else [modes]) or [_UNSAID]
 
 
 def _refuse(source: str, found: str) -> None:

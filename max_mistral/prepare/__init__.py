@@ -33,6 +33,7 @@ from ..progress import print_line
 from ..weights.gguf_file import GGUFCheckpoint
 from . import gguf_config
 from .atomic import new_folder
+from .embedding_files import copy_embedding_files
 from .gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
 from .lora.adapter import Change, read_adapter
 from .lora.gguf import merge_gguf
@@ -79,7 +80,8 @@ def prepare(
         lora_scale: What its low-rank changes are multiplied by.
 
     Returns:
-        Lines for the user: what merging into a quantized GGUF file lost.
+        Lines for the user: what merging into a quantized GGUF file lost, and where
+        an adapter's texts end otherwise.
 
     Raises:
         UserError: (a ``ValueError``) if ``source`` is missing or of a kind
@@ -107,7 +109,7 @@ def prepare(
             _merge_folder(source, folder, context, lora, lora_scale)
         else:
             _link_folder(source, folder, context)
-    return []
+        return copy_embedding_files(source, folder, lora)
 
 
 def _prepare_gguf(

@@ -25,7 +25,12 @@ from max_mistral.command.memory import gigabytes
 from max_mistral.errors import UserError
 from max_mistral.weights.safetensors_file import read_tensors
 from tests.unit.test_gguf import write_gguf
-from workbench.checkpoints import BASE, write_checkpoint, write_native
+from workbench.checkpoints import (
+    BASE,
+    write_checkpoint,
+    write_headless,
+    write_native,
+)
 from workbench.demo import ROOT
 from workbench.quantized import LAYOUTS, write_quantized
 
@@ -108,6 +113,17 @@ def test_a_gguf_file_is_prepared_once(run, gguf, tmp_path):
     _, second, err = run("generate", gguf, "--prompt", "it's")
     assert second == first
     assert "Preparing" not in err
+
+
+def test_a_model_that_embeds_does_not_generate(run, folder, tmp_path):
+    headless = write_headless(tmp_path / "headless", BASE)
+    for model, more in ((headless, []), (folder, ["--task", "embeddings_generation"])):
+        status, command, err = run("generate", model, "--prompt", "a", *more)
+        assert status != 0
+        assert not command
+        assert "serve" in err
+        assert "--task embeddings_generation" in err
+        assert run("serve", model, *more)[0] == 0
 
 
 def test_huggingfaces_format_is_taken_as_it_is(run, folder, tmp_path):

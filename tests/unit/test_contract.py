@@ -149,6 +149,26 @@ def memory_plan():
     assert "planned_max_batch_size" in {f.name for f in dataclasses.fields(plan)}
 
 
+@seam(
+    "MAX takes one request at a time on a CPU, unless a planner's "
+    "`infer_max_batch_size(pipeline_config, devices, weights_size)` says how many; "
+    "`kv_cache_memory_size` says what they take",
+    "infer_max_batch_size kv_cache_memory_size",
+    "see `plan` of `MemoryEstimator` for what it asks a planner",
+)
+def requests_at_a_time():
+    planner = "max.pipelines.kv_cache.memory_planner:MemoryPlanner"
+    takes(f"{planner}.infer_max_batch_size", 4)
+    estimator = "max.pipelines.lib.memory_estimation:MemoryEstimator"
+    says(f"{estimator}.plan", r"planner\.infer_max_batch_size\(")
+    says(f"{estimator}._infer_optimal_batch_size", r"is_host:[^:]*return 1\n")
+    sizes = inspect.signature(
+        find("max.pipelines.kv_cache.registry:kv_cache_memory_size")
+    )
+    asked = "params available_cache_memory max_batch_size max_seq_len is_di_enabled"
+    assert {*asked.split(), "model_name"} <= set(sizes.parameters)
+
+
 # The model: how MAX loads and compiles one.
 
 
@@ -702,9 +722,29 @@ def embeddings_route():
     )
     takes(f"{ROUTES}:record_request_start", 0)
     takes(f"{ROUTES}:record_request_end", 2)
-    has(ROUTES, "HTTPException JSONResponse router")
+    has(ROUTES, "HTTPException Response router CancelGroup")
+    takes(f"{ROUTES}:raise_on_disconnect", 1)
     fields = find(f"{ROUTES}:CreateEmbeddingRequest").model_fields
     assert fields.keys() == {"model", "input", "dimensions", "encoding_format", "user"}
+
+
+@seam(
+    "`encode` of MAX's pipeline leaves the worker's answer after a chunk, for which "
+    "MAX tells the worker to cancel it; the scheduler of embeddings reads no cancels",
+    "_ToTheEnd",
+    "drop `_ToTheEnd` of `embedding_route.py` if cancels are read by now",
+)
+def cancelled_embeddings():
+    encode = "max.serve.pipelines.llm:TokenGeneratorPipeline.encode"
+    says(
+        encode, r"self\.model_worker\.stream\(\s*request\.request_id", "return response"
+    )
+    proxy = "max.serve.worker_interface.zmq_interface:ZmqModelWorkerProxy"
+    says(
+        f"{proxy}._drain_responses", r"(?s)except BaseException:.*self\.cancel\(req_id"
+    )
+    scheduler = find("max.serve.scheduler.embeddings_scheduler:EmbeddingsScheduler")
+    assert inspect.getsource(scheduler).count("cancel_queue") == 3
 
 
 @seam(

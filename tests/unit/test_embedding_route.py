@@ -1,11 +1,14 @@
 """``/v1/embeddings``: our handler behind MAX's router, before a model's worker."""
 
+import asyncio
 import base64
+import json
 
 import numpy as np
 import pytest
 from max.pipelines.modeling.types import PipelineTask
 
+from max_mistral.embedding_route import AT_A_TIME
 from tests.routes import Routes
 
 TASK = PipelineTask.EMBEDDINGS_GENERATION
@@ -111,3 +114,48 @@ def test_a_server_that_generates_refuses(checkpoint):
     answer = Routes(checkpoint).post("embeddings", input="Hello")
     assert answer.status_code == 400
     assert "--task embeddings_generation" in answer.json()["detail"]
+
+
+def test_the_worker_has_some_of_the_texts_at_a_time(checkpoint):
+    routes = Routes(checkpoint, task=TASK)
+    given = [[5 + i % 7] * (1 + i % 5) for i in range(3 * AT_A_TIME)]
+    want = [[row[0], len(row), np.float32(0.1)] for row in given]
+    assert vectors(embed(routes, given)) == want
+    assert routes.worker.given == len(given)
+    assert routes.worker.most_streams == AT_A_TIME
+    # Each answer was read to its end: the worker is told nothing.
+    assert routes.worker.cancelled == []
+
+
+def test_a_client_that_leaves(checkpoint):
+    """Its other texts are not embedded."""
+    routes = Routes(checkpoint, task=TASK)
+    routes.worker.may_answer.clear()
+    body = json.dumps({"model": "m", "input": ["a"] * (2 * AT_A_TIME)}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        while routes.worker.streams < AT_A_TIME:
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(_):
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": []}
+    scope |= {"query_string": b"", "client": ("x", 1), "server": ("x", 80)}
+    asyncio.run(asyncio.wait_for(routes._app(scope, receive, send), timeout=60))
+    assert routes.worker.given == AT_A_TIME
+    assert routes.worker.streams == 0
+    assert len(routes.worker.cancelled) == AT_A_TIME
+
+
+@pytest.mark.parametrize("given", [[None] * 20_000, ["a"] * 3000 + [5]])
+def test_a_wrong_body_is_not_sent_back(routes, given):
+    answer = routes.post("embeddings", input=given)
+    assert answer.status_code == 400
+    assert "input" in answer.text
+    assert "more like these" in answer.text
+    assert len(answer.text) < 4000

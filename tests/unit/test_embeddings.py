@@ -2,18 +2,25 @@
 
 import asyncio
 import json
+import shutil
 
 import gguf
 import pytest
 from max.pipelines import PIPELINE_REGISTRY
 from max.pipelines.context.exceptions import PromptTooLongError
+from max.pipelines.lib.memory_estimation import MemoryEstimator
 from max.pipelines.modeling.types import PipelineTask
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from max_mistral import ARCHITECTURES, mistral_arch
+from max_mistral.arch import mistral_embedding_arch
 from max_mistral.command.hub import _wanted
-from max_mistral.embeddings import MistralEmbeddingConfig, MistralEmbeddingTokenizer
+from max_mistral.embeddings import (
+    MistralEmbeddingConfig,
+    MistralEmbeddingTokenizer,
+    recipe,
+)
 from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
 from tests.harness import load_safetensors
@@ -73,8 +80,17 @@ def test_the_cache_has_one_layer_and_room_for_the_longest_text(checkpoint):
     assert config.decoder.kv_places == [(0, 0)] * BASE["num_hidden_layers"]
     assert config.pages(1) == config.pages(128) == 1
     assert config.step_pages == config.pages(300) == 3
+    # Its matmuls are checked for as many rows.
+    assert config.decoder.step_tokens == 300
     more = configure(checkpoint, max_length=300, max_batch_input_tokens=1024)
     assert MistralEmbeddingConfig.initialize(more).step_pages == 8
+
+
+@pytest.mark.parametrize(("asked", "batch"), [(None, 8), (1, 1), (40, 40)])
+def test_texts_at_a_time(checkpoint, asked, batch):
+    config = configure(checkpoint, max_batch_size=asked)
+    plan = MemoryEstimator.plan(config, mistral_embedding_arch)
+    assert plan.planned_max_batch_size == batch
 
 
 # What is not the last token's state, normalized.
@@ -113,7 +129,12 @@ def write_recipe(folder, modules=MODULES, pooling=LAST):
 
 @pytest.mark.parametrize(
     "pooling",
-    [LAST, LAST | {"pooling_mode_cls_token": False}, {"pooling_mode": "lasttoken"}],
+    [
+        LAST,
+        LAST | {"pooling_mode_cls_token": False},
+        {"pooling_mode": "lasttoken"},
+        {"pooling_mode": ["lasttoken"]},
+    ],
 )
 def test_a_recipe_that_is_ours(headless, pooling):
     write_recipe(headless, pooling=pooling)
@@ -138,6 +159,13 @@ def test_all_that_a_recipe_is_made_of_is_fetched(headless):
         ({"pooling": {"pooling_mode_mean_tokens": True}}, "'mean_tokens'"),
         ({"pooling": LAST | {"pooling_mode_max_tokens": True}}, "'max_tokens'"),
         ({"pooling": {"pooling_mode": "mean"}}, "'mean'"),
+        ({"pooling": {"pooling_mode": ["lasttoken", "mean"]}}, "and 'mean'"),
+        # As sentence-transformers does where nothing is said.
+        ({"pooling": {"word_embedding_dimension": 96}}, "'mean'"),
+        ({"pooling": {"pooling_mode_lasttoken": False}}, "'mean'"),
+        ({"modules": []}, "0 steps of type 'Pooling'"),
+        ({"modules": [MODULES[0], MODULES[2]]}, "0 steps of type 'Pooling'"),
+        ({"modules": [*MODULES, MODULES[1]]}, "2 steps of type 'Pooling'"),
         ({"modules": [*MODULES, DENSE]}, r"Dense"),
         ({"pooling": None}, "1_Pooling/config.json"),
         ({"modules": [{**MODULES[1], "path": "../x"}]}, r"a step at '\.\./x'"),
@@ -151,6 +179,52 @@ def test_all_that_a_recipe_is_made_of_is_fetched(headless):
 def test_another_recipe_is_refused(headless, recipe, words):
     write_recipe(headless, **recipe)
     with pytest.raises(UserError, match=words):
+        MistralEmbeddingConfig.initialize(configure(headless))
+
+
+def test_texts_in_small_letters_are_refused(headless):
+    write_recipe(headless)
+    path = headless / "sentence_bert_config.json"
+    path.write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
+    MistralEmbeddingConfig.initialize(configure(headless))
+    path.write_text(json.dumps({"do_lower_case": True}))
+    with pytest.raises(UserError, match="do_lower_case"):
+        MistralEmbeddingConfig.initialize(configure(headless))
+
+
+@pytest.mark.parametrize("pooling", [None, 0, 3])
+def test_a_gguf_file_that_does_not_say_leaves_it_to_the_folder(
+    checkpoint, tmp_path, pooling
+):
+    folder = shutil.copytree(checkpoint, tmp_path / "m")
+    write_recipe(folder, pooling={"pooling_mode": "mean"})
+    extra = {} if pooling is None else {"llama.pooling_type": pooling}
+    path = tmp_path / "m.gguf"
+    write_gguf(path, BASE, gguf.GGMLQuantizationType.F32, extra)
+    config = configure(folder, weight_path=[path])
+    if pooling == 3:
+        MistralEmbeddingConfig.initialize(config)
+        return
+    with pytest.raises(UserError, match="'mean'"):
+        MistralEmbeddingConfig.initialize(config)
+
+
+def test_a_hub_that_cannot_be_asked_is_a_warning(headless, monkeypatch, caplog):
+    config = configure(headless)
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(recipe, "find_file", offline)
+    MistralEmbeddingConfig.initialize(config)
+    assert "no network" in caplog.text
+
+
+def test_attention_to_what_follows_is_refused(headless):
+    path = headless / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"is_causal": False}))
+    with pytest.raises(UserError, match="is_causal = False"):
         MistralEmbeddingConfig.initialize(configure(headless))
 
 
