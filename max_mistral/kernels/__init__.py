@@ -40,7 +40,7 @@ def library() -> Path:
     """Returns the compiled kernels, a ``.mojoc`` file; compiles them if needed.
 
     Raises:
-        RuntimeError: If MAX's toolchain cannot compile them.
+        UserError: (a ``ValueError``) if MAX's toolchain cannot compile them.
     """
     return compiled(
         Path(__file__).parent, hint="MAX_MISTRAL_KERNELS=off runs without them."

@@ -14,6 +14,10 @@ from .spans import SPAN, TILE, span
 from .softmax import Reads, clear, finish, merge, padded, state_size
 
 
+# Heads' states that one thread merges before others would have begun.
+comptime FEW_STATES = 512
+
+
 @extensibility.register("mistral_attention")
 struct Attention:
     """Rotary embeddings, this step's keys and values put into MAX's paged KV
@@ -170,20 +174,28 @@ struct Attention:
                 var rows = task.tokens * heads
                 var queries = yp.unsafe_offset(task.token * heads * head_dim)
 
+                var own_heads = (task.kv_end - task.kv_begin) * group
+
+                @inline(.always)
+                def first_head(token: Int) {imm} -> Int:
+                    """Among the states `[tokens, heads]`."""
+                    return token * heads + task.kv_begin * group
+
                 @inline(.always)
                 def run(q: Reads) {imm}:
                     var whole = task.slot < 0
                     var place = (plan.slots * heads + thread * tile) * size
                     if whole:
-                        clear[head_dim](total, rows)
+                        for t in range(task.tokens):
+                            var at = first_head(t) * size
+                            clear[head_dim](total.unsafe_offset(at), own_heads)
                     else:
                         place = task.slot * heads * size
                     var states = slots.unsafe_offset(place)
                     for s in range(task.spans):
-                        clear[head_dim](
-                            states.unsafe_offset(task.kv_begin * group * size),
-                            rows * (task.kv_end - task.kv_begin) // kv_heads,
-                        )
+                        for t in range(task.tokens):
+                            var at = first_head(t) * size
+                            clear[head_dim](states.unsafe_offset(at), own_heads)
                         span[head_dim](
                             states,
                             q,
@@ -197,11 +209,25 @@ struct Attention:
                             task.begin + s * SPAN,
                             scale,
                         )
-                        if whole:
-                            merge[head_dim](total, states, rows)
-                    if whole:
-                        var out = task.token * heads * head_dim
-                        finish[head_dim](yp.unsafe_offset(out), total, rows)
+                        if not whole:
+                            continue
+                        for t in range(task.tokens):
+                            var at = first_head(t) * size
+                            merge[head_dim](
+                                total.unsafe_offset(at),
+                                states.unsafe_offset(at),
+                                own_heads,
+                            )
+                    if not whole:
+                        return
+                    for t in range(task.tokens):
+                        var at = first_head(t)
+                        var out = (task.token * heads + at) * head_dim
+                        finish[head_dim](
+                            yp.unsafe_offset(out),
+                            total.unsafe_offset(at * size),
+                            own_heads,
+                        )
 
                 comptime if depth == head_dim:
                     run(queries)
@@ -213,16 +239,29 @@ struct Attention:
         ctx.enqueue_cpu_range(attend, count=threads)
         ctx.synchronize()
 
-        for token in plan.merges:
-            clear[head_dim](totals, heads)
-            for s in range(token.spans):
-                var place = (token.slot + s) * heads * size
-                merge[head_dim](totals, slots.unsafe_offset(place), heads)
-            finish[head_dim](
-                yp.unsafe_offset(token.token * heads * head_dim),
-                totals,
-                heads,
-            )
+        var merge_parts = threads if plan.slots * heads > FEW_STATES else 1
+
+        @inline(.always)
+        def merge_heads(part: Int) {imm}:
+            var begin = part * heads // merge_parts
+            var own_heads = (part + 1) * heads // merge_parts - begin
+            var total = totals.unsafe_offset(begin * size)
+            for token in plan.merges:
+                clear[head_dim](total, own_heads)
+                for s in range(token.spans):
+                    var place = ((token.slot + s) * heads + begin) * size
+                    merge[head_dim](total, slots.unsafe_offset(place), own_heads)
+                finish[head_dim](
+                    yp.unsafe_offset((token.token * heads + begin) * head_dim),
+                    total,
+                    own_heads,
+                )
+
+        if merge_parts == 1:
+            merge_heads(0)
+        else:
+            ctx.enqueue_cpu_range(merge_heads, count=merge_parts)
+            ctx.synchronize()
         _ = taken^
         _ = span_store^
         _ = total_store^

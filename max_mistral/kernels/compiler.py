@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mojo.run import subprocess_run_mojo
 
+from ..errors import UserError
 from .cache import cached
 
 
@@ -22,7 +23,7 @@ def compiled(sources: Path, prefix: str = "", hint: str = "") -> Path:
         hint: How to do without it, for the message.
 
     Raises:
-        RuntimeError: If MAX's toolchain cannot compile them.
+        UserError: (a ``ValueError``) if MAX's toolchain cannot compile them.
     """
     make = functools.partial(_compile, sources, hint)
     return cached(prefix + _fingerprint(sources), make)
@@ -33,7 +34,7 @@ def _compile(sources: Path, hint: str, path: Path) -> None:
     try:
         subprocess_run_mojo(command, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
-        raise RuntimeError(
+        raise UserError(
             f"The kernels in {sources} do not compile:\n{error.stderr}\n{hint}"
         ) from error
 

@@ -24,7 +24,7 @@ struct Task(ImplicitlyCopyable):
     var kv_end: Int
     var slot: Int
     """Where the one span's states are kept until the others' are there too; -1
-    if this task does all of its tokens' spans and heads."""
+    if this task does all of its tokens' spans."""
 
 
 @fieldwise_init
@@ -53,11 +53,19 @@ struct Plan(Movable):
         kv_heads: Int,
         threads: Int,
     ):
-        """Makes tasks of tokens; of a token alone in its step, by spans and heads.
+        """Makes tasks of tokens, by heads where they would be too few for all threads;
+        of a token alone in its step, by spans and heads.
         """
         self.tasks = List[Task]()
         self.merges = List[Merge]()
         self.slots = 0
+        var tiles = 0
+        for request in range(requests):
+            var first = Int(row_offsets.unsafe_load(request))
+            var end = Int(row_offsets.unsafe_load(request + 1))
+            tiles += ceildiv(end - first, TILE)
+        # Twice as many tasks as threads, so that none waits long for another.
+        var tile_parts = min(kv_heads, ceildiv(2 * threads, max(1, tiles)))
         var parts = min(threads, kv_heads)
         for request in range(requests):
             var first = Int(row_offsets.unsafe_load(request))
@@ -72,7 +80,7 @@ struct Plan(Movable):
                     request, token, count, position, begin, spans, 0, kv_heads, -1
                 )
                 if end - first > 1:
-                    self.tasks.append(task)
+                    self._append_parts(task, tile_parts, kv_heads)
                     continue
                 self.merges.append(Merge(token, self.slots, spans))
                 for i in range(spans):
@@ -80,7 +88,12 @@ struct Plan(Movable):
                     task.spans = 1
                     task.slot = self.slots
                     self.slots += 1
-                    for part in range(parts):
-                        task.kv_begin = part * kv_heads // parts
-                        task.kv_end = (part + 1) * kv_heads // parts
-                        self.tasks.append(task)
+                    self._append_parts(task, parts, kv_heads)
+
+    def _append_parts(mut self, task: Task, parts: Int, kv_heads: Int):
+        """Appends a task, cut by heads of keys into `parts`."""
+        var one = task
+        for part in range(parts):
+            one.kv_begin = part * kv_heads // parts
+            one.kv_end = (part + 1) * kv_heads // parts
+            self.tasks.append(one)

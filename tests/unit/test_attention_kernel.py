@@ -241,6 +241,12 @@ def test_a_request_is_the_same_alone(run, together, request_):
         assert np.array_equal(rows, together[case][request_])
 
 
+def test_many_spans_are_merged_by_all_threads(run, together):
+    """Three spans of 8 heads of each of 30 requests are more than one merges."""
+    for case, rows in run([4] * 30).items():
+        assert all(np.array_equal(row, together[case][4]) for row in rows)
+
+
 def test_pages_may_lie_apart_by_a_given_stride(run, together):
     def every_other(blocks):
         pool = np.empty((2 * len(blocks), *blocks.shape[1:]), blocks.dtype)
