@@ -59,7 +59,10 @@ class MistralBatchProcessor(Llama3BatchProcessorBase[MistralInputs]):
         has_replicas = previous.data_parallel_splits is not None
         return MistralInputs(
             next_tokens.to(self.runtime.devices[0]),
-            self._input_row_offsets_prealloc[:rows],
+            # The prepared ones are as many as a replica's requests.
+            host_rows.to(self.runtime.devices[0])
+            if has_replicas
+            else self._input_row_offsets_prealloc[:rows],
             previous.signal_buffers,
             previous.return_n_logits,
             kv_cache_inputs=previous.kv_cache_inputs,

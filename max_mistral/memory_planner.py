@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from max.driver import Device
+from max.dtype import DType
 from max.pipelines.kv_cache.memory_planner import MemoryPlanner, PagedMemoryPlanner
 from max.pipelines.kv_cache.registry import kv_cache_memory_size
+from max.pipelines.lib import MAXModelConfig
 
+from .hf_config import text_config
 from .model_config import MistralConfig
+from .weights.names import expected_tensors
 
 # Requests at a time on a CPU, where MAX's default is one; eight rows cost little more
 # than one there.
@@ -22,7 +27,7 @@ _TEXTS = 32
 
 
 class MistralMemoryPlanner(PagedMemoryPlanner):
-    """MAX's own, for weights that grow at load, and batches on a CPU.
+    """MAX's own, for weights that change at load, echo, and batches on a CPU.
 
     Args:
         config: The model's.
@@ -33,9 +38,21 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         self.config = config
 
     def estimate_weights_size(self, pipeline_config: Any) -> int:
-        """Returns the bytes of the weights: of FP8 that becomes bfloat16, twice."""
-        size = super().estimate_weights_size(pipeline_config)
-        return _loaded(size, self.config)
+        """Returns the bytes of the weights in memory, of all replicas together."""
+        stored = super().estimate_weights_size(pipeline_config)
+        return _in_memory(stored, self.config, pipeline_config.model)
+
+    def estimate_activation_memory(
+        self, pipeline_config: Any, huggingface_config: Any
+    ) -> int:
+        """Returns the bytes of all rows' logits where ``--enable-echo`` wants them."""
+        if not pipeline_config.model.enable_echo:
+            return 0
+        rows: int = pipeline_config.runtime.max_batch_input_tokens
+        size = rows * self.config.vocab_size
+        # On a GPU they are bfloat16 first.
+        widths = {DType.float32, self.config.dtype}
+        return sum(size * dtype.size_in_bytes for dtype in widths)
 
     def infer_max_batch_size(
         self, pipeline_config: Any, devices: list[Device], weights_size: int
@@ -80,8 +97,8 @@ class EmbeddingMemoryPlanner(MemoryPlanner):
 
     def estimate_weights_size(self, pipeline_config: Any) -> int:
         """See :meth:`MistralMemoryPlanner.estimate_weights_size`."""
-        size = super().estimate_weights_size(pipeline_config)
-        return _loaded(size, self.config.decoder)
+        stored = super().estimate_weights_size(pipeline_config)
+        return _in_memory(stored, self.config.decoder, pipeline_config.model)
 
     def estimate_activation_memory(
         self, pipeline_config: Any, huggingface_config: Any
@@ -97,9 +114,24 @@ class EmbeddingMemoryPlanner(MemoryPlanner):
         return MOST_ON_A_CPU if _on_cpu(devices) else _TEXTS
 
 
-def _loaded(size: int, config: Any) -> int:
-    doubles = isinstance(config, MistralConfig) and config.restored
-    return 2 * size if doubles else size
+def _in_memory(stored: int, config: MistralConfig, model: MAXModelConfig) -> int:
+    """The bytes of the weights that take ``stored`` in their files."""
+    size = stored
+    packed = config.kernel_mode != "off" and config.devices[0].is_cpu()
+    if config.restored:
+        # From 8 bits to 16, but for embedding and head, which are never FP8.
+        heads = 1 if config.tie_word_embeddings else 2
+        size = 2 * stored - 2 * heads * config.vocab_size * config.hidden_size
+    elif config.quantization is None and not packed:
+        assert model.huggingface_config is not None, "config was made of it"
+        tensors = expected_tensors(
+            text_config(model.huggingface_config),
+            "graph",
+            tied=config.tie_word_embeddings,
+        )
+        weights = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        size = weights * config.dtype.size_in_bytes
+    return max(size, 0) * config.data_parallel_degree
 
 
 def _on_cpu(devices: Sequence[Device]) -> bool:

@@ -48,6 +48,7 @@ from .kv_cache import (
     make_kv_params,
 )
 from .kv_room import for_planning
+from .refused_flags import refuse_flags, refuse_subfolder
 from .sharing import Sharing
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.names import HEAD
@@ -116,7 +117,7 @@ class MistralConfig(ArchConfigWithKVCache):
     """Which CPU kernels run: ``MAX_MISTRAL_KERNELS``, read when this is made."""
 
     def __post_init__(self) -> None:
-        assert self.sharing  # or raises
+        _ = self.sharing  # or raises
         if self.quantization is not None:
             self.quantization.check_runs(self.devices, self.dtype)
         dtype = self.kv_groups[0].dtype
@@ -321,6 +322,7 @@ class MistralConfig(ArchConfigWithKVCache):
                 GGUF file cannot be read.
         """
         model_config = model_config or pipeline_config.model
+        refuse_subfolder(model_config)
         huggingface_config = model_config.huggingface_config
         if huggingface_config is None:
             raise UserError(
@@ -350,11 +352,7 @@ class MistralConfig(ArchConfigWithKVCache):
         hf.warn_of_ignored(text)
         model = pipeline_config.model
         Sharing.of(huggingface_config, model)  # or raises, before MAX says less
-        if pipeline_config.speculative is not None:
-            raise UserError(
-                "max_mistral does not support speculative decoding. Leave "
-                "--speculative-method and --draft-model-path out."
-            )
+        refuse_flags(pipeline_config)
         encoding = resolved_encoding(model)
         devices = [DeviceRef(spec.device_type, spec.id) for spec in model.device_specs]
         head_dim = cls.get_head_dim(huggingface_config)

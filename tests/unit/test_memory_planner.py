@@ -2,13 +2,16 @@
 
 from types import SimpleNamespace
 
+import gguf
 import pytest
-from max.driver import CPU
+from max.driver import CPU, DeviceSpec
 from max.pipelines.lib.memory_estimation import MemoryEstimator
 
 from max_mistral import mistral_arch
 from max_mistral.memory_planner import MOST_ON_A_CPU, MistralMemoryPlanner
 from max_mistral.model_config import MistralConfig
+from tests.harness import virtual_gpus
+from workbench.checkpoints import BASE, write_checkpoint, write_gguf
 from workbench.runner import make_pipeline_config
 
 
@@ -44,3 +47,50 @@ def test_a_gpu_has_what_max_picks(checkpoint):
 
 def test_this_cpu_says_what_is_free():
     assert CPU().stats["free_memory"] >= 0
+
+
+def weights_of(folder, **flags):
+    """What is planned, and what the weights take in float32."""
+    config = make_pipeline_config(folder, **flags)
+    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return planner.estimate_weights_size(config), stored
+
+
+def test_weights_that_stay_as_they_are(tmp_path):
+    folder = write_checkpoint(tmp_path / "m", BASE, dtype="bfloat16")
+    planned, stored = weights_of(folder)
+    assert planned == stored
+
+
+def test_weights_that_maxs_operations_take(tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path / "m", BASE, dtype="bfloat16")
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
+    planned, stored = weights_of(folder)
+    # Twice, but for the file's header.
+    assert 1.9 * stored < planned < 2 * stored
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_weights_of_replicas_and_of_a_gguf_file_on_gpus(checkpoint, tmp_path, replicas):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, BASE, gguf.GGMLQuantizationType.F32, {})
+    flags = {
+        "weight_path": [path],
+        "quantization_encoding": "bfloat16",
+        "device_specs": [DeviceSpec.accelerator(i) for i in range(replicas)],
+        "data_parallel_degree": replicas,
+    }
+    with virtual_gpus("sm_100a"):
+        planned, float32 = weights_of(checkpoint, **flags)
+    assert 0.95 * float32 < 2 * planned / replicas < float32
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_echo_keeps_the_logits_of_all_rows(checkpoint, echo):
+    config = make_pipeline_config(
+        checkpoint, enable_echo=echo, max_batch_input_tokens=100
+    )
+    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
+    planned = planner.estimate_activation_memory(config, None)
+    assert planned == (100 * BASE["vocab_size"] * 4 if echo else 0)

@@ -207,7 +207,11 @@ def test_replicas_get_the_offsets_on_the_host(monkeypatch, replicas):
         [[None] * (2 // replicas)] * replicas
     )
     assert inputs.host_row_offsets is (host_rows if replicas == 2 else None)
+    if replicas == 2:
+        # MAX prepares them for one replica's requests.
+        processor._input_row_offsets_prealloc = rows[:2]
     following = processor.prepare_next_token_inputs(tokens[:2], inputs)
+    assert following.input_row_offsets.to_numpy().tolist() == [0, 1, 2]
     if replicas == 2:
         assert following.host_row_offsets.to_numpy().tolist() == [0, 1, 2]
     else:

@@ -1,5 +1,7 @@
 """FP8 on a CPU: weights restored to bfloat16."""
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -123,10 +125,14 @@ def test_gpus_without_fast_products_get_bfloat16(
     assert config.dtype == DType.bfloat16
     dtype = DType.bfloat16 if restored else DType.float8_e4m3fn
     assert weights["layers.1.mlp.up_proj.weight"].dtype == dtype
-    # The memory that MAX reserves for the weights.
+    # The memory that MAX reserves for the weights: what is in bfloat16 stays.
     size = (tmp_path / "model.safetensors").stat().st_size
     planned = MistralMemoryPlanner(config).estimate_weights_size(pipeline_config)
-    assert planned == (2 * size if restored else size)
+    loaded = sum(
+        math.prod(weight.shape.static_dims) * weight.dtype.size_in_bytes
+        for weight in weights.values()
+    )
+    assert loaded <= planned <= 1.2 * loaded if restored else planned == size
 
 
 def test_an_unknown_value_of_the_variable_is_refused(tmp_path, monkeypatch):

@@ -1,0 +1,49 @@
+"""Flags of MAX that change what a model computes, and that max_mistral has not."""
+
+from __future__ import annotations
+
+from max.pipelines.lib import MAXModelConfig, PipelineConfig
+
+from .errors import UserError
+
+
+def refuse_flags(pipeline_config: PipelineConfig) -> None:
+    """Raises a ``UserError`` that names a flag, rather than to ignore it."""
+    if pipeline_config.speculative is not None:
+        raise UserError(
+            "max_mistral does not support speculative decoding. Leave "
+            "--speculative-method and --draft-model-path out."
+        )
+    model = pipeline_config.model
+    if model.sliding_window is not None:
+        raise UserError(
+            f"--sliding-window is {model.sliding_window}, but max_mistral takes the "
+            "window that the checkpoint was trained with. Leave it out, or set "
+            "sliding_window in config.json."
+        )
+    if model.rope_type not in (None, "normal"):
+        raise UserError(
+            f"--rope-type is {model.rope_type}, but max_mistral knows how the weights "
+            "lie. Leave it out."
+        )
+    refuse_devices(model)
+
+
+def refuse_subfolder(model: MAXModelConfig) -> None:
+    """The same of ``--subfolder``, before its folder's files are missed."""
+    if model.subfolder is not None:
+        raise UserError(
+            f"--subfolder is {model.subfolder}, but max_mistral reads a checkpoint "
+            f"from a folder of its own. Give {model.model_path}/{model.subfolder} as "
+            "--model; from the Hub, download it first."
+        )
+
+
+def refuse_devices(model: MAXModelConfig) -> None:
+    """The same of ``--devices`` with a CPU among others."""
+    kinds = [spec.device_type for spec in model.device_specs]
+    if "cpu" in kinds and len(kinds) > 1:
+        raise UserError(
+            f"--devices are {', '.join(kinds)}, but a model runs on one CPU or on "
+            "GPUs. Leave the others out."
+        )
