@@ -32,5 +32,5 @@ def resolved_encoding(model_config: MAXModelConfig) -> SupportedEncoding:
 def activation_dtype(model_config: MAXModelConfig) -> DType:
     """Returns the dtype of activations, and of weights that are not packed."""
     narrow = ("bfloat16", "float8_e4m3fn", "float4_e2m1fnx2", "gptq")
-    narrows = resolved_encoding(model_config) in narrow
-    return DType.bfloat16 if narrows else DType.float32
+    is_narrow = resolved_encoding(model_config) in narrow
+    return DType.bfloat16 if is_narrow else DType.float32

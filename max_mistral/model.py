@@ -65,7 +65,8 @@ class MistralModel(
         return_logits: Which logits :meth:`execute` returns.
         memory_plan: How long and how large a batch may be; by default planned
             from ``pipeline_config`` as MAX does.
-        max_batch_size: Most requests in a batch; by default the plan's.
+        max_batch_size: Most requests in a batch of one replica; by default the
+            plan's.
     """
 
     model_config_cls: ClassVar[type[Any]] = MistralConfig

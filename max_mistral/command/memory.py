@@ -25,7 +25,7 @@ from .checkpoint import Checkpoint
 from .errors import UsageError
 
 # What MAX keeps of the free memory by default (--device-memory-utilization).
-_UTILIZATION = 0.9
+UTILIZATION = 0.9
 # The other half of what the weights leave is for activations and all else.
 _SHARE = 0.5
 # A shorter context is of no use to anyone.
@@ -53,6 +53,9 @@ def fit_context(
     config: PretrainedConfig,
     devices: Sequence[DeviceSpec],
     kv_format: str | None = None,
+    *,
+    replicas: int = 1,
+    utilization: float = UTILIZATION,
 ) -> Fit:
     """Returns the model's own limit, or the largest power of two that fits.
 
@@ -64,6 +67,8 @@ def fit_context(
         config: The whole HF config.
         devices: Where the model is to run.
         kv_format: What --kv-cache-format is, if it is given.
+        replicas: --data-parallel-degree: each has the weights, and its own requests.
+        utilization: --device-memory-utilization.
 
     Raises:
         UserError: (a ``ValueError``) if there is no room for a context at all; of
@@ -71,9 +76,9 @@ def fit_context(
     """
     text = hf.text_config(config)
     limit = hf.max_seq_len(text, None)
-    free = free_memory() if on_cpu(devices) else _free_on(devices)
+    free = (free_memory() if on_cpu(devices) else _free_on(devices)) // replicas
     weights = _weight_bytes(checkpoint, config, devices)
-    room = (free * _UTILIZATION - weights) * _SHARE
+    room = (free * utilization - weights) * _SHARE
     fitting = int(max(room, 0)) // _token_bytes(text, devices, kv_format)
     context = limit if fitting >= limit else 1 << fitting.bit_length() >> 1
     if context < min(_LEAST_CONTEXT, limit):

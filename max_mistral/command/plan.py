@@ -29,7 +29,7 @@ from .checkpoint import Checkpoint, is_gguf, read_checkpoint
 from .errors import UsageError
 from .flags import Flags
 from .hub import fetch
-from .memory import Fit, fit_context, gigabytes, on_cpu
+from .memory import UTILIZATION, Fit, fit_context, gigabytes, on_cpu
 from .model_cache import prepared
 from .own_weights import with_own_weights
 
@@ -101,7 +101,16 @@ def make_plan(
     length, fit = flags.value("--max-length"), None
     if length is None:
         kv_format = flags.value("--kv-cache-format")
-        fit = fit_context(checkpoint, config, devices, kv_format)
+        fit = fit_context(
+            checkpoint,
+            config,
+            devices,
+            kv_format,
+            replicas=int(_number(flags, "--data-parallel-degree", 1, len(devices), 1)),
+            utilization=_number(
+                flags, "--device-memory-utilization", 0.01, 1, UTILIZATION
+            ),
+        )
         length = str(fit.context)
     pick("--max-length", length)
     if subcommand == "serve":
@@ -109,6 +118,15 @@ def make_plan(
         pick("--served-model-name", model)
     summary = _summary(model, device, encoding, length, fit)
     return Plan(summary, [subcommand, *picked, *flags.without("--weight-path")])
+
+
+def _number(flags: Flags, name: str, low: float, high: float, default: float) -> float:
+    """A flag's number; MAX refuses one that is none."""
+    try:
+        found = float(flags.value(name) or default)
+    except ValueError:
+        return default
+    return found if low <= found <= high else default
 
 
 def _refuse_other_models(flags: Flags) -> None:

@@ -18,7 +18,8 @@ def mode() -> KernelMode:
       beside quantized ones (any x86 with AVX2, Arm with the dot product), as
       llama.cpp does; the KV cache is bfloat16.
     - ``exact``: activations and KV cache stay float32.
-    - ``portable``: so too, and without AVX-512.
+    - ``portable``: so too, in tiles of 16 registers and without AVX512-BF16, as
+      CPUs without AVX-512 run them.
     - ``off``: weights are float32 in memory and MAX's own operations run.
 
     Raises:

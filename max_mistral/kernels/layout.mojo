@@ -27,7 +27,7 @@ an unsigned code. What 16 rows have in their GGUF blocks becomes one block:
 
 A part holds the codes of 32 columns: lines of 64 bytes, then the extra bits. One
 line is one vector. Byte `4 r + j` of a line belongs to row `r`: four columns of a
-row lie side by side, as x86's `vpdpbusd` and Arm's `udot` take them.
+row lie side by side, as x86's `vpdpbusd` and Arm's `sdot` take them.
 
   2-bit lines, [2][16][4] (Q2_K, Q3_K, TQ2_0)
       line h, byte 4 r + j:  bits 2 i and 2 i + 1 belong to column 16 h + 4 i + j

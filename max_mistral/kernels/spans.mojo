@@ -65,7 +65,7 @@ def _tile[
         query: Where in it these rows' are.
         first: The first key that each row sees.
         end: The end of the keys that each row sees.
-        keys: `[count, padded(head_dim)]`.
+        keys: `count` keys, `stride` lanes apart, each `padded(head_dim)` wide.
         values: The same of values.
         stride: Lanes from one key to the next.
         next: Lanes from here to the next step's keys.
