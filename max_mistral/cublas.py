@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-INSTALL = "pip install 'max_mistral[hopper]'"
+INSTALL = "pip install 'nvidia-cublas>=13,<14'"
 """The command that installs it."""
 
 # MAX tries these, in this order.

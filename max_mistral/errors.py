@@ -8,6 +8,9 @@ _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 _REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 12
 
+AGAIN = "Fetch the file again; if it says the same, it is not supported."
+"""What to do about a value in a checkpoint's file that is not as expected."""
+
 
 class UserError(click.ClickException, ValueError):
     """A wrong path, checkpoint, config value or flag, said in a sentence.
@@ -21,7 +24,8 @@ class UserError(click.ClickException, ValueError):
 def refuse(key: str, found: object, expected: str) -> None:
     """Raises a :class:`UserError` about a value of ``config.json``."""
     raise UserError(
-        f"config.json has {key} = {shown(found)}; max_mistral supports only {expected}."
+        f"config.json has {key} = {shown(found)}; max_mistral supports only "
+        f"{expected}. {AGAIN}"
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, shown
+from .errors import AGAIN, UserError, shown
 
 # What no model of the family comes near, so that a damaged number is refused
 # before anything is made by it.
@@ -33,7 +33,10 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: If the file cannot be read.
     """
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file. Put the file of that name there.")
+        what = "a folder" if path.is_dir() else "no plain file"
+        raise UserError(
+            f"{path} is {what}; expected a file. Copy the checkpoint's file there."
+        )
     return parse_json(path.read_bytes(), str(path))
 
 
@@ -147,10 +150,12 @@ class Fields:
             self.refuse(key, value, "an object")
         return Fields(f"{self.source}: {key}", value.get)
 
-    def refuse(self, key: str | int, found: object, expected: str) -> None:
+    def refuse(
+        self, key: str | int, found: object, expected: str, mend: str = AGAIN
+    ) -> None:
         """Raises a ``UserError`` that says what was found and what was expected."""
         raise UserError(
-            f"{self.source} has {key} = {shown(found)}; expected {expected}."
+            f"{self.source} has {key} = {shown(found)}; expected {expected}. {mend}"
         )
 
     def _value(self, key: str | int, default: Any) -> Any:

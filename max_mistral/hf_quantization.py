@@ -177,5 +177,6 @@ _READERS: dict[str, Callable[[dict[str, Any]], WeightFormat]] = {
 def _refuse(key: str, found: object, expected: str) -> NoReturn:
     raise UserError(
         f"quantization_config of the checkpoint has {key} = {shown(found)}; "
-        f"max_mistral supports {expected}."
+        f"max_mistral supports {expected}. Take the model's bfloat16 checkpoint, or a "
+        "GGUF file on a CPU."
     )

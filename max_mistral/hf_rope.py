@@ -131,7 +131,8 @@ def rope_scaling(config: PretrainedConfig) -> RopeScaling | None:
     if missing:
         raise UserError(
             f"config.json has rope_type = {rope_type!r} but lacks "
-            f"{', '.join(missing)} beside it."
+            f"{', '.join(missing)} beside it. Copy the checkpoint's config.json "
+            "again."
         )
     factor = rope.number("factor")
     if rope_type == "linear":

@@ -39,6 +39,8 @@ _FLAGS = {
     MULTISTAGE: f"{MATMUL_VARIABLE}=multistage",
 }
 _KEEP = f"{FP8_VARIABLE}=keep"
+# Found of cuBLAS.
+_MISSING = f"is not installed ({INSTALL})"
 
 
 def self_check() -> bool:
@@ -211,12 +213,13 @@ def choose(
                 )
             return matmul
         findings.append(f"{matmul} {found}")
+    missing = f"{VENDOR} {_MISSING}" in findings
+    mend = f"Install NVIDIA's cuBLAS ({INSTALL}), give" if missing else "Give"
     raise UserError(
         f"On this GPU ({gpu_architecture()}) this model's answers would be wrong: "
-        f"{'; '.join(findings)}. See modular/modular #6883 and #7146. Install "
-        f"NVIDIA's cuBLAS ({INSTALL}), run --quantization-encoding float32 or, of a "
-        f"checkpoint in FP8, leave {_KEEP} out. {VARIABLE}=off starts without this "
-        "check."
+        f"{'; '.join(findings)}. See modular/modular #6883 and #7146. {mend} "
+        "--quantization-encoding float32 or, of a checkpoint in FP8, leave "
+        f"{_KEEP} out. {VARIABLE}=off starts anyway, with wrong answers."
     )
 
 
@@ -229,7 +232,7 @@ def _finding(
 ) -> str | None:
     """Returns what is wrong with a matmul of these products on this device."""
     if matmul is VENDOR and accelerator_api() == "cuda" and load_cublas() is None:
-        return f"is not installed ({INSTALL})"
+        return _MISSING
     session = InferenceSession(devices=[device])
     pipeline_config.configure_session(session)
     try:

@@ -108,7 +108,7 @@ class MistralChat:
                 or there is no such option.
         """
         if tools and self.version == TokenizerVersion.v1:
-            raise InputError("this model's chats have no tools.")
+            raise InputError("this model's chats have no tools; leave tools out.")
         if unknown := options.keys() - _OPTIONS:
             raise InputError(f"this model's chats have no option {min(unknown)!r}.")
         settings: dict[str, Any] = {}

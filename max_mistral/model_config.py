@@ -50,6 +50,7 @@ from .kv_cache import (
 from .kv_room import for_planning
 from .refused_flags import refuse_flags, refuse_subfolder
 from .sharing import Sharing
+from .weights.gguf_agrees import check_config
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.names import HEAD
 from .weights.packed import encodings_of
@@ -362,7 +363,7 @@ class MistralConfig(ArchConfigWithKVCache):
                 # MAX reads it before our adapter does, and says less of what is
                 # wrong with it.
                 checkpoint = GGUFCheckpoint(path, vocabulary=False)
-                checkpoint.check_config(rope_theta(text), text.rms_norm_eps, scaling)
+                check_config(checkpoint, text)
                 scaling = checkpoint.rope_scaling(scaling, head_dim)
         quantization, restored = None, False
         if not _is_gguf(model):

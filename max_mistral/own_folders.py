@@ -58,7 +58,10 @@ def make_ours(folder: Path) -> None:
     if folder.lstat().st_uid == os.geteuid() and not folder.is_symlink():
         folder.chmod(0o700)
     if not is_ours(folder):
-        raise PermissionError(f"{folder} belongs to another user, or others may write")
+        raise PermissionError(
+            f"{folder} belongs to another user, is a link, or others may write there; "
+            "set XDG_CACHE_HOME to a folder of your own"
+        )
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib import PipelineConfig
 from max.pipelines.modeling.types import PipelineTask
 
+from .errors import shown
+
 # The value of each that asks for nothing.
 _PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}
 
@@ -148,7 +150,10 @@ def check_chat_fields(body: Any) -> None:
             "out."
         )
     if set(body.modalities or ()) - {"text"}:
-        raise InputError("modalities may only be ['text'].")
+        raise InputError(
+            f"modalities is {shown(body.modalities)}, but an answer is text only; "
+            "leave it out."
+        )
 
 
 def check_completion_fields(body: Any, config: PipelineConfig) -> None:

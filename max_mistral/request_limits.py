@@ -106,7 +106,10 @@ def _check_stop_strings(stops: Sequence[str]) -> None:
             f"but may have {MOST_STOPS} texts of {LONGEST_STOPS} characters."
         )
     if not all(map(is_unicode, stops)):
-        raise InputError("stop has half of a surrogate pair; no answer has one.")
+        raise InputError(
+            "stop has an invalid Unicode character (a lone surrogate such as \\ud800), "
+            "which no answer has; leave it out."
+        )
 
 
 def check_template_names(options: Mapping[str, Any]) -> None:

@@ -100,7 +100,7 @@ def _check_fields(said: Mapping[str, Any], where: str) -> None:
             '"add_generation_prompt": false}.'
         )
     if not isinstance(said.get("reasoning") or "", str):
-        raise InputError(f"{where}.reasoning is no text.")
+        raise InputError(f"{where}.reasoning must be a string.")
 
 
 def _read_calls(calls: Sequence[dict[str, Any]], where: str) -> None:

@@ -102,7 +102,10 @@ def check_size(schema: object, what: str) -> None:
         message = f"The JSON schema of {what} has a number that is not finite."
         raise InputError(message) from None
     if not is_unicode(text):
-        raise InputError(f"The JSON schema of {what} has half of a surrogate pair.")
+        raise InputError(
+            f"The JSON schema of {what} has an invalid Unicode character (a lone "
+            "surrogate such as \\ud800); leave it out."
+        )
     size = len(text)
     if size > MAX_CHARACTERS:
         _refuse(what, f"{size:,} characters", f"{MAX_CHARACTERS:,}")

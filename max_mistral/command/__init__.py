@@ -9,10 +9,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .. import prepare
 from ..errors import UserError, describe
 from ..progress import print_line
+from .checkpoint import is_gguf
 from .doctor import print_report
 from .errors import UsageError
 from .flags import Flags
@@ -63,7 +65,7 @@ def _run(arguments: list[str]) -> None:
     if subcommand in ("-h", "--help"):
         print(_HELP)
     elif subcommand == "prepare":
-        prepare.main(rest)
+        prepare.main(rest, "max-mistral prepare")
     elif rest[:1] in (["-h"], ["--help"]):
         print(_HELP)
     elif subcommand == "doctor":
@@ -75,7 +77,15 @@ def _run(arguments: list[str]) -> None:
     else:
         raise UsageError(
             f"{subcommand!r} is no subcommand: serve, generate, prepare and doctor are."
+            f"{_hint(subcommand)}"
         )
+
+
+def _hint(word: str) -> str:
+    """What to say where MODEL stands in the place of a subcommand."""
+    if "/" not in word and not is_gguf(Path(word)) and not Path(word).exists():
+        return ""
+    return f" Did you mean {shlex.join(['max-mistral', 'generate', word])}?"
 
 
 def _run_max(subcommand: str, arguments: list[str]) -> None:

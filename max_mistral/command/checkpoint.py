@@ -62,10 +62,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, paths, prepare=native)
     if any(is_gguf(entry) for entry in found):
         return _gguf_file(path / pick_gguf(names, str(path)))
-    raise UserError(
-        f"{path} has no weights that MAX reads: *.safetensors or a .gguf file"
-        f"{_instead(names)}. Name a folder that has, or a GGUF file."
-    )
+    has, mend = "", "Give a folder with such weights, or a GGUF file."
+    if instead := _instead(names):
+        has = f"; it has {_listed(instead)}"
+    if instead == ["config.json"]:
+        mend = (
+            "If prepare made it from a GGUF file, give that file as MODEL, or add "
+            "--weight-path FILE.gguf."
+        )
+    raise UserError(f"{path} has no weights (*.safetensors or one .gguf){has}. {mend}")
 
 
 def _gguf_file(path: Path) -> Checkpoint:
@@ -96,13 +101,22 @@ def models_of(names: Sequence[str]) -> list[str]:
     return [str(p) for p in found if not p.name.lower().startswith("mmproj")]
 
 
-def pick_gguf(names: Sequence[str], source: str, tag: str | None = None) -> str:
+def pick_gguf(
+    names: Sequence[str],
+    source: str,
+    tag: str | None = None,
+    *,
+    repo: str | None = None,
+    assumed: bool = False,
+) -> str:
     """Returns the one model among a folder's GGUF files.
 
     Args:
         names: Of all files.
         source: What to call the folder.
         tag: An encoding such as ``Q4_K_M``, which the name ends with.
+        repo: The Hub id, if it is one's folder.
+        assumed: Whether ``tag`` is what is taken where the user gives none.
 
     Raises:
         UserError: (a ``ValueError``) if there is none or more than one, or MAX
@@ -119,11 +133,25 @@ def pick_gguf(names: Sequence[str], source: str, tag: str | None = None) -> str:
         _refuse_unread(found[0])
         return found[0]
     what = "" if tag is None else f" whose name ends in {tag}"
+    if assumed:
+        what += ", which is taken where none is asked for"
+    if not ggufs:
+        raise UserError(
+            f"{source} has no GGUF file of a model{what}. Give another, with "
+            "*.safetensors or a GGUF file of a model."
+        )
+    if repo is None:
+        mend = "Give the path of one."
+    else:
+        # The whole name ends in itself, and so is always enough.
+        mend = f"Give one: {repo}:{PurePath((found or ggufs)[0]).stem}"
     if not found:
-        has = f"; it has {_listed(ggufs)}" if ggufs else ""
-        raise UserError(f"{source} has no GGUF file of a model{what}{has}.")
+        raise UserError(
+            f"{source} has no GGUF file of a model{what}; it has {_listed(ggufs)}. "
+            f"{mend}"
+        )
     raise UserError(
-        f"{source} has {len(found)} GGUF files{what}: {_listed(found)}. Name one."
+        f"{source} has {len(found)} GGUF files{what}: {_listed(found)}. {mend}"
     )
 
 
@@ -143,12 +171,11 @@ def _refuse_unread(name: str) -> None:
         )
 
 
-def _instead(names: Sequence[str]) -> str:
+def _instead(names: Sequence[str]) -> list[str]:
     """What is there that people take for a model."""
     found = [n for n in names if n.endswith((".bin", ".pth", ".pt", ".ckpt"))]
     found += [n for n in names if n.startswith("adapter_")]
-    found += [n for n in names if n in (PARAMS, "config.json")]
-    return f" (but {_listed(found)})" if found else ""
+    return found + [n for n in names if n in (PARAMS, "config.json")]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -64,7 +64,10 @@ def fetch(model: str, revision: str | None = None) -> Path:
             "hf auth login"
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{repo} has no revision {shown(revision)}.") from error
+        raise UserError(
+            f"{repo} has no revision {shown(revision)}. Check "
+            "--huggingface-model-revision."
+        ) from error
     except (OSError, HTTPError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -100,10 +103,12 @@ def _find_fetched(
     folder = Path(found)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in files]
-    return folder, _wanted(names, f"{repo}, as fetched before,", tag)
+    return folder, _wanted(names, repo, tag, f"{repo}, as fetched before,")
 
 
-def _wanted(names: list[str], repo: str, tag: str | None) -> list[str]:
+def _wanted(
+    names: list[str], repo: str, tag: str | None, source: str | None = None
+) -> list[str]:
     """The files to fetch; of GGUF files one."""
     weights = pick_safetensors([name for name in names if "/" not in name])
     if weights and tag is None:
@@ -113,6 +118,6 @@ def _wanted(names: list[str], repo: str, tag: str | None) -> list[str]:
             if _BESIDE.fullmatch(name) or name in MISTRAL_TOKENIZERS
         ]
         return weights + beside
-    if tag is None and len(models_of(names)) > 1:
-        tag = _USUAL
-    return [pick_gguf(names, repo, tag)]
+    assumed = tag is None and len(models_of(names)) > 1
+    tag = _USUAL if assumed else tag
+    return [pick_gguf(names, source or repo, tag, repo=repo, assumed=assumed)]

@@ -28,7 +28,7 @@ def with_own_weights(path: Path, given: Sequence[str]) -> Checkpoint:
     if [Path(value).absolute() for value in given] != [path.absolute()]:
         raise UsageError(
             f"--weight-path is {', '.join(given)}, but MODEL is the file {path}. "
-            "Leave one of them out."
+            "Leave --weight-path out, or give as MODEL the folder with config.json."
         )
     return read_checkpoint(path)
 

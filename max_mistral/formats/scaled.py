@@ -54,7 +54,8 @@ class QuantizedLayers:
             if len(found) > 1:
                 raise UserError(
                     f"Of layers.{layer}.{part} some projections are quantized and "
-                    "some are not; max_mistral runs all or none of them so."
+                    "some are not; max_mistral supports all or none. Take the model's "
+                    "bfloat16 checkpoint, or a GGUF file on a CPU."
                 )
             if found == {True}:
                 layers[part].add(layer)

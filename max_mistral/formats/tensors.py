@@ -45,7 +45,8 @@ def _check_not_quantized(name: str, found: Mapping[str, WeightData]) -> None:
         if part in found:
             raise UserError(
                 f"{name} is quantized (there is {part}); max_mistral supports that "
-                "of the projections of the blocks only."
+                "of the projections of the blocks only. Take the model's bfloat16 "
+                "checkpoint, or a GGUF file on a CPU."
             )
 
 

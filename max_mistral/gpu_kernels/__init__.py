@@ -12,6 +12,6 @@ def library() -> Path:
     MAX's own matmul.
 
     Raises:
-        RuntimeError: If MAX's toolchain cannot compile them.
+        UserError: (a ``ValueError``) if MAX's toolchain cannot compile them.
     """
     return compiled(Path(__file__).parent, prefix="gpu-")

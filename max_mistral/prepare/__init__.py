@@ -1,15 +1,15 @@
 """Makes a folder that MAX loads out of a checkpoint it does not.
 
-    python -m max_mistral.prepare SRC DST [--lora ADAPTER [--lora-scale X]]
+    python -m max_mistral.prepare SOURCE DESTINATION [--lora ADAPTER [--lora-scale X]]
 
-SRC is a GGUF file, or a folder in Mistral's own format (``params.json``,
+SOURCE is a GGUF file, or a folder in Mistral's own format (``params.json``,
 ``consolidated*.safetensors``, ``tekken.json`` or ``tokenizer.model*``), or a
 Hugging Face folder whose only weights are ``consolidated*.safetensors``. The
-new folder DST gets config.json and the tokenizer with its chat template. It
-links to the shards of SRC; a GGUF file stays where it is, for --weight-path.
+new folder DESTINATION gets config.json and the tokenizer with its chat template.
+It links to the shards of SOURCE; a GGUF file stays where it is, for --weight-path.
 
-With --lora, SRC may be any Hugging Face folder too, and DST gets weights of its
-own: those of SRC with the PEFT adapter in the folder ADAPTER merged.
+With --lora, SOURCE may be any Hugging Face folder too, and DESTINATION gets weights
+of its own: those of SOURCE with the PEFT adapter in the folder ADAPTER merged.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..mistral_common_chat import FILES as MISTRAL_TOKENIZERS
 from ..other_models import refuse_other_models
 from ..progress import print_line
 from ..weights.gguf_file import GGUFCheckpoint
+from ..weights.safetensors_file import read_tensors
 from . import gguf_config
 from .atomic import new_folder
 from .embedding_files import copy_embedding_files
@@ -74,8 +75,8 @@ def prepare(
         source: A GGUF file, or a folder with ``consolidated*.safetensors``; with
             ``lora``, with ``model*.safetensors`` too.
         destination: A folder that does not exist yet.
-        max_position_embeddings: The longest sequence in tokens, for a
-            ``params.json`` that does not give it.
+        max_position_embeddings: The longest sequence in tokens, whatever the
+            checkpoint says; by default what it says.
         lora: A PEFT adapter's folder, to merge into the weights.
         lora_scale: What its low-rank changes are multiplied by.
 
@@ -216,29 +217,45 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
             shutil.copyfile(source / name, folder / name)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; ``argv`` is that of the process by default."""
+def main(
+    argv: Sequence[str] | None = None, program: str = "python -m max_mistral.prepare"
+) -> None:
+    """The command line.
+
+    Args:
+        argv: By default the process's.
+        program: How it was called, for its usage.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m max_mistral.prepare",
+        prog=program,
         description="Make a folder that MAX loads out of a GGUF file or a "
-        "folder in Mistral's own format.",
+        "folder in Mistral's own format, or merge an adapter into a checkpoint.",
     )
     parser.add_argument(
         "source",
+        metavar="SOURCE",
         type=Path,
-        help="a GGUF file, or a folder with consolidated*.safetensors",
+        help="a GGUF file, or a folder with consolidated*.safetensors; with --lora, "
+        "or with model*.safetensors",
     )
-    parser.add_argument("destination", type=Path, help="the folder to make")
+    parser.add_argument(
+        "destination", metavar="DESTINATION", type=Path, help="the folder to make"
+    )
     parser.add_argument(
         "--max-position-embeddings",
+        metavar="TOKENS",
         type=int,
-        help="the longest sequence in tokens, where the checkpoint does not say",
+        help="the longest sequence in tokens, whatever the checkpoint says",
     )
     parser.add_argument(
-        "--lora", type=Path, help="the folder of a PEFT adapter, to merge"
+        "--lora",
+        metavar="ADAPTER",
+        type=Path,
+        help="the folder of a PEFT adapter, to merge",
     )
     parser.add_argument(
         "--lora-scale",
+        metavar="SCALE",
         type=float,
         help="what the adapter's changes are multiplied by (1)",
     )
@@ -253,21 +270,38 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.lora,
             1.0 if arguments.lora_scale is None else arguments.lora_scale,
         )
+        command = _command(
+            arguments.source, arguments.destination, arguments.lora is not None
+        )
     except UserError as error:
         parser.exit(1, f"Error: {error}\n")
     except OSError as error:
         parser.exit(1, f"Error: {describe(error)}\n")
     for note in notes:
         print(note)
-    if arguments.source.is_file():
-        print_line(f"{arguments.destination} is ready. Start max with")
-        # MAX looks for a relative path in the folder, and at the suffix, which what a
-        # link of the Hub's cache leads to has not.
-        weights = arguments.source
-        if arguments.lora is not None:
-            weights = arguments.destination / weights.name
-        paths = arguments.destination, weights.absolute()
-        model, weights = (shlex.quote(str(path)) for path in paths)
-        print_line(f"  --model {model} --weight-path {weights}")
+    print_line(f"{arguments.destination} is ready. Start it on a CPU with")
+    print_line(f"  {shlex.join(command)}")
+
+
+def _command(source: Path, destination: Path, merged: bool) -> list[str]:
+    """The ``max`` that starts what was made, on a CPU."""
+    if source.is_file():
+        named = [destination / source.name if merged else source]
+        encoding = []
     else:
-        print_line(f"{arguments.destination} is ready.")
+        shards = find_shards(destination, "model")
+        dtypes = {tensor.dtype for tensor in read_tensors(shards).values()}
+        # MAX does not look for these on a CPU.
+        named = shards if {"F16", "F8_E4M3"} & dtypes else []
+        encoding = ["--quantization-encoding", "float32"]
+    embeds = (destination / "modules.json").exists()
+    start, ask = ["max", "generate"], ["--prompt", "Hello"]
+    if embeds:
+        start, ask = ["max", "serve"], ["--task", "embeddings_generation"]
+    # MAX looks for a relative path in the folder, and at the suffix, which what a
+    # link of the Hub's cache leads to has not.
+    weights = [
+        part for path in named for part in ("--weight-path", str(path.absolute()))
+    ]
+    model = ["--custom-architectures", "max_mistral", "--model", str(destination)]
+    return [*start, *model, *weights, "--devices", "cpu", *encoding, *ask]

@@ -56,7 +56,9 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
         raise UserError(
             f"{checkpoint.path} has a tokenizer of kind {kind!r}/{pre!r}; "
             "max_mistral builds 'llama', and 'gpt2' with "
-            f"{' and '.join(map(repr, PRE_TOKENIZERS))}."
+            f"{' and '.join(map(repr, PRE_TOKENIZERS))}. Put config.json and the "
+            "tokenizer of the model's own checkpoint in a folder, and start with "
+            f"--model FOLDER --weight-path {checkpoint.path}."
         )
     # Whether the file says so or not, sentencepiece and tekken begin with <s>.
     adds_bos = file.boolean(

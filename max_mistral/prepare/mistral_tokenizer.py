@@ -90,10 +90,12 @@ def write_tokenizer(path: Path, folder: Path) -> int:
             f"{path} is not a complete tokenizer ({error}). Fetch it again."
         ) from error
     for token, expected in ((UNK, 0), (_BOS, 1), (_EOS, 2)):
-        if tokenizer.token_to_id(token) != expected:
+        found = tokenizer.token_to_id(token)
+        if found != expected:
+            what = f"no {token}" if found is None else f"{token} at id {found}"
             raise UserError(
-                f"{path} has {token} at {tokenizer.token_to_id(token)}; the "
-                f"tokenizers of Mistral have it at {expected}."
+                f"{path} has {what} (expected id {expected}). This is not a Mistral "
+                "tokenizer: copy the one of the checkpoint."
             )
     add_bos(tokenizer, _BOS)
     tokenizer.save(str(folder / "tokenizer.json"))

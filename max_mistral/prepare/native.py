@@ -225,16 +225,23 @@ def _check_keys(path: Path, params: dict[str, Any]) -> None:
         )
     known = {*_REQUIRED, *_OPTIONAL, *_IRRELEVANT}
     for key, value in params.items():
-        unset = value is None or value is False
-        if key not in known and not unset and value != _FIXED.get(key):
-            raise UserError(
-                f"{path} has {key} = {shown(value)}, which max_mistral does not "
-                "support: it runs dense text models."
-            )
+        unset = value is None or (value is False and key not in _FIXED)
+        if key in known or unset or value == _FIXED.get(key):
+            continue
+        if key in _FIXED:
+            Fields(str(path), params.get).refuse(key, value, repr(_FIXED[key]))
+        raise UserError(
+            f"{path} has the unknown key {key} = {shown(value)}. If the model runs "
+            "without it, remove it; else the model is not supported."
+        )
     yarn = params.get("yarn")
-    unknown = yarn.keys() - _YARN if isinstance(yarn, dict) else ()
+    unknown = sorted(yarn.keys() - _YARN) if isinstance(yarn, dict) else ()
     if unknown:
-        raise UserError(f"{path} has yarn with {', '.join(sorted(unknown))}, unknown.")
+        raise UserError(
+            f"{path} has yarn.{unknown[0]}, which is unknown; known are "
+            f"{', '.join(sorted(_YARN))}. If the model runs without it, remove it; "
+            "else the model is not supported."
+        )
 
 
 def _yarn(yarn: Fields, theta: float) -> dict[str, Any]:

@@ -21,7 +21,8 @@ def check_dtype(weight: WeightData, kinds: Collection[DType], source: str) -> No
     if weight.dtype not in kinds:
         raise UserError(
             f"{weight.name} of {source} is {weight.dtype.name}; by its config.json "
-            f"it should be {' or '.join(kind.name for kind in kinds)}."
+            f"it should be {' or '.join(kind.name for kind in kinds)}. Take "
+            "config.json and all weights from the same checkpoint."
         )
 
 

@@ -48,13 +48,19 @@ def encoding_of(kind: GGMLQuantizationType) -> Encoding:
     return _ENCODERS[kind][0] if kind in _ENCODERS else Encoding.F16
 
 
-def encode(stored: Stored, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> Bytes:
+def encode(
+    stored: Stored,
+    kind: GGMLQuantizationType,
+    shape: tuple[int, ...],
+    what: str = "A tensor",
+) -> Bytes:
     """Returns the bytes of a matrix in the encoding of :func:`encoding_of`.
 
     Args:
         stored: Where its bytes are.
         kind: What they are; a type without a kernel.
         shape: ``(rows, columns)``.
+        what: What to call it in a message.
 
     Raises:
         UserError: (a ``ValueError``) if the ``gguf`` package cannot read the type.
@@ -70,19 +76,28 @@ def encode(stored: Stored, kind: GGMLQuantizationType, shape: tuple[int, ...]) -
             part = slice(start, start + step)
             encoded[part] = encode_blocks(blocks[part])
         return encoded.reshape(-1)
-    values = dequantize_rows(data, kind, shape)
+    values = dequantize_rows(data, kind, shape, what)
     return values.astype(np.float16).view(np.uint8)
 
 
 def dequantize_rows(
-    data: Bytes, kind: GGMLQuantizationType, shape: tuple[int, ...]
+    data: Bytes,
+    kind: GGMLQuantizationType,
+    shape: tuple[int, ...],
+    what: str = "A tensor",
 ) -> npt.NDArray[np.float32]:
-    """Returns a tensor's bytes as float32 of ``shape``."""
+    """Returns a tensor's bytes as float32 of ``shape``.
+
+    Raises:
+        UserError: (a ``ValueError``) about ``what``, if the ``gguf`` package cannot
+            read the type.
+    """
     try:
         return dequantize(data.reshape(*shape[:-1], -1), kind).reshape(shape)
     except NotImplementedError as error:
         raise UserError(
-            f"A tensor is of the GGML type {kind.name}, which cannot be read."
+            f"{what} is of type {kind.name}, which the gguf package cannot decode. "
+            "Update gguf, or take a file in Q4_K_M."
         ) from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -54,8 +53,6 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
     "expert_count": (0,),
     "use_parallel_residual": (False,),
 }
-# A file has float32, and prepare rounds them to six digits.
-_CLOSE = 1e-5
 # What each rotary frequency is divided by, in the files of models whose RoPE is
 # stretched as Llama 3.1's; llama.cpp works it out when it converts them.
 _ROPE_DIVISORS = "rope_freqs.weight"
@@ -84,7 +81,8 @@ class GGUFCheckpoint:
         if self.architecture not in ARCHITECTURES:
             raise UserError(
                 f"{path} holds the architecture {self.architecture!r}; max_mistral "
-                f"reads {' and '.join(map(repr, ARCHITECTURES))}."
+                f"reads {' and '.join(map(repr, ARCHITECTURES))}. Give a file of one "
+                "of these."
             )
         self._check_neutral()
 
@@ -102,42 +100,6 @@ class GGUFCheckpoint:
             if self.metadata.has(key) and self.metadata.get(key) not in neutral:
                 expected = " or ".join(map(repr, neutral))
                 self.metadata.refuse(key, self.metadata.get(key), expected)
-
-    def check_config(
-        self, theta: float, epsilon: float, scaling: RopeScaling | None
-    ) -> None:
-        """Checks that a config says what the file says, where the file says it.
-
-        The shapes of two models may be the same, and only such numbers differ.
-
-        Args:
-            theta: The config's base of RoPE.
-            epsilon: The config's epsilon of RMSNorm.
-            scaling: How the config stretches RoPE.
-
-        Raises:
-            UserError: (a ``ValueError``) naming what differs.
-        """
-        kind = None if scaling is None else scaling.rope_type
-        stated: dict[str, object] = {
-            "rope.freq_base": theta,
-            "attention.layer_norm_rms_epsilon": epsilon,
-        }
-        # A linear factor of 1 is none.
-        plain = self.metadata.get(f"{self.architecture}.rope.scaling.factor") == 1
-        if kind in ("linear", "yarn") or (kind is None and not plain):
-            stated["rope.scaling.type"] = kind or "none"
-        if scaling is not None and kind in ("linear", "yarn"):
-            stated["rope.scaling.factor"] = scaling.factor
-        for name, value in stated.items():
-            key = f"{self.architecture}.{name}"
-            if self.metadata.has(key) and not _alike(self.metadata.get(key), value):
-                self.metadata.refuse(
-                    key,
-                    self.metadata.get(key),
-                    f"{value}, as config.json has it. If config.json is not of this "
-                    "file, make it with python -m max_mistral.prepare",
-                )
 
     def rope_scaling(
         self, stated: RopeScaling | None, head_dim: int
@@ -161,7 +123,12 @@ class GGUFCheckpoint:
                 f"{what} of shape {list(tensor.shape)}; expected [{head_dim // 2}], "
                 "one for each rotary frequency. Fetch the file again."
             )
-        values = dequantize_rows(tensor.stored.read(), tensor.kind, tensor.shape)
+        values = dequantize_rows(
+            tensor.stored.read(),
+            tensor.kind,
+            tensor.shape,
+            f"{self.path}: {_ROPE_DIVISORS}",
+        )
         # NaN is not between any two.
         wrong = ~((values >= 1 / MOST_SCALE) & (values <= MOST_SCALE))
         if wrong.any():
@@ -215,13 +182,13 @@ class GGUFCheckpoint:
         for tensor in progress(wanted, "Loading weights", "tensors"):
             graph, shape = expected[tensor.name].graph, expected[tensor.name].shape
             heads = rotary_heads(graph, config)
-            kind = tensor.kind
+            kind, what = tensor.kind, f"{self.path}: {tensor.name}"
             if packed and len(shape) == 2:
                 encoding = encoding_of(kind)
                 data: Stored | Callable[[], Bytes] = tensor.stored
                 if encoding.name != kind.name:
                     repacked[f"{kind.name} as {encoding.name}"] += 1
-                    data = partial(encode, tensor.stored, kind, shape)
+                    data = partial(encode, tensor.stored, kind, shape, what)
                 yield (
                     graph,
                     pack_matrix(
@@ -230,7 +197,7 @@ class GGUFCheckpoint:
                     ),
                 )
                 continue
-            values = dequantize_rows(tensor.stored.read(), kind, shape)
+            values = dequantize_rows(tensor.stored.read(), kind, shape, what)
             check_bytes(
                 tensor.name,
                 np.ascontiguousarray(values).reshape(-1).view(np.uint8),
@@ -243,9 +210,3 @@ class GGUFCheckpoint:
             yield graph, WeightData.from_numpy(np.ascontiguousarray(values), graph)
         for change, count in repacked.items():
             logger.info("%d tensors of %s are kept as %s", count, self.path, change)
-
-
-def _alike(found: object, stated: object) -> bool:
-    if isinstance(found, int | float) and isinstance(stated, int | float):
-        return math.isclose(found, stated, rel_tol=_CLOSE)
-    return found == stated

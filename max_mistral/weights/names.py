@@ -275,6 +275,7 @@ def check_tensors(
         raise UserError(
             f"The tensors of {source} do not fit its config.json:\n  "
             + "\n  ".join(shown + more)
+            + "\nTake config.json and all weights from the same checkpoint."
         )
 
 

@@ -139,7 +139,7 @@ BAD_SCHEMAS = {
     "long": ({"type": "string", "maxLength": 10**9}, "lengths"),
     "endless": ({"type": "string", "minLength": -1e400}, "not finite"),
     "no number": ({"type": "string", "maxLength": float("nan")}, "not finite"),
-    "half a character": ({"enum": ["\ud800"]}, "half of a surrogate pair"),
+    "half a character": ({"enum": ["\ud800"]}, "a lone surrogate such as"),
     "a count that is text": ({"type": "array", "minItems": "3"}, "minItems"),
     "choices that are no list": ({"allOf": 5}, "allOf"),
     "a name that is no text": ({"properties": {}, "required": [[1]]}, "mismatch"),

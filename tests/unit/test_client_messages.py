@@ -49,7 +49,7 @@ def test_thinking_in_content_is_reasoning_content(v13, value):
         (says({"type": "refusal", "refusal": "No."}), "a part of type 'refusal'"),
         (says({"type": "file", "file": {}}), "a part of type 'file'"),
         (says(ANSWER, prefix=True), "continue_final_message"),
-        (says(ANSWER, reasoning={"a": 1}), "messages[1].reasoning is no text"),
+        (says(ANSWER, reasoning={"a": 1}), "messages[1].reasoning must be a string"),
         (says(ANSWER, refusal="No."), "messages[1].refusal is not supported"),
         (says(ANSWER, function_call={"name": "f", "arguments": ""}), ".function_call"),
     ],

@@ -115,6 +115,23 @@ def test_a_gguf_file_is_prepared_once(run, gguf, tmp_path):
     assert "Preparing" not in err
 
 
+def test_replicas_have_a_part_of_the_memory_each(run, folder, monkeypatch):
+    have_gpus(monkeypatch, 4)
+    _, found, _ = run("serve", folder, "--devices", "gpu:0,1,2,3")
+    assert value(found, "--max-length") == "512"
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    monkeypatch.setattr(memory, "_free_on", lambda devices: 8 * weights)
+    flags = ["--devices", "gpu:0,1,2,3", "--data-parallel-degree"]
+    assert run("serve", folder, *flags, "1")[0] == 0
+    # Each of eight times the weights has a quarter; of four replicas, two weights.
+    for degree, more, status in (
+        ("4", [], 0),
+        ("4", ["--device-memory-utilization", "0.5"], 1),
+        ("x", [], 0),
+    ):
+        assert bool(run("serve", folder, *flags, degree, *more)[0]) == bool(status)
+
+
 def test_a_model_that_embeds_does_not_generate(run, folder, tmp_path):
     headless = write_headless(tmp_path / "headless", BASE)
     for model, more in ((headless, []), (folder, ["--task", "embeddings_generation"])):
@@ -417,7 +434,7 @@ def test_a_tokenizer_of_the_users_own(run, gguf, folder, tmp_path):
         (["--model-path=other/one"], "--model is other/one, beside MODEL"),
         (["--model", "."], "--model is ., which has no config.json"),
         (["--kv-cache-format", "int3"], "--kv-cache-format is 'int3'"),
-        (["--weight-path", "other.gguf"], "Leave one of them out"),
+        (["--weight-path", "other.gguf"], "Leave --weight-path out, or give as MODEL"),
         (["--models", "{}"], "says itself which model"),
         (["--config-file", "c.yaml"], "says itself which model"),
         (["--devices", "tpu"], "--devices is 'tpu'"),
@@ -513,11 +530,14 @@ def test_max_on_the_path(monkeypatch, tmp_path):
     [
         ([], "usage: max-mistral serve"),
         (["server"], "'server' is no subcommand"),
+        (["a b.gguf"], "Did you mean max-mistral generate 'a b.gguf'?"),
+        (["user/repo"], "Did you mean max-mistral generate user/repo?"),
         (["serve"], "MODEL comes first"),
         (["serve", "--port", "1", "model"], "MODEL comes first"),
         (["serve", ""], "MODEL comes first"),
         (["doctor", "--verbose"], "--check only"),
-        (["prepare", "one"], "required: destination"),
+        (["prepare", "one"], "usage: max-mistral prepare"),
+        (["prepare", "one"], "required: DESTINATION"),
     ],
 )
 def test_usage_errors_exit_with_2(run, arguments, message):
@@ -590,9 +610,9 @@ def test_folders_without_a_model(run, tmp_path):
     (tmp_path / "empty").mkdir()
     status, _, err = run("serve", tmp_path / "empty")
     assert status == 1
-    assert "has no weights that MAX reads" in err
+    assert "has no weights (*.safetensors or one .gguf). Give" in err
     (tmp_path / "empty" / "pytorch_model.bin").touch()
-    assert "(but pytorch_model.bin)" in run("serve", tmp_path / "empty")[2]
+    assert "; it has pytorch_model.bin. Give" in run("serve", tmp_path / "empty")[2]
     (tmp_path / "empty" / "model.safetensors").touch()
     assert "has no config.json" in run("serve", tmp_path / "empty")[2]
 
@@ -601,7 +621,17 @@ def test_a_folder_with_several_gguf_files_lists_them(run, gguf):
     write_gguf(gguf.with_name("model.Q8_0.gguf"))
     status, _, err = run("serve", gguf.parent)
     assert status == 1
-    assert "2 GGUF files: model.Q4_K_M.gguf, model.Q8_0.gguf. Name one." in err
+    assert "2 GGUF files: model.Q4_K_M.gguf, model.Q8_0.gguf. Give the" in err
+
+
+def test_what_prepare_made_of_a_gguf_file(run, gguf, tmp_path):
+    command.main(["prepare", str(gguf), str(tmp_path / "new")])
+    status, _, err = run("generate", tmp_path / "new")
+    assert status == 1
+    assert "it has config.json. If prepare made it from a GGUF file, give that" in err
+    _, found, _ = run("generate", tmp_path / "new", "--weight-path", gguf)
+    assert value(found, "--model") == str(tmp_path / "new")
+    assert value(found, "--weight-path") == str(gguf)
 
 
 def test_parts_of_a_gguf_file(run, tmp_path):

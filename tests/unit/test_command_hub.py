@@ -10,6 +10,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from max_mistral.command import hub
@@ -88,6 +89,28 @@ def test_an_encoding_of_gguf(site):
     assert fetch("a/b-GGUF").name == "b.Q4_K_M.gguf"
     with pytest.raises(UserError, match=r"has no GGUF .* in Q2_K; it has b.Q8"):
         fetch("a/b-GGUF:Q2_K")
+
+
+@pytest.mark.parametrize(
+    ("tag", "names", "says"),
+    [
+        ("", ["b.Q8_0.gguf", "b.F16.gguf"], "in Q4_K_M, which is taken where none is"),
+        ("", ["b-Q4_K_M.gguf", "c-Q4_K_M.gguf"], "has 2 GGUF files whose name ends in"),
+        (":Q2_K", ["b.Q8_0.gguf"], "has no GGUF file of a model whose name ends in Q2"),
+    ],
+)
+def test_an_encoding_that_is_given_as_the_message_says(site, tag, names, says):
+    site.repos["a/b"] = names
+    with pytest.raises(UserError, match=says) as error:
+        fetch(f"a/b{tag}")
+    _, _, given = str(error.value).partition(" Give one: ")
+    assert fetch(given).name == names[0]
+
+
+def test_a_revision_that_is_not_there(site):
+    site.error = refused(RevisionNotFoundError)
+    with pytest.raises(UserError, match=r"'x'\. Check --huggingface-model-revision"):
+        fetch("a/b", "x")
 
 
 def test_the_only_gguf_file(site):

@@ -1,19 +1,20 @@
 """Reading GGUF: the rotary order, the metadata, and files that are no good."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
-from transformers import AutoTokenizer, MistralConfig
+from transformers import AutoConfig, AutoTokenizer, MistralConfig
 
 from max_mistral.errors import UserError
-from max_mistral.hf_rope import RopeScaling
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.prepare import prepare
 from max_mistral.prepare.gguf_config import read_config
 from max_mistral.prepare.gguf_tokenizer import write_tokenizer
+from max_mistral.weights.gguf_agrees import check_config
 from max_mistral.weights.gguf_encode import dequantize_rows, encode, encoding_of
 from max_mistral.weights.gguf_file import GGUFCheckpoint
 from max_mistral.weights.heads import split_rotary
@@ -29,6 +30,7 @@ def write_gguf(
     drop=(),
     scaling=None,
     factor=16.0,
+    scales_queries=True,
     eos=2,
     add_eos=None,
 ) -> Path:
@@ -47,7 +49,8 @@ def write_gguf(
         writer.add_rope_scaling_factor(factor)
         writer.add_rope_scaling_orig_ctx_len(4)
         writer.add_rope_scaling_yarn_log_mul(1.0)
-        writer.add_attn_temperature_scale(0.1)
+        if scales_queries:
+            writer.add_attn_temperature_scale(0.1)
     add_four_tokens(writer, eos)
     if add_eos is not None:
         writer.add_add_eos_token(add_eos)
@@ -161,6 +164,17 @@ def test_what_has_none_loses_nothing(tmp_path, kind):
     np.testing.assert_allclose(found, want, rtol=2**-11, atol=2**-24)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", ["blk.0.attn_q.weight", "output_norm.weight"])
+def test_a_type_that_the_gguf_package_cannot_decode(tmp_path, name, packed):
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
+    tensor = checkpoint.tensors[name]
+    checkpoint.tensors[name] = replace(tensor, kind=gguf.GGMLQuantizationType.Q8_K)
+    config = MistralConfig(**read_config(checkpoint))
+    with pytest.raises(UserError, match=f"m.gguf: {name} is of type Q8_K, .* Q4_K_M"):
+        dict(checkpoint.weights(config, packed=packed))
+
+
 def test_a_config_of_another_model_is_refused(tmp_path):
     checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
     config = MistralConfig(**read_config(checkpoint) | {"intermediate_size": 16})
@@ -254,42 +268,67 @@ def test_ministral_3(tmp_path):
     }
 
 
-YARN = RopeScaling(rope_type="yarn", factor=16.0)
+# What it changes of the config that belongs to the file, and what is said then.
+OTHERS = {
+    "heads": ({"num_attention_heads": 4}, "attention.head_count = 2; expected 4"),
+    "groups": ({"num_key_value_heads": 2}, "attention.head_count_kv = 1"),
+    "layers": ({"num_hidden_layers": 2}, "block_count = 1; expected 2"),
+    "epsilon": ({"rms_norm_eps": 1e-6}, "layer_norm_rms_epsilon"),
+    "base": ({"rope_theta": 1e4}, "rope.freq_base = 1000000.0; expected 10000.0"),
+    "factor": ({"factor": 8.0}, "rope.scaling.factor = 16.0; expected 8"),
+    "context": ({"original_max_position_embeddings": 8}, "original_context_length"),
+    "queries": ({"llama_4_scaling_beta": 0.2}, "attention.temperature_scale"),
+    "type": ({"rope_type": "linear"}, "rope.scaling.type = 'yarn'; expected linear"),
+    "none": ({"rope_type": "default"}, "rope.scaling.type = 'yarn'; expected none"),
+    "model": ({"model_type": "mistral"}, "attention.temperature_scale"),
+}
 
 
-def test_a_config_that_says_the_same(tmp_path):
-    kind = gguf.RopeScalingType.YARN
-    stretched = GGUFCheckpoint(write_gguf(tmp_path / "y.gguf", scaling=kind))
-    stretched.check_config(1e6, 1e-5, YARN)
-    kind = gguf.RopeScalingType.LINEAR
-    by_one = GGUFCheckpoint(write_gguf(tmp_path / "1.gguf", scaling=kind, factor=1.0))
-    by_one.check_config(1e6, 1e-5, None)
-    plain = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
-    # What the file does not say is the config's to say.
-    plain.check_config(123.0, 1e-5, YARN)
+def config_of(path, **changes):
+    """The config that prepare makes of a file, but for some values."""
+    values = read_config(GGUFCheckpoint(path))
+    rope = values["rope_parameters"]
+    for key, value in changes.items():
+        (rope if key in rope else values)[key] = value
+    if rope["rope_type"] != "yarn":
+        for key in list(rope):
+            if key not in ("rope_type", "rope_theta", "factor"):
+                del rope[key]
+    if values["model_type"] == "mistral":
+        rope.pop("llama_4_scaling_beta", None)
+    return AutoConfig.for_model(**values)
+
+
+LINEAR = {"scaling": gguf.RopeScalingType.LINEAR, "scales_queries": False}
 
 
 @pytest.mark.parametrize(
-    ("theta", "epsilon", "scaling", "says"),
-    [
-        (1e4, 1e-5, YARN, "rope.freq_base = 1000000.0; expected 10000.0"),
-        (1e6, 1e-6, YARN, "layer_norm_rms_epsilon"),
-        (1e6, 1e-5, None, "rope.scaling.type = 'yarn'; expected none"),
-        (1e6, 1e-5, RopeScaling(rope_type="linear", factor=16.0), "rope.scaling.type"),
-        (
-            1e6,
-            1e-5,
-            RopeScaling(rope_type="yarn", factor=8.0),
-            "rope.scaling.factor = 16.0; expected 8",
-        ),
-    ],
+    "options",
+    [{}, {"scaling": gguf.RopeScalingType.YARN}, LINEAR, LINEAR | {"factor": 1.0}],
 )
-def test_a_config_of_another_model(tmp_path, theta, epsilon, scaling, says):
-    kind = gguf.RopeScalingType.YARN
-    file = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", scaling=kind))
+def test_a_config_that_says_the_same(tmp_path, options):
+    path = write_gguf(tmp_path / "m.gguf", **options)
+    check_config(GGUFCheckpoint(path), config_of(path))
+
+
+def test_what_a_file_does_not_say_is_the_configs_to_say(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf")
+    check_config(GGUFCheckpoint(path), config_of(path, rope_theta=123.0, head_dim=8))
+
+
+def test_a_linear_factor_of_one_is_none(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", **LINEAR, factor=1.0)
+    check_config(GGUFCheckpoint(path), config_of(path, rope_type="default"))
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_config_of_another_model(tmp_path, other):
+    changes, says = OTHERS[other]
+    path = write_gguf(tmp_path / "m.gguf", scaling=gguf.RopeScalingType.YARN)
     with pytest.raises(UserError, match=r"as config\.json has it") as error:
-        file.check_config(theta, epsilon, scaling)
+        check_config(GGUFCheckpoint(path), config_of(path, **changes))
     assert says in str(error.value)
+    assert str(error.value).endswith("make it with python -m max_mistral.prepare.")
 
 
 def write_vocabulary(path, kind, pre, tokens, types, scores=None, merges=None):

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from max_mistral.kernels import cache
+from max_mistral import kernels
+from max_mistral.errors import UserError
+from max_mistral.kernels import cache, compiler
 from max_mistral.kernels.cache import FILE, cached
 
 GOOD = b"kernels" * 1000
@@ -218,6 +220,25 @@ def test_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="does not compile"):
         cached("abc", fails)
     assert names(tmp_path / "cache" / "max_mistral" / "abc") == ["lock"]
+
+
+def test_kernels_that_do_not_compile(monkeypatch):
+    def fails(*_, **__):
+        raise subprocess.CalledProcessError(1, "mojo", stderr="no such operation")
+
+    monkeypatch.setattr(compiler, "subprocess_run_mojo", fails)
+    with pytest.raises(UserError, match="do not compile:\nno such operation\nMAX_"):
+        kernels.library()
+
+
+def test_a_cache_that_is_a_link(tmp_path, caplog):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "other").mkdir(mode=0o700)
+    (tmp_path / "cache" / "max_mistral").symlink_to(tmp_path / "other")
+    with caplog.at_level(logging.WARNING, "max.pipelines"):
+        assert cached("abc", Compiler()).is_relative_to(tmp_path / "tmp")
+    assert "is a link" in caplog.text
+    assert "set XDG_CACHE_HOME to a folder of your own" in caplog.text
 
 
 def compile_slowly(path):

@@ -179,6 +179,7 @@ def test_a_small_tekken(tmp_path):
         (("vocab", 7, "token_bytes"), None, "token_bytes"),
         (("vocab", 7), "x", r"vocab\[7\]"),
         (("vocab",), {}, "vocab"),
+        (("special_tokens", 0, "token_str"), "[U]", r"has no <unk> \(expected id 0\)"),
         (("special_tokens", 1), "<s>", r"special_tokens\[1\]"),
         (("special_tokens", 1, "token_str"), 7, "token_str"),
         (("special_tokens", 1, "token_str"), "<unk>", "special tokens"),

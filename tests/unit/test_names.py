@@ -126,7 +126,7 @@ def test_a_wrong_shape_is_named_with_both_shapes():
 def test_a_long_list_of_problems_is_cut():
     with pytest.raises(UserError) as error:
         check({})
-    assert len(str(error.value).splitlines()) == 12
+    assert len(str(error.value).splitlines()) == 13
     assert "and 11 more" in str(error.value)
 
 

@@ -114,10 +114,12 @@ def test_fp8_is_hugging_faces(tmp_path):
         ({"moe": {"num_experts": 8}}, "moe = "),
         ({"quantization": {"qformat_weight": "fp4"}}, "quantization = "),
         ({"model_type": "mamba"}, "model_type = 'mamba'"),
-        ({"q_lora_rank": 1536}, "q_lora_rank = 1536"),
+        ({"activation": "gelu"}, "activation = 'gelu'; expected 'silu'"),
+        ({"causal": False}, "causal = False; expected True"),
+        ({"q_lora_rank": 1536}, "unknown key q_lora_rank = 1536"),
         ({"sliding_window": [128, 256]}, "one window size"),
         ({"sliding_window": [None, None, 128]}, "divides the layers"),
-        ({"yarn": YARN | {"gamma": 1}}, "yarn with gamma"),
+        ({"yarn": YARN | {"gamma": 1}}, r"yarn\.gamma, which is unknown; known"),
         (
             {
                 "yarn": YARN,
@@ -307,6 +309,12 @@ def test_a_value_of_another_kind_or_size_is_named(tmp_path, key, value):
 def test_params_that_are_no_object(tmp_path, text):
     (tmp_path / "params.json").write_text(text)
     with pytest.raises(UserError, match=r"params\.json"):
+        read_config(tmp_path / "params.json")
+
+
+def test_params_that_are_a_folder(tmp_path):
+    (tmp_path / "params.json").mkdir()
+    with pytest.raises(UserError, match=r"params\.json is a folder; expected a file"):
         read_config(tmp_path / "params.json")
 
 

@@ -266,9 +266,39 @@ def test_the_printed_flags_are_quoted(tmp_path, monkeypatch, capsys):
     destination = tmp_path / "o;ut"
     status, out, _ = run_main(monkeypatch, capsys, source, destination)
     assert status == 0
-    assert shlex.split(out.splitlines()[-1]) == (
-        ["--model", str(destination), "--weight-path", str(source)]
-    )
+    assert shlex.split(out.splitlines()[-1]) == [
+        *("max", "generate", "--custom-architectures", "max_mistral"),
+        *("--model", str(destination), "--weight-path", str(source)),
+        *("--devices", "cpu", "--prompt", "Hello"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "named"), [("bfloat16", False), ("float32", False), ("float16", True)]
+)
+def test_what_starts_a_folder(tmp_path, monkeypatch, capsys, dtype, named):
+    source = write_native(tmp_path / "src", BASE, dtype=dtype, shards=2)
+    destination = tmp_path / "out"
+    status, out, _ = run_main(monkeypatch, capsys, source, destination)
+    assert status == 0
+    shards = sorted(destination.glob("model-*.safetensors")) if named else []
+    assert shlex.split(out.splitlines()[-1]) == [
+        *("max", "generate", "--custom-architectures", "max_mistral"),
+        *("--model", str(destination)),
+        *(part for path in shards for part in ("--weight-path", str(path))),
+        *("--devices", "cpu", "--quantization-encoding", "float32"),
+        *("--prompt", "Hello"),
+    ]
+    assert len(shards) == 2 * named
+
+
+def test_what_starts_a_model_that_embeds(tmp_path, monkeypatch, capsys):
+    source = write_native(tmp_path / "src", BASE)
+    (source / "modules.json").write_text("[]")
+    status, out, _ = run_main(monkeypatch, capsys, source, tmp_path / "out")
+    command = shlex.split(out.splitlines()[-1])
+    assert (status, command[:2]) == (0, ["max", "serve"])
+    assert command[-2:] == ["--task", "embeddings_generation"]
 
 
 def test_the_printed_path_of_a_link_keeps_its_suffix(tmp_path, monkeypatch, capsys):
@@ -278,7 +308,8 @@ def test_the_printed_path_of_a_link_keeps_its_suffix(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     status, out, _ = run_main(monkeypatch, capsys, "m.gguf", tmp_path / "out")
     assert status == 0
-    assert shlex.split(out.splitlines()[-1])[-1] == str(tmp_path / "m.gguf")
+    command = shlex.split(out.splitlines()[-1])
+    assert command[command.index("--weight-path") + 1] == str(tmp_path / "m.gguf")
 
 
 def test_what_a_group_may_write_to_is_copied_without_that(tmp_path):

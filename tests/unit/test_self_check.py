@@ -1,6 +1,7 @@
 """The self-check of GPUs: on a CPU, with faults such as a GPU's."""
 
 import logging
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ from max_mistral.products import (
 from max_mistral.self_check import Wrong, allowed, rows_to_try, wrong_products
 from tests.harness import virtual_gpus
 from workbench.checkpoints import BASE, write_checkpoint
+from workbench.demo import ROOT
 from workbench.quantized import CONFIG, LAYOUTS, pipeline, write_quantized
 from workbench.runner import make_pipeline_config
 
@@ -368,7 +370,7 @@ def test_of_a_model_kept_in_fp8_its_products_in_fp8(tmp_path, monkeypatch, name,
 
 FINDINGS = {
     OWN: "gets 25 of the rows wrong",
-    VENDOR: "is not installed",
+    VENDOR: f"is not installed ({cublas.INSTALL})",
     MULTISTAGE: "does not run: no memory",
 }
 
@@ -398,9 +400,23 @@ def test_if_none_is_right_the_model_is_refused():
         choose(list(FINDINGS), FINDINGS.get)
     for part in (
         "; ".join(f"{matmul} {found}" for matmul, found in FINDINGS.items()),
-        *("#6883", "pip install 'max_mistral[hopper]'", "MAX_MISTRAL_SELF_CHECK=off"),
+        *("#6883", f"Install NVIDIA's cuBLAS ({cublas.INSTALL}), give --quant"),
+        "MAX_MISTRAL_SELF_CHECK=off starts anyway, with wrong answers.",
     ):
         assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("tried", [[OWN], [OWN, VENDOR, MULTISTAGE]])
+def test_only_where_it_is_missing_cublas_is_named(tried):
+    with pytest.raises(UserError, match="Give --quantization-encoding") as refusal:
+        choose(tried, lambda matmul: "gets all rows wrong")
+    assert "cuBLAS" not in str(refusal.value)
+
+
+def test_the_package_with_cublas_is_the_extras():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (needed,) = project["optional-dependencies"]["hopper"]
+    assert f"pip install '{needed}'" == cublas.INSTALL
 
 
 @pytest.mark.parametrize(
@@ -600,7 +616,7 @@ def test_a_matmul_that_fails_is_a_finding(finding, monkeypatch):
         finding(OWN, fails)
     monkeypatch.setattr(matmuls, "load_cublas", lambda: None)
     found = finding(VENDOR, fails)
-    assert found == "is not installed (pip install 'max_mistral[hopper]')"
+    assert found == FINDINGS[VENDOR]
 
 
 def test_the_kernels_for_gpus_compile():

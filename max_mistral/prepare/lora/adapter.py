@@ -148,19 +148,24 @@ def _sort_tensors(
         if not name.startswith(_PREFIX) or ending is None or graph is None:
             raise UserError(
                 f"{path} has {shown(name)}, which max_mistral cannot merge: no "
-                "low-rank pair, magnitude or whole weight of a module of the base."
+                "low-rank pair, magnitude or whole weight of a module of the base. "
+                "Give the base that the adapter was trained on; of adapters only LoRA "
+                "and DoRA can be merged."
             )
         if tensor.dtype not in FLOATS:
             raise UserError(
                 f"{path} has {name} in {tensor.dtype}; max_mistral merges "
-                f"{', '.join(FLOATS)}."
+                f"{', '.join(FLOATS)}. Save the adapter again in one of these."
             )
         if not np.isfinite(read_floats(tensor)).all():
             raise UserError(
                 f"{path} has {name} with values that are not finite: the training "
-                "went wrong, or the file is damaged."
+                "went wrong, or the file is damaged. Fetch it again, or train anew."
             )
         if _ENDINGS[ending] in parts.setdefault(graph, (module, {}))[1]:
-            raise UserError(f"{path} has {name} twice, in two spellings.")
+            raise UserError(
+                f"{path} has {name} twice, in two spellings. Save the adapter again "
+                "with PEFT."
+            )
         parts[graph][1][_ENDINGS[ending]] = tensor
     return parts

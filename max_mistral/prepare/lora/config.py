@@ -60,8 +60,9 @@ class AdapterConfig:
             self.fields.refuse(
                 "init_lora_weights",
                 init,
-                f"{expected}: others change the base too. Convert it with PEFT's "
-                "save_pretrained(path_initial_model_for_weight_conversion=...)",
+                f"{expected}: others change the base too",
+                "Convert it with PEFT's "
+                "save_pretrained(path_initial_model_for_weight_conversion=...).",
             )
         for key, value in self.found.items():
             if value and key not in (*_READ, *_NOT_NEEDED):
@@ -142,7 +143,11 @@ class AdapterConfig:
         layer = re.search(r"layers\.(\d+)\.", module)
         allowed = self.layers is None or layer is None or int(layer[1]) in self.layers
         if low_rank and not allowed:
-            self.refuse(f"has not the layer of {module} in layers_to_transform")
+            listed = shown(self.found.get("layers_to_transform"))
+            self.refuse(
+                f"lists the layers {listed} in layers_to_transform, but the adapter "
+                f"has tensors for {module}"
+            )
 
     def check_shapes(
         self,
@@ -182,12 +187,12 @@ class AdapterConfig:
             if not any(module.endswith(name) for module in known):
                 self.refuse(f"has {name} in modules_to_save, which the base has not")
             if not any(module.endswith(name) for module in modules):
-                self.refuse(f"names {name}, of which the adapter has nothing")
+                self.refuse(f"lists {name}, but the adapter has no tensors for it")
         targets = [] if self.found.get("exclude_modules") else self.targets or []
         for name in targets:
             there = any(_named(module, [name]) for module in modules)
             if not there and any(_named(module, [name]) for module in known):
-                self.refuse(f"names {name}, of which the adapter has nothing")
+                self.refuse(f"lists {name}, but the adapter has no tensors for it")
 
     def refuse(self, why: str, mend: str = "Save the adapter again with PEFT.") -> None:
         """Raises a ``UserError``."""

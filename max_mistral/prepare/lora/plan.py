@@ -115,13 +115,15 @@ def merged(
         UserError: (a ``ValueError``) if they are not finite.
     """
     source = output.source
-    old = dequantize_rows(source.stored.read(), kind, source.shape)
+    what = f"{where}: {output.name}"
+    old = dequantize_rows(source.stored.read(), kind, source.shape, what)
     values = old if output.heads is None else split_rotary(old, output.heads)
     values = change.apply(values)
     if not np.isfinite(values).all():
         raise UserError(
             f"{output.name} of {where} with the adapter merged has values that are "
-            "not finite: the adapter is damaged, or of another model."
+            "not finite: the adapter is damaged, or of another model. Fetch it again, "
+            "give the base that it was trained on, or a smaller --lora-scale."
         )
     if output.heads is not None:
         values = join_rotary(values, output.heads)
