@@ -13,6 +13,7 @@ from max import _xgrammar as xgrammar
 from max.pipelines.context.exceptions import InputError
 
 from ..unicode import is_unicode
+from .patterns import repeated
 from .tool_grammar import json_format
 
 # The worker compiles a grammar between two decode steps of everybody's answers:
@@ -157,8 +158,8 @@ def _counts(node: dict[str, Any]) -> Iterator[int]:
         if isinstance(value, int | float):
             yield int(min(value, MAX_COUNT + 1))
     pattern = node.get("pattern")
-    for count in re.findall(r"\d+", pattern if isinstance(pattern, str) else ""):
-        yield int(count) if len(count) < 6 else MAX_COUNT + 1
+    if isinstance(pattern, str):
+        yield repeated(pattern)
 
 
 def _refuse(what: str, found: str, most: str) -> None:
