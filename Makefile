@@ -1,5 +1,5 @@
-# Needs Python 3.11 or later with venv and pip, make and cc. Everything else is
-# installed into .venv.
+# Needs Python 3.11 or later with venv and pip, make and cc; bench-cpu also a C++
+# compiler, with which pip builds llama.cpp. Everything else is installed into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,7 +63,8 @@ check-gpu-compile: $(VENV)/dev
 check-gpu: $(VENV)/dev $(MODEL)
 	$(BIN)/python scripts/check_gpu.py $(CHECK_FLAGS)
 
-# Needs torch too: $(BIN)/pip install torch==2.13.0
+# pip builds llama-cpp-python from its source, with c++. torch is measured where it
+# is: $(BIN)/pip install torch==2.13.0
 bench-cpu: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.cpu $(BENCH_FLAGS)

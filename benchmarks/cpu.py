@@ -3,17 +3,19 @@
     make bench-cpu                       # or, to choose:
     python -m benchmarks.cpu --shapes 1.1B --encodings bf16 q8_0 --rounds 3
 
-The same seeded random weights for all. The engines' processes are loaded side
-by side and take turns of a few seconds, all others stopped: every round runs
-each measure on every engine, in rotated order, beside a probe of the memory's
-read bandwidth. The table has the medians, and the median of the rounds' ratios
+The same seeded random weights for all, and the same two CPUs. The engines' processes
+are loaded side by side and take turns of a few seconds, all others stopped: every
+round runs each measure on every engine, in rotated order, beside a probe of the
+memory's read bandwidth. The table has the medians, and the median of the rounds' ratios
 to llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
 llama-cpp-python gets it, each in a process of its own, without prompt lookup.
 "exact" is max_mistral with ``MAX_MISTRAL_KERNELS=exact``, where that differs. MAX's
 own Llama runs through ``max generate``, in float32, which is what it has on a CPU.
 ik_llama.cpp is there once ``scripts/build_ik_llama.sh`` has built it, with and without
 ``-rtr``, which interleaves its weights at load; torch where it is installed. 7B has 4
-bits only.
+bits only. ``--json`` adds to a file after each round; every row says which day, commit
+and packages made it. An engine that fails end to end is left out there, and the rest
+goes on.
 """
 
 from __future__ import annotations
@@ -21,82 +23,32 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import Any
 
 from benchmarks import models
 from benchmarks.engine import Stopped
+from benchmarks.machine import bandwidth, cpu_name, take_two_cpus
 from benchmarks.measure import DECODES, requests_of
-from benchmarks.report import Results, table
+from benchmarks.report import MADE, Results, table
+from benchmarks.rounds import in_process, rotated, run_rounds
 from max_mistral import kernels
 from max_mistral.command.program import max_program
+from workbench.record import origin, place, write
 
-T = TypeVar("T")
 IK = "ik_llama.cpp"
-
-
-def bandwidth() -> float:
-    """Returns the bytes a second that two threads read from memory."""
-    parts = [np.ones(2**25) for _ in range(2)]
-
-    def read() -> float:
-        threads = [threading.Thread(target=part.sum) for part in parts]
-        start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return sum(part.nbytes for part in parts) / (time.perf_counter() - start)
-
-    return statistics.median(read() for _ in range(7))
-
-
-def in_process(
-    engine: str, *arguments: object, module: str = "benchmarks.worker"
-) -> dict[str, float]:
-    """Runs a module on an engine in a process of its own; returns its last line."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, engine, *map(str, arguments)],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{engine} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def rotated(runs: Mapping[str, Callable[[], T]], turn: int) -> Iterator[tuple[str, T]]:
-    """Runs each, in an order rotated by ``turn``; yields its name and result."""
-    names = list(runs)
-    at = turn % len(names)
-    for name in names[at:] + names[:at]:
-        yield name, runs[name]()
-
-
-def run_round(
-    turn: int, engines: Mapping[str, Callable[[], dict[str, float]]], results: Results
-) -> None:
-    """Runs every engine once, in an order rotated by ``turn``; adds to ``results``."""
-    for engine, values in rotated(engines, turn):
-        measured = results.setdefault(engine, defaultdict(list))
-        for name, value in values.items():
-            measured[name].append(value)
+# What the versions of are kept, where it is installed and used.
+PACKAGES = ("max", "llama-cpp-python")
+Keep = Callable[[Results, list[float]], None]
 
 
 def max_generate(
@@ -119,6 +71,8 @@ def max_generate(
     if done.returncode:
         sys.exit(f"max generate failed:\n{(done.stdout + done.stderr)[-3000:]}")
     found = re.findall(r"Eval throughput \(token-generation\): ([\d.]+)", done.stdout)
+    if not found:
+        sys.exit(f"max generate printed no rate:\n{done.stdout[-3000:]}")
     return {"end_to_end": float(found[-1])}
 
 
@@ -171,9 +125,19 @@ def engines(folder: Path, encoding: str, ik_llama: Path) -> dict[str, Measured]:
 
 
 def run(
-    chosen: Mapping[str, Measured], rounds: int, measures: Iterable[str]
-) -> tuple[Results, list[float]]:
-    """Returns what each engine did, and what the probe read, a round each."""
+    chosen: Mapping[str, Measured], rounds: int, measures: Iterable[str], keep: Keep
+) -> tuple[Results, list[str]]:
+    """Measures the engines, by themselves and then end to end.
+
+    Args:
+        chosen: The engines.
+        rounds: How many.
+        measures: Of the model alone.
+        keep: Is given what there is, and what the probe read, after each round.
+
+    Returns:
+        What each engine did, a round each, and those that failed end to end.
+    """
     results: Results = {name: defaultdict(list) for name in chosen}
     starts = {name: m.worker for name, m in chosen.items() if m.worker is not None}
     for start in starts.values():
@@ -193,6 +157,7 @@ def run(
                 }
                 for name, value in rotated(runs, turn):
                     results[name][measure].append(value)
+            keep(results, speeds)
         for name, worker in workers.items():
             for key, value in worker.finish().items():
                 results[name][key] = [value]
@@ -200,31 +165,69 @@ def run(
         for worker in workers.values():
             worker.kill()
     users = {name: m.user for name, m in chosen.items() if m.user is not None}
-    for turn in range(rounds):
-        run_round(turn, users, results)
-    return results, speeds
+
+    def together(ends: Results) -> Results:
+        return {name: found | ends.get(name, {}) for name, found in results.items()}
+
+    ends, failed = run_rounds(
+        rounds, users, lambda found: keep(together(found), speeds)
+    )
+    return together(ends), failed
 
 
-def cpu_name() -> str:
-    """Returns the processor's name, what of it is known, and the cores seen."""
-    known = dict(re.findall(r"(.+?)\s*: (.*)", Path("/proc/cpuinfo").read_text()))
-    name = known.get("model name", platform.processor())
-    if "cpu family" in known:
-        name += f" (family {known['cpu family']}, model {known['model']})"
-    return f"{name}, {os.cpu_count()} cores"
+def earlier(path: Path | None) -> dict[str, Any]:
+    """Returns the report to add to; exits if it is none, or another processor's."""
+    if path is None or not path.exists():
+        return {"cpu": cpu_name()}
+    try:
+        report = json.loads(path.read_text())
+        cpu = report["cpu"]
+    except (ValueError, KeyError, TypeError):
+        sys.exit(f"{path} is no report of benchmarks.cpu: give another file.")
+    if cpu != cpu_name():
+        sys.exit(
+            f"{path} has results of {cpu}, and this is {cpu_name()}: give another."
+        )
+    return report
+
+
+def made(chosen: Mapping[str, Measured], cpus: list[int], ik_llama: Path) -> Any:
+    """Returns what makes a row's results."""
+    found = origin(*PACKAGES, *(["torch"] if "torch" in chosen else []))
+    commit = ik_llama.with_name("commit")
+    if IK in chosen and commit.exists():
+        found[IK] = commit.read_text().strip()
+    return found | {"cpus": cpus}
+
+
+def summary(results: Results, speeds: list[float]) -> str:
+    """Returns what the probe read, and what the decode did beside it."""
+    speed = statistics.median(speeds)
+    said = f"the probe read {speed / 1e9:.1f} GB/s"
+    if not results["max_mistral"].get("decode"):
+        return said
+    size = results["llama.cpp"]["weight_bytes"][0]
+    reads = statistics.median(results["max_mistral"]["decode"]) * size
+    return f"decode reads {reads / 1e9:.1f} GB/s of weights, {said}"
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shapes", nargs="+", default=["300M", "1.1B", "7B"])
     parser.add_argument(
-        "--encodings", nargs="+", default=["bf16", "q8_0", "q4_0", "q4_k_m"]
+        "--shapes", nargs="+", choices=models.SHAPES, default=[*models.SHAPES]
+    )
+    parser.add_argument(
+        "--encodings",
+        nargs="+",
+        choices=models.ENCODINGS,
+        default=["bf16", "q8_0", "q4_0", "q4_k_m"],
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--measures",
         nargs="+",
+        choices=["prefill", *DECODES],
         default=["prefill", *DECODES],
         help="beside end_to_end; decode_deep of 7B alone takes most of an hour",
     )
@@ -235,34 +238,32 @@ def main() -> None:
         default=Path("build/ik_llama/worker"),
         help="what scripts/build_ik_llama.sh built; left out where there is none",
     )
-    parser.add_argument("--json", type=Path, help="where to add the results")
+    parser.add_argument("--json", type=place, help="where to add the results")
     arguments = parser.parse_args()
-    report: dict[str, Any] = {}
-    if arguments.json and arguments.json.exists():
-        report = json.loads(arguments.json.read_text())
-        if report["cpu"] != cpu_name():
-            sys.exit(f"{arguments.json} has results of {report['cpu']}.")
-    report |= {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+    cpus = take_two_cpus()
+    report = earlier(arguments.json)
+    without = []
     for shape in arguments.shapes:
         folder = models.make(shape, arguments.folder / shape)
         for encoding in arguments.encodings:
             if shape == "7B" and encoding not in ("q4_0", "q4_k_m"):
                 print(f"\n7B has 4 bits only: {encoding} left out")
                 continue
+            row = f"{shape} {encoding}"
             chosen = engines(folder, encoding, arguments.ik_llama)
-            results, speeds = run(chosen, arguments.rounds, arguments.measures)
-            speed = statistics.median(speeds)
-            size = results["llama.cpp"]["weight_bytes"][0]
-            reads = statistics.median(results["max_mistral"]["decode"]) * size
-            print(
-                f"\n{shape} {encoding}, tokens/s; decode reads {reads / 1e9:.1f} GB/s "
-                f"of weights, the probe read {speed / 1e9:.1f}"
-            )
+            first = {MADE: made(chosen, cpus, arguments.ik_llama)}
+
+            def keep(results: Results, speeds: list[float]) -> None:
+                report[row] = first | {"bandwidth": speeds} | results
+                write(arguments.json, report)
+
+            results, failed = run(chosen, arguments.rounds, arguments.measures, keep)
+            print(f"\n{row}, tokens/s; {summary(results, report[row]['bandwidth'])}")
             print(table(results), flush=True)
-            report[f"{shape} {encoding}"] = {"bandwidth": speeds, **results}
-            if arguments.json:
-                arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                arguments.json.write_text(json.dumps(report, indent=1))
+            keep(results, report[row]["bandwidth"])
+            without += [f"{name} on {row}" for name in failed]
+    if without:
+        sys.exit(f"Failed end to end: {', '.join(without)}.")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     python -m benchmarks.embeddings --shape 1.1B --encodings bf16 q4_k_m
 
 Texts of random tokens, pooled at the last one and normalized, on the same seeded
-random weights, two threads each; from token ids to vectors in NumPy. The engines
-take turns, as in ``benchmarks/cpu.py``. sentence-transformers is there where it is
-installed, in bfloat16, or in float32 where the CPU does not multiply bfloat16.
+random weights, two threads each on the same two CPUs; from token ids to vectors in
+NumPy. The engines take turns, as in ``benchmarks/cpu.py``. sentence-transformers is
+there where it is installed, in bfloat16, or in float32 where the CPU does not multiply
+bfloat16.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,11 +27,13 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import models
-from benchmarks.cpu import cpu_name, rotated
-from benchmarks.engine import Stopped
+from benchmarks.engine import Stopped, work
+from benchmarks.machine import cpu_name, take_two_cpus
 from benchmarks.measure import Prompts, tokens
-from benchmarks.report import Results, table
+from benchmarks.report import MADE, Results, table
+from benchmarks.rounds import rotated
 from max_mistral.kernels import has_bfloat16
+from workbench.record import origin, place, write
 
 # By name: how many texts, and the tokens of each.
 TEXTS = {
@@ -136,27 +140,34 @@ ENGINES = {
 }
 
 
-def work(name: str, folder: Path, gguf: Path | None) -> None:
+def worker(name: str, folder: Path, gguf: Path | None) -> None:
     """A worker's process; see ``benchmarks/worker.py``."""
     start = time.perf_counter()
     engine = ENGINES[name](folder, gguf)
     first = engine.embed([tokens(16)])
     print(json.dumps({"loaded": time.perf_counter() - start}), flush=True)
     np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, atol=1e-2)
-    for line in sys.stdin:
-        if line.strip() == "end":
-            break
-        measure, count, length = line.rsplit(maxsplit=2)
-        texts = [tokens(int(length), seed) for seed in range(int(count))]
+
+    def rate(measure: str, count: int, length: int) -> float:
+        texts = [tokens(length, seed) for seed in range(count)]
         start = time.perf_counter()
         engine.embed(texts)
-        rate = int(count) * int(length) / (time.perf_counter() - start)
-        print(json.dumps({measure: rate}), flush=True)
-    print(json.dumps({"end": {}}))
+        return count * length / (time.perf_counter() - start)
+
+    work(rate)
 
 
-def run(folder: Path, encoding: str, rounds: int) -> Results:
-    """Returns tokens a second by engine and texts, a round each."""
+def run(
+    folder: Path, encoding: str, rounds: int, keep: Callable[[Results], None]
+) -> Results:
+    """Returns tokens a second by engine and texts, a round each.
+
+    Args:
+        folder: The model's.
+        encoding: Of its weights.
+        rounds: How many.
+        keep: Is given what there is, after each round.
+    """
     gguf = folder / "model-bf16.gguf"
     if encoding != "bf16":
         gguf = models.quantize(folder, encoding)
@@ -180,6 +191,7 @@ def run(folder: Path, encoding: str, rounds: int) -> Results:
                 }
                 for name, value in rotated(runs, turn):
                     results[name][measure].append(value)
+            keep(results)
     finally:
         for worker in workers.values():
             worker.kill()
@@ -189,24 +201,33 @@ def run(folder: Path, encoding: str, rounds: int) -> Results:
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         name, folder, *rest = sys.argv[2:]
-        work(name, Path(folder), Path(rest[0]) if rest else None)
+        worker(name, Path(folder), Path(rest[0]) if rest else None)
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--shape", default="1.1B", choices=models.SHAPES)
-    parser.add_argument("--encodings", nargs="+", default=["bf16", "q8_0", "q4_k_m"])
+    parser.add_argument(
+        "--encodings",
+        nargs="+",
+        choices=models.ENCODINGS,
+        default=["bf16", "q8_0", "q4_k_m"],
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=place, help="where to write the results")
     arguments = parser.parse_args()
-    report: dict[str, Any] = {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+    made = origin("max", "llama-cpp-python", "sentence-transformers", "torch")
+    made["cpus"] = take_two_cpus()
+    report: dict[str, Any] = {"cpu": cpu_name(), MADE: made}
     model = models.make(arguments.shape, arguments.folder / arguments.shape)
     for encoding in arguments.encodings:
-        results = run(model, encoding, arguments.rounds)
+
+        def keep(results: Results) -> None:
+            report[f"{arguments.shape} {encoding}"] = results
+            write(arguments.json, report)
+
+        results = run(model, encoding, arguments.rounds, keep)
         print(f"\n{arguments.shape} {encoding}, tokens/s of so many texts of so many")
         print(table(results, TEXTS), flush=True)
-        report[f"{arguments.shape} {encoding}"] = results
-        if arguments.json:
-            arguments.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,20 @@ class Stopped:
             measure: Its name.
             numbers: What it is, for a worker that does not know the name.
         """
+        return self.ask(measure, *numbers)
+
+    def ask(self, what: str, *numbers: int) -> Any:
+        """Has the worker run for as long as it takes; returns what it answers."""
         self.process.send_signal(signal.SIGCONT)
-        self._ask(" ".join([measure, *map(str, numbers)]))
-        found = self._answer(measure)
+        self._send(" ".join([what, *map(str, numbers)]))
+        found = self._answer(what)
         self.process.send_signal(signal.SIGSTOP)
         return found
 
     def finish(self) -> dict[str, float]:
         """Ends the process; returns its bytes and seconds."""
         self.process.send_signal(signal.SIGCONT)
-        self._ask("end")
+        self._send("end")
         found = self._answer("end")
         self.process.wait()
         return found
@@ -86,9 +91,11 @@ class Stopped:
         """Ends the process at once; a stopped one would stay."""
         self.process.kill()
 
-    def _ask(self, what: str) -> None:
+    def _send(self, what: str) -> None:
         assert self.process.stdin is not None
-        print(what, file=self.process.stdin, flush=True)
+        # Of one that is gone the answer's absence tells.
+        with suppress(BrokenPipeError):
+            print(what, file=self.process.stdin, flush=True)
 
     def _answer(self, what: str) -> Any:
         """Returns the value of the next line ``{what: value}``; exits without one."""
@@ -99,3 +106,18 @@ class Stopped:
                 return json.loads(line)[what]
         self.errors.seek(0)
         sys.exit(f"{self.engine} failed:\n{self.errors.read()[-3000:]}")
+
+
+def work(answer: Callable[[str, int, int], Any]) -> None:
+    """In a worker's process: answers lines of a name and two numbers, until its end.
+
+    Args:
+        answer: Of the line; what it returns is printed as JSON.
+    """
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        name, *numbers = line.rsplit(maxsplit=2)
+        first, second = map(int, numbers)
+        print(json.dumps({name: answer(name, first, second)}), flush=True)
+    print(json.dumps({"end": {}}))

@@ -8,40 +8,34 @@ Every round runs every engine once, in rotated order, each in a process of its
 own; the table has the medians in tokens a second, and the median of the rounds'
 ratios to MAX's own Mistral; below, what share of the GPU's memory bandwidth and of
 its arithmetic that is, as ``benchmarks/matmul.py`` measures them. Each engine's
-model alone is measured, without a scheduler and without captured device graphs,
-which max_mistral has in ``max serve`` and MAX's own Mistral has not; vLLM has them
-here too. transformers is there where torch with CUDA is, vLLM where it is installed.
-Takes 15 GB of disk and 24 GB of the GPU's memory.
+model alone is measured, and the choice of the likeliest token on the GPU, of which
+the number comes to the host. vLLM's step is more: its scheduler and its sampling, and
+it has captured device graphs, which max_mistral has in ``max serve`` only and MAX's own
+Mistral not at all. transformers is there where torch with CUDA is, vLLM where it is
+installed. Takes 15 GB of disk and 24 GB of the GPU's memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
-import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import matmul, models
-from benchmarks.cpu import in_process, run_round
-from benchmarks.measure import PREFILL, Engine, Prompts, measure
+from benchmarks.gpu_engines import BASE, DECODES, OnGpu, Vllm
+from benchmarks.measure import PREFILL, Engine, measure
 from benchmarks.report import Results, table
-from benchmarks.worker import MaxMistral, Torch
+from benchmarks.rounds import in_process, run_rounds
+from benchmarks.worker import Torch
+from workbench.record import origin, place, write
 
-# Requests at a time, tokens of each before, steps timed. Together the tokens
-# are fewer than the 8,192 that MAX takes in one step by default.
-DECODES = {f"decode_{batch}": (batch, 100, 64) for batch in (1, 8, 64)}
-BASE = "MAX"
-# For weights, KV cache and a step's activations; MAX would take all that is free.
-GPU_BYTES = 24e9
 CUDA = "import torch; print(torch.cuda.is_available())"
 # How to ask for what an engine needs, and what it is.
 NEEDS = {
@@ -50,74 +44,6 @@ NEEDS = {
 }
 # An exit status, as pytest's where there is nothing to do.
 NOTHING = 5
-
-
-class OnGpu(MaxMistral):
-    """A model of MAX's in bfloat16, ours or the built-in one."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        from max.driver import Accelerator, DeviceSpec
-        from max.nn.transformer import ReturnLogits
-        from max.pipelines.architectures.mistral import mistral_arch as built_in
-
-        from max_mistral.arch import mistral_arch as ours
-        from workbench.runner import Runner
-
-        total = Accelerator().stats["total_memory"]
-        flags = {
-            "device_memory_utilization": min(0.9, GPU_BYTES / total),
-            "custom_architectures": ["max_mistral"] if name != BASE else [],
-            "device_specs": [DeviceSpec.accelerator()],
-            "quantization_encoding": "bfloat16",
-            "max_length": PREFILL + 128,
-            "max_batch_size": max(batch for batch, _, _ in DECODES.values()),
-        }
-        arch = built_in if name == BASE else ours
-        self.runner = Runner(folder, ReturnLogits.LAST_TOKEN, flags, arch)
-        self.running = self.runner.claim([[1]])
-
-    def choose(self, logits: Any) -> Iterable[int]:
-        """See :class:`MaxMistral`; here the step's end, and any token.
-
-        ``max serve`` chooses on the GPU: copying the logits of 64 requests to
-        the host, 8 MB, would take a good part of the time that is measured.
-        """
-        logits.device.synchronize()
-        return [1] * logits.shape[0]
-
-
-class Vllm:
-    """vLLM's engine in this process, step by step, bfloat16 with captured graphs."""
-
-    def __init__(self, folder: Path) -> None:
-        # Its engine is in a process of its own otherwise, and steps by itself.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        import vllm
-
-        self.kv_bytes = 0
-        self.engine = vllm.LLM(
-            str(folder),
-            dtype="bfloat16",
-            max_model_len=PREFILL + 128,
-            enable_prefix_caching=False,
-        ).llm_engine
-        self.greedy = functools.partial(
-            vllm.SamplingParams, temperature=0, ignore_eos=True, detokenize=False
-        )
-        self.running: list[str] = []
-        self.names = map(str, itertools.count())
-
-    def start(self, prompts: Prompts) -> Callable[[], object]:
-        """See :class:`Engine`."""
-        self.engine.abort_request(self.running)
-        self.running = []
-        for prompt in prompts:
-            self.running.append(next(self.names))
-            answer = self.greedy(max_tokens=PREFILL + 127 - len(prompt))
-            tokens = {"prompt_token_ids": prompt}
-            self.engine.add_request(self.running[-1], tokens, answer)
-        step: Callable[[], object] = self.engine.step
-        return step
 
 
 def run(name: str, folder: Path, matmuls: Path | None = None) -> None:
@@ -213,7 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/bench/gpu"))
     parser.add_argument("--make", action="store_true", help="the weights, no more")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=place, help="where to write the results")
     arguments = parser.parse_args()
     # MAX's own Mistral fails without head_dim, which the published config lacks.
     values = json.loads(matmul.CONFIG.read_text()) | {"head_dim": 128}
@@ -234,36 +160,29 @@ def main() -> None:
         name: functools.partial(in_process, name, folder, module="benchmarks.gpu")
         for name in names
     }
-    results: Results = {}
-    for turn in range(arguments.rounds):
-        run_round(turn, runs, results)
-    results = {name: results[name] for name in names}
+    report: dict[str, Any] = {"gpu": gpu}
+    report |= origin("max", "torch", "transformers", "vllm")
+
+    def keep(results: Results) -> None:
+        report["tokens_per_second"] = results
+        write(arguments.json, report)
+
+    results, failed = run_rounds(arguments.rounds, runs, keep)
+    keep(results)
     print(f"\nMistral 7B in bfloat16 on {gpu}, tokens/s and ratio to MAX's own")
     print(table(results, ["prefill", *DECODES], BASE))
-    report: dict[str, Any] = {
-        "gpu": gpu,
-        "date": time.strftime("%Y-%m-%d"),
-        "max": importlib.metadata.version("max"),
-        "tokens_per_second": results,
-    }
-    write(report, arguments.json)  # whatever becomes of the rest
     try:
         ceilings: dict[str, Any] = {**in_process("ceilings", module=matmul.__name__)}
-    except SystemExit as failed:
-        ceilings = {"failed": str(failed)}
+    except SystemExit as end:
+        ceilings = {"failed": str(end)}
         print(shares({}, ceilings))
     else:
         for name, found in results.items():
             medians = {key: statistics.median(values) for key, values in found.items()}
             print(f"\n{name}\n{shares(medians, ceilings)}")
-    write(report | {"ceilings": ceilings}, arguments.json)
-
-
-def write(report: dict[str, Any], path: Path | None) -> None:
-    """Writes the results as JSON, if they are asked for."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1))
+    write(arguments.json, report | {"ceilings": ceilings})
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from max.graph import (
     ops,
 )
 
-from benchmarks.cpu import in_process
+from benchmarks.rounds import in_process
 from max_mistral.matmuls import MULTISTAGE, OWN, VENDOR, compile_with
 from max_mistral.products import (
     Operand,
@@ -45,6 +45,7 @@ from max_mistral.products import (
 )
 from max_mistral.self_check import encode, rows_of, wrong_products
 from workbench.demo import ROOT
+from workbench.record import place, write
 
 MATMULS = {"own": OWN, "cublas": VENDOR, "multistage": MULTISTAGE, "fp8": MULTISTAGE}
 ROWS = (1, 2, 8, 16, 32, 64, 128, 256, 1024, 4096)
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("engine", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--matmuls", nargs="+", choices=MATMULS, default=[*MATMULS])
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=place, help="where to write the results")
     arguments = parser.parse_args()
     config = json.loads(arguments.config.read_text())
     if arguments.engine == "ceilings":
@@ -207,9 +208,7 @@ def main() -> None:
         except SystemExit as end:
             found[name] = {"failed": str(end)}
             print(end)
-        if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(found, indent=1))
+        write(arguments.json, found)
     print(report(found, {m: products(config, m) for m in MATMULS}))
     if failed := [name for name, values in found.items() if "failed" in values]:
         sys.exit(f"Failed: {', '.join(failed)}.")

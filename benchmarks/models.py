@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -47,6 +48,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
     },
 }
+# What llama.cpp makes of random weights without knowing what matters in them.
+ENCODINGS = ["bf16", "q8_0", "q6_k", "q5_0", "q5_1", "q5_k_s", "q5_k_m", "q4_0", "q4_1"]
+ENCODINGS += ["q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs", "q3_k_s", "q3_k_m", "q3_k_l"]
+ENCODINGS += ["q2_k", "tq2_0"]
 VOCAB = 32000
 CONTEXT = 8192
 
@@ -79,24 +84,33 @@ def make(shape: str, folder: Path) -> Path:
     rng = np.random.default_rng(0)
     theirs = expected_tensors(hf, "gguf", tied=False)
     ours = expected_tensors(hf, "huggingface", tied=False)
-    for (name, tensor), gguf_name in zip(ours.items(), theirs, strict=True):
-        tensors[name] = random_weight(rng, tensor.shape)
-        if len(tensor.shape) == 1:
-            writer.add_tensor(gguf_name, tensors[name].astype(np.float32))
-            continue
-        heads = rotary_heads(tensor.graph, hf)
-        stored = tensors[name] if heads is None else interleave(tensors[name], heads)
-        writer.add_tensor(
+    pairs = list(zip(ours.items(), theirs, strict=True))
+    for (_, tensor), gguf_name in pairs:
+        kind, size = ("F32", 4) if len(tensor.shape) == 1 else ("BF16", 2)
+        writer.add_tensor_info(
             gguf_name,
-            np.ascontiguousarray(stored).view(np.uint8),
-            raw_dtype=gguf.GGMLQuantizationType.BF16,
+            tensor.shape,
+            np.dtype(np.float32),  # what counts is raw_dtype
+            size * math.prod(tensor.shape),
+            raw_dtype=gguf.GGMLQuantizationType[kind],
         )
-    if shape != "7B":
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    # One at a time, for all of 7B's take 14 GB.
+    for (name, tensor), _ in pairs:
+        weight = random_weight(rng, tensor.shape)
+        if shape != "7B":
+            tensors[name] = weight
+        if len(tensor.shape) == 1:
+            writer.write_tensor_data(weight.astype(np.float32))
+            continue
+        heads = rotary_heads(tensor.graph, hf)
+        stored = weight if heads is None else interleave(weight, heads)
+        writer.write_tensor_data(np.ascontiguousarray(stored).view(np.uint8))
     writer.close()
+    if shape != "7B":
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "partial.gguf").rename(gguf_path)
     return folder
 

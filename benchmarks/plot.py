@@ -3,7 +3,8 @@
     python -m benchmarks.plot REPORT.json PICTURE.png
 
 Prints it too, as a table in Markdown: tokens a second, and the ratio in brackets;
-then how far the rounds' ratios lie apart.
+then how far the rounds' ratios lie apart, and what made each row. Reports of before
+rows said that have one day for all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,7 +23,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.cpu import IK
 from benchmarks.models import SHAPES
-from benchmarks.report import MEASURES, ratios
+from benchmarks.report import MADE, MEASURES, ratios
 
 LABELS = {
     "prefill": "prefill 512",
@@ -50,11 +53,12 @@ def markdown(report: dict) -> str:
     """Returns the medians, with their ratios to llama.cpp."""
 
     def cell(name: str, engine: str, measure: str) -> str:
+        base = report[name]["llama.cpp"]
         # Of ik_llama.cpp's two layouts the faster one.
         found = [
             (ratios(report[name], e, measure), statistics.median(m[measure]))
             for e, m in report[name].items()
-            if e in (engine, f"{engine} -rtr") and measure in m
+            if e in (engine, f"{engine} -rtr") and measure in m and measure in base
         ]
         return f"{max(found)[1]:.3g} ({max(found)[0]:.2f}x)" if found else ""
 
@@ -70,7 +74,7 @@ def spread(report: dict) -> str:
     found = []
     for name in models_of(report):
         ours, base = report[name]["max_mistral"], report[name]["llama.cpp"]
-        for measure in ours.keys() & set(MEASURES):
+        for measure in ours.keys() & base.keys() & set(MEASURES):
             pairs = zip(ours[measure], base[measure], strict=True)
             rounds = sorted(value / other for value, other in pairs)
             apart = (rounds[-1] - rounds[0]) / statistics.median(rounds)
@@ -81,6 +85,26 @@ def spread(report: dict) -> str:
     return f"apart: {median:.0%} in the median, at most {most:.0%} ({where}: {listed})"
 
 
+def made(report: dict, name: str) -> dict[str, Any]:
+    """Returns what made a row, as far as the report says it."""
+    return report[name].get(MADE) or {"date": report.get("date", "a day unknown")}
+
+
+def origins(report: dict) -> str:
+    """Returns a line for all rows that the same code and packages made."""
+    rows = defaultdict(list)
+    for name in models_of(report):
+        parts = [f"{k} {v}" for k, v in made(report, name).items() if k != "cpus"]
+        rows[", ".join(parts)].append(name)
+    return "\n".join(f"{', '.join(names)}: {said}" for said, names in rows.items())
+
+
+def days(report: dict) -> str:
+    """Returns the first day and the last."""
+    found = sorted({made(report, name)["date"] for name in models_of(report)})
+    return " to ".join(dict.fromkeys([found[0], found[-1]]))
+
+
 def draw(report: dict, target: Path) -> None:
     """Writes the picture: a group of bars for each model."""
     rows = rows_of(report, "exact")
@@ -89,7 +113,7 @@ def draw(report: dict, target: Path) -> None:
     for i, measure in enumerate(MEASURES):
         heights = [
             ratios(report[name], engine, measure)
-            if measure in report[name][engine]
+            if measure in report[name][engine] and measure in report[name]["llama.cpp"]
             else 0.0
             for _, name, engine in rows
         ]
@@ -99,18 +123,22 @@ def draw(report: dict, target: Path) -> None:
     labels = [label.replace(" ", "\n") for label, _, _ in rows]
     axes.set_xticks(range(len(rows)), labels)
     axes.set_ylabel("speed / llama.cpp's")
-    axes.set_title(f"max_mistral on {report['cpu']}, 2 threads", fontsize=10)
+    title = f"max_mistral on {report['cpu']}, 2 threads, {days(report)}"
+    axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8, ncols=len(MEASURES), loc="upper center")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
     figure.savefig(target, dpi=130)
 
 
 def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     source, target = map(Path, sys.argv[1:])
     report = json.loads(source.read_text())
     draw(report, target)
     print(markdown(report))
     print(spread(report))
+    print(origins(report))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 MEASURES = ("prefill", "decode", "decode_deep", "decode_batch", "end_to_end")
 Results = dict[str, dict[str, list[float]]]
 """By engine and measure, a rate a round."""
+MADE = "made"
+"""Where a row has what ``workbench.record.origin`` says of it."""
 
 
 def table(
@@ -26,9 +28,10 @@ def table(
             if name not in measured:
                 cells.append(f"{'':>16}")
                 continue
-            ratio = ratios(results, engine, name, base)
-            value = statistics.median(measured[name])
-            cells.append(f"{f'{value:.1f} ({ratio:.2f}x)':>16}")
+            cell = f"{statistics.median(measured[name]):.1f}"
+            if name in results.get(base, {}):  # which may have failed
+                cell += f" ({ratios(results, engine, name, base):.2f}x)"
+            cells.append(f"{cell:>16}")
         if "peak_bytes" in measured:
             peak = measured["peak_bytes"][0]
             over = peak / measured["needed_bytes"][0]

@@ -4,16 +4,18 @@ r"""``max serve`` under so many users: time to the first token, between tokens, 
       --devices cpu --weight-path $PWD/build/SmolLM2-135M-Instruct.Q4_1.gguf
     python -m benchmarks.serving --model MODEL --users 1 8 64 -- --devices gpu:0
 
-What follows ``--`` goes to ``max serve``. Each user sends one prompt of random
-tokens and streams the answer, all at once, and again ``--rounds`` times; prompts
-are never the same, so none comes out of the prefix cache. Prints medians.
+What follows ``--`` goes to ``max serve``, whose ``--max-length`` and
+``--max-batch-size`` are what the users need if it does not name others. Each user
+sends one prompt of random tokens and streams the answer, all at once, and again
+``--rounds`` times; prompts are never the same, so none comes out of the prefix cache.
+Prints medians. Tokens are counted by their ids, for a chunk may have several; the time
+between them is an answer's, from its first chunk to its last.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -27,13 +29,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, pairwise
-from pathlib import Path
+from itertools import count
+from typing import Any
 
 from openai import AsyncOpenAI
 
 from benchmarks.measure import tokens
+from benchmarks.report import MADE
 from max_mistral.command.program import max_program
+from workbench.record import origin, place, write
 
 START_SECONDS = 450
 SEEDS = count()
@@ -41,9 +45,17 @@ SEEDS = count()
 
 @dataclass
 class Answer:
-    """When one answer's tokens came, in seconds after it was asked for."""
+    """When the chunks of one answer came, and how many tokens each had."""
 
     times: list[float]
+    """In seconds after it was asked for."""
+    counts: list[int]
+
+    @property
+    def between(self) -> float | None:
+        """The seconds between two tokens, if they came in more than one chunk."""
+        later = sum(self.counts[1:])
+        return (self.times[-1] - self.times[0]) / later if later else None
 
 
 @contextmanager
@@ -94,10 +106,16 @@ async def ask(client: AsyncOpenAI, model: str, prompt: int, answer: int) -> Answ
         max_tokens=answer,
         temperature=0,
         stream=True,
-        extra_body={"ignore_eos": True},
+        extra_body={"ignore_eos": True, "return_token_ids": True},
     )
-    times = [time.perf_counter() - start async for _ in stream]
-    return Answer(times)
+    found = Answer([], [])
+    async for chunk in stream:
+        ids = chunk.choices[0].model_extra if chunk.choices else None
+        found.times.append(time.perf_counter() - start)
+        found.counts.append(len((ids or {}).get("token_ids") or []))
+    if not sum(found.counts):
+        sys.exit("The server gave no token ids, by which tokens are counted.")
+    return found
 
 
 async def crowd(
@@ -110,13 +128,21 @@ async def crowd(
             *(ask(client, model, prompt, answer) for _ in range(users))
         )
         seconds = time.perf_counter() - start
-    gaps = [b - a for found in answers for a, b in pairwise(found.times)]
-    return {
+    said = {
         "first token, ms": 1e3 * statistics.median(a.times[0] for a in answers),
         "last first token, ms": 1e3 * max(a.times[0] for a in answers),
-        "between tokens, ms": 1e3 * statistics.median(gaps),
-        "tokens/s, all users": users * answer / seconds,
+        "tokens/s, all users": sum(sum(a.counts) for a in answers) / seconds,
     }
+    gaps = [a.between for a in answers if a.between is not None]
+    if gaps:
+        said["between tokens, ms"] = 1e3 * statistics.median(gaps)
+    return said
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Returns those of what every round has."""
+    names = [name for name in rounds[0] if all(name in found for found in rounds)]
+    return {name: statistics.median(found[name] for found in rounds) for name in names}
 
 
 def main() -> None:
@@ -127,13 +153,13 @@ def main() -> None:
     parser.add_argument("--answer-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--built-in", action="store_true", help="MAX's own Mistral")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=place, help="where to write the results")
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:at])
     most = arguments.prompt_tokens + arguments.answer_tokens
-    flags = ["--max-length", str(most), *sys.argv[at + 1 :]]
-    flags += ["--max-batch-size", str(max(arguments.users))]
-    report: dict[str, dict[str, float]] = {}
+    flags = ["--max-length", str(most), "--max-batch-size", str(max(arguments.users))]
+    flags += sys.argv[at + 1 :]  # of a flag that is there twice the last one counts
+    report: dict[str, Any] = {MADE: origin("max")}
     sizes = (arguments.prompt_tokens, arguments.answer_tokens)
     with server(arguments.model, flags, arguments.built_in) as url:
         for users in arguments.users:
@@ -141,16 +167,12 @@ def main() -> None:
                 asyncio.run(crowd(url, arguments.model, users, *sizes))
                 for _ in range(1 + arguments.rounds)
             ][1:]  # the first one warms up
-            report[f"{users} users"] = {
-                name: statistics.median(found[name] for found in rounds)
-                for name in rounds[0]
-            }
+            found = medians(rounds)
+            report[f"{users} users"] = found | {"rounds": rounds}
+            write(arguments.json, report)
             print(f"{users} users", flush=True)
-            for name, value in report[f"{users} users"].items():
+            for name, value in found.items():
                 print(f"  {name:22}{value:10.1f}", flush=True)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

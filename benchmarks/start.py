@@ -1,10 +1,10 @@
-"""From a command to the first token: ``max generate``, ours and MAX's own Llama.
+"""Seconds of ``max generate`` for one token: ours and MAX's own Llama.
 
     python -m benchmarks.start --json build/bench/start.json
     python -m benchmarks.start --shape 300M --encodings bf16 q4_k_m
 
 The same random weights for both, started in turns once their graphs are in MAX's
-compile cache: seconds until one token is printed, medians. MAX's own Llama runs in
+compile cache: seconds from the command to its end, medians. MAX's own Llama runs in
 float32 from bfloat16's weights, and in the encodings of GGUF that it has on a CPU
 from the same file. Below, where the time of ours goes; what is indented is part of
 what stands above it.
@@ -25,8 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models
-from benchmarks.cpu import cpu_name, rotated
+from benchmarks.machine import cpu_name
+from benchmarks.report import MADE
+from benchmarks.rounds import rotated
 from benchmarks.start_parts import IMPORTS, PARTS
+from workbench.record import origin, place, write
 
 # MAX imports torch where it is installed, for seconds. A user's environment has none.
 MAX = """
@@ -41,6 +44,7 @@ FLAGS += ["--temperature", "0", "--prompt", "Hello"]
 OWN = {"q4_0": "q4_0", "q4_k_m": "q4_k"}
 INSIDE = {"weights read, checked, packed": "the model's graph"}
 REST = "the rest"
+SECONDS = "seconds of max generate for one token"
 
 
 def commands(shape: str, encoding: str) -> dict[str, list[str]]:
@@ -95,11 +99,13 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shape", choices=models.SHAPES, default="1.1B")
-    parser.add_argument("--encodings", nargs="+", default=["bf16", "q4_0"])
+    parser.add_argument(
+        "--encodings", nargs="+", choices=models.ENCODINGS, default=["bf16", "q4_0"]
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write what was measured here")
+    parser.add_argument("--json", type=place, help="write what was measured here")
     arguments = parser.parse_args()
-    report: dict[str, Any] = {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+    report: dict[str, Any] = {"cpu": cpu_name(), MADE: origin("max")}
     print(report["cpu"])
     for encoding in arguments.encodings:
         chosen = commands(arguments.shape, encoding)
@@ -113,17 +119,15 @@ def main() -> None:
                 seconds[name].append(value)
             for name, value in parts(chosen["max_mistral"]).items():
                 where[name].append(value)
-        print(f"\n{arguments.shape} {encoding}, seconds to the first token")
+        print(f"\n{arguments.shape} {encoding}, {SECONDS}")
         for name, values in seconds.items():
             print(f"{name:34}{statistics.median(values):6.1f}")
         print("\nwhere max_mistral's go")
         for name in (IMPORTS, *PARTS, REST, "in all"):
             label = "  " * (name in INSIDE) + name
             print(f"{label:34}{statistics.median(where[name]):6.1f}", flush=True)
-        report[f"{arguments.shape} {encoding}"] = {"start": seconds, "parts": where}
-        if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(report, indent=1))
+        report[f"{arguments.shape} {encoding}"] = {SECONDS: seconds, "parts": where}
+        write(arguments.json, report)
 
 
 if __name__ == "__main__":

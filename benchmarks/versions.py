@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a folder, as benchmarks.cpu makes it")
     parser.add_argument("gguf", type=Path, nargs="?", help="its weights, if not there")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measures", nargs="+", default=["prefill", *DECODES])
+    every = ["prefill", *DECODES]
+    parser.add_argument("--measures", nargs="+", choices=every, default=every)
     arguments = parser.parse_args()
     here = Path(__file__).parent.parent
     gguf = arguments.gguf and arguments.gguf.resolve()

@@ -9,6 +9,7 @@ step the model has to call a tool, and its arguments fit the tool's schema.
 
 import argparse
 import json
+import sys
 
 from openai import OpenAI
 
@@ -44,6 +45,7 @@ def describe(function, properties: dict) -> dict:
     }
 
 
+MAX_TOKENS = 200  # of a step, in which a model may think too
 FUNCTIONS = {"add": add, "get_temperature": get_temperature}
 TOOLS = [
     describe(add, {"a": {"type": "number"}, "b": {"type": "number"}}),
@@ -70,11 +72,16 @@ def run(client: OpenAI, question: str, max_steps: int = 4) -> str:
             tools=TOOLS,
             tool_choice="required" if step == 0 else "auto",
             parallel_tool_calls=False,
-            max_tokens=200,
+            max_tokens=MAX_TOKENS,
             temperature=0,
         ).choices[0]
         message = answer.message
+        # What the model thinks beforehand, which is no part of its answer.
+        if thought := getattr(message, "reasoning", None):
+            print(thought, file=sys.stderr)
         if not message.tool_calls:
+            if answer.finish_reason == "length" and not message.content:
+                return f"No answer within {MAX_TOKENS} tokens: raise MAX_TOKENS."
             return message.content or ""
         messages.append(message.model_dump(include={"role", "content", "tool_calls"}))
         for made in message.tool_calls:

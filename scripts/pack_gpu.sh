@@ -12,13 +12,24 @@
 #
 # cuBLAS is not among it: a GPU machine has it, with CUDA or with torch.
 set -euo pipefail
-parts=$(mkdir -p "$1" && cd "$1" && pwd)
-if [ -n "$(ls -A "$parts")" ]; then
-    echo "$parts is not empty: empty it, or give another folder." >&2
+stop() {
+    echo "$1" >&2
     exit 1
-fi
-python=${2:-python3}
+}
+[ $# -eq 1 ] || [ $# -eq 2 ] || stop "usage: scripts/pack_gpu.sh PARTS [PYTHON]"
+python=$(command -v "${2:-python3}") || stop "There is no ${2:-python3}: give a PYTHON."
+[ "${python:0:1}" = / ] || python=$PWD/$python # as seen from here
+parts=$(mkdir -p "$1" && cd "$1" && pwd)
+[ -z "$(ls -A "$parts")" ] || stop "$parts is not empty: empty it, or give another."
 cd "$(dirname "$0")/.."
+model=build/smollm2 gguf=build/SmolLM2-135M-Instruct.Q4_1.gguf
+for made in "$model/config.json" "$gguf"; do
+    [ -e "$made" ] || stop "$PWD/$made is missing: run make build/smollm2 first."
+done
+changed=$(git status --porcelain)
+[ -z "$changed" ] || stop "What is packed is the last commit, without these changes:
+$changed
+Commit them, or put them away (git stash --include-untracked), and run this again."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -m venv "$work/venv"
@@ -36,7 +47,8 @@ rm -rf "$work/tree/site/pip"
 sed '1s|.*|#!/usr/bin/env python3|' "$work/venv/bin/max" >"$work/tree/site/bin/max"
 chmod +x "$work/tree/site/bin/max"
 git archive --format tar HEAD | tar -x -C "$work/tree"
-cp -r build/smollm2 build/SmolLM2-135M-Instruct.Q4_1.gguf "$work/tree/build"
+git rev-parse HEAD >"$work/tree/COMMIT" # see workbench/record.py
+cp -r "$model" "$gguf" "$work/tree/build"
 cat >"$work/tree/check.sh" <<'CHECK'
 #!/bin/sh
 # sh check.sh FLAGS: scripts/check_gpu.py on what lies beside it.

@@ -9,12 +9,11 @@ import os
 import platform
 import sys
 import tempfile
-import time
-from importlib.metadata import version
 from pathlib import Path
 
-from tests.soak.run import KILLS, Report, kill, soak
+from tests.soak.run import KILLS, LEAST, Report, kill, shares, soak
 from tests.soak.server import SETTINGS
+from workbench.record import origin, place, write
 
 
 def hardware() -> str:
@@ -28,29 +27,42 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=120, help="at most, of load")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=place, help="where to write the figures")
     options = parser.parse_args()
-    settings = list(options.settings)
+    settings = list(dict.fromkeys(options.settings))
+    least = LEAST * len(settings)
+    if options.requests < least:
+        parser.error(
+            f"--requests {options.requests} are too few to say anything: give {least} "
+            f"or more, {LEAST} for each of {', '.join(settings)}"
+        )
+    made = origin("max") | {"hardware": hardware(), "settings": settings}
     report = Report()
-    for name in settings:
-        with tempfile.TemporaryDirectory() as root:
-            folder = Path(root) / "model"
-            share = options.requests // len(settings)
+    try:
+        for name, share in zip(
+            settings, shares(options.requests, len(settings)), strict=True
+        ):
             minutes = options.minutes / len(settings)
-            asyncio.run(soak(folder, name, share, minutes, report))
-            for what in KILLS:
-                asyncio.run(kill(folder, name, what, report))
-    figures = {
-        "date": time.strftime("%Y-%m-%d"),
-        "hardware": hardware(),
-        "max": version("max"),
-        "settings": settings,
-    } | vars(report)
-    text = json.dumps(figures, indent=1)
-    print(text, report.markdown(), sep="\n\n")
-    if options.json:
-        options.json.write_text(text + "\n")
+            run(name, share, minutes, report)
+    except KeyboardInterrupt:
+        report.wrong.append("interrupted")
+    finally:
+        figures = made | {"requests": options.requests} | vars(report)
+        write(options.json, figures)
+        print(json.dumps(figures, indent=1), report.markdown(), sep="\n\n")
+        print(*report.stopped, *report.wrong, sep="\n")
     return 1 if report.wrong else 0
+
+
+def run(name: str, requests: int, minutes: float, report: Report) -> None:
+    """Soaks a server, then kills others; what goes wrong with one ends no other."""
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "model"
+        with report.noting(name):
+            asyncio.run(soak(folder, name, requests, minutes, report))
+        for what in KILLS:
+            with report.noting(f"{name}, its {what} killed"):
+                asyncio.run(kill(folder, name, what, report))
 
 
 if __name__ == "__main__":

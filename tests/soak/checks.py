@@ -51,6 +51,16 @@ def refusal(status: int, text: str, what: str) -> Result:
     return (Outcome.REFUSED, "") if worded else (Outcome.WRONG, said)
 
 
+def unanswered(status: int, text: str, what: str) -> Result:
+    """Judges what came in place of an answer to a valid question.
+
+    A refusal is no better than a wrong answer. Nor is a 429: MAX sends it where its
+    queue has a limit, and this server's has none.
+    """
+    outcome = Outcome.CRASHED if status >= 500 else Outcome.WRONG
+    return outcome, f"{what}: {status} {text[:300]}"
+
+
 class StreamError(Exception):
     """A stream that ends with an error in the place of an answer."""
 
@@ -104,7 +114,7 @@ async def judged(request: Awaitable[Result]) -> Result:
     except (TimeoutError, httpx.TimeoutException) as error:
         return Outcome.HUNG, repr(error)
     except httpx.HTTPStatusError as error:
-        return refusal(error.response.status_code, error.response.text, str(error))
+        return unanswered(error.response.status_code, error.response.text, str(error))
     except httpx.RemoteProtocolError as error:
         closed = "without sending a response" in str(error)
         return Outcome.CLOSED if closed else Outcome.LOST, repr(error)

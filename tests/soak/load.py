@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.soak.checks import LIMIT, Outcome, Result, Tally, refusal
+from tests.soak.checks import LIMIT, Outcome, Result, Tally, refusal, unanswered
 from tests.soak.malformed import TEXT, Malformed, malformed
 from tests.soak.questions import Answer, Question, Streamed, questions, whole
 from workbench.checkpoints import BASE
@@ -90,7 +90,7 @@ class Load:
 
         async def ask(client: httpx.AsyncClient) -> Result:
             response = await client.post(long.path, json=self.body(long))
-            return self.judge(long, whole(response.json()))
+            return self.judge_response(long, response)
 
         async with self.client() as client:
             asked = [self.tally.count("crowd", ask(client)) for _ in range(CLIENTS)]
@@ -128,9 +128,7 @@ class Load:
     async def ask(self, client: httpx.AsyncClient, rng: random.Random) -> Result:
         question = rng.choice(self.questions)
         response = await client.post(question.path, json=self.body(question))
-        if response.status_code != 200:
-            return refusal(response.status_code, response.text, question.name)
-        return self.judge(question, whole(response.json()))
+        return self.judge_response(question, response)
 
     async def stream(
         self, client: httpx.AsyncClient, rng: random.Random, pause: float = 0
@@ -151,7 +149,7 @@ class Load:
         body = self.body(question, temperature=1.5, seed=rng.randrange(2**64))
         response = await client.post(question.path, json=body)
         if response.status_code != 200:
-            return refusal(response.status_code, response.text, question.name)
+            return unanswered(response.status_code, response.text, question.name)
         answer = whole(response.json())
         text = answer.calls[0][1] if answer.calls else answer.text
         bound = question.name in CONSTRAINED and answer.finish != "length"
@@ -192,6 +190,11 @@ class Load:
             return Outcome.RIGHT, ""
         return refusal(response.status_code, response.text, wrong.name)
 
+    def judge_response(self, question: Question, response: httpx.Response) -> Result:
+        if response.status_code != 200:
+            return unanswered(response.status_code, response.text, question.name)
+        return self.judge(question, whole(response.json()))
+
     def judge(
         self, question: Question, answer: Answer, streamed: bool = False
     ) -> Result:
@@ -207,9 +210,8 @@ class Load:
         async with client.stream("POST", question.path, json=body) as response:
             if response.status_code != 200:
                 await response.aread()
-                text = f"{question.name}: {response.text}"
                 raise httpx.HTTPStatusError(
-                    text, request=response.request, response=response
+                    question.name, request=response.request, response=response
                 )
             async for line in response.aiter_lines():
                 yield line

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import traceback
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.soak.server import SETTINGS, Server, start, write_model
 KILLS = {"worker": kill_worker, "main": kill_main}
 ROUNDS = 12  # between which the server is looked at
 WARM_UP = 3  # of them, in which its pools and caches fill
+LEAST = 10 * ROUNDS  # requests to a server: with fewer a round has hardly a fault
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Report:
         preemptions: How many requests lost their KV pages to others.
         seconds: How long the load took.
         samples: What the servers held between rounds, by setting.
+        stopped: Where there was less load than asked for, and why.
         wrong: What is wrong, in words.
     """
 
@@ -45,7 +48,17 @@ class Report:
     preemptions: int = 0
     seconds: float = 0
     samples: dict[str, list[dict[str, int]]] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """What goes wrong within is part of what was found, and not its end."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.wrong.append(f"{what}: {error!r}")
 
     def add(self, tally: Tally) -> None:
         self.outcomes.update({str(o): n for o, n in tally.outcomes.items()})
@@ -63,6 +76,11 @@ class Report:
                 counts.append(self.outcomes[str(outcome)])
         rows = [names, ["---"] * len(names), [f"{count:,}" for count in counts]]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def shares(total: int, count: int) -> list[int]:
+    """Returns ``count`` numbers as equal as can be, whose sum is ``total``."""
+    return [total * (i + 1) // count - total * i // count for i in range(count)]
 
 
 @contextlib.asynccontextmanager
@@ -91,22 +109,30 @@ async def soak(
     """
     write_model(folder, SETTINGS[name])
     async with loaded(folder, name) as (server, load):
-        began, samples = time.monotonic(), []
-        await load.crowd()
-        for i in range(ROUNDS):
-            late = time.monotonic() - began > minutes * 60
-            if late and i >= WARM_UP + 3:
-                break
-            await load.run(requests // ROUNDS, seed=i)
-            # What was left is cancelled meanwhile.
-            await asyncio.sleep(1)
-            samples.append(server.sample(load.tally.requests))
-            bad = load.tally.failures()
-            print(f"{name}: {_line(samples[-1])} {bad or ''}", flush=True)
-        report.seconds += time.monotonic() - began
-        report.preemptions += server.preemptions()
-        report.samples[name] = [asdict(sample) for sample in samples]
-        report.add(load.tally)
+        began, sent = time.monotonic(), 0
+        samples: list[Sample] = []
+        try:
+            await load.crowd()
+            for i, share in enumerate(shares(requests, ROUNDS)):
+                late = time.monotonic() - began > minutes * 60
+                if late and i >= WARM_UP + 3:
+                    report.stopped.append(
+                        f"{name}: stopped after {sent:,} of {requests:,} requests, "
+                        f"for its {minutes:g} minutes were over"
+                    )
+                    break
+                await load.run(share, seed=i)
+                sent += share
+                # What was left is cancelled meanwhile.
+                await asyncio.sleep(1)
+                samples.append(server.sample(load.tally.requests))
+                bad = load.tally.failures()
+                print(f"{name}: {_line(samples[-1])} {bad or ''}", flush=True)
+        finally:
+            report.seconds += time.monotonic() - began
+            report.preemptions += server.preemptions()
+            report.samples[name] = [asdict(sample) for sample in samples]
+            report.add(load.tally)
         report.wrong += growth(samples[WARM_UP:], load.bytes_a_request())
         again = await load.collect()
         changed = [q for q, answer in again.items() if answer != load.wanted[q]]

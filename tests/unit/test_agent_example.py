@@ -1,4 +1,4 @@
-"""The examples: agent.py with a model that is played; the paths of the others."""
+"""The examples: those that ask a server, with a model that is played; paths."""
 
 import importlib.util
 import json
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from openai.types.chat import ChatCompletionMessage
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
 from workbench.demo import ROOT
 
@@ -25,8 +26,9 @@ agent = load("agent")
 class Client:
     """Answers with what it was given, and keeps what it was asked."""
 
-    def __init__(self, *answers):
+    def __init__(self, *answers, finish="stop"):
         self.answers = list(answers)
+        self.finish = finish
         self.asked = []
         self.models = SimpleNamespace(
             list=lambda: SimpleNamespace(data=[SimpleNamespace(id="m")])
@@ -36,7 +38,8 @@ class Client:
     def create(self, **body):
         self.asked.append(json.loads(json.dumps(body)))
         message = ChatCompletionMessage(role="assistant", **self.answers.pop(0))
-        return SimpleNamespace(choices=[SimpleNamespace(message=message)])
+        choice = SimpleNamespace(message=message, finish_reason=self.finish)
+        return SimpleNamespace(choices=[choice])
 
 
 def calling(name, arguments):
@@ -69,6 +72,51 @@ def test_it_stops():
     client = Client(*[calling("add", '{"a": 1, "b": 1}')] * 3)
     assert agent.run(client, "Add.", max_steps=3) == "No answer."
     assert len(client.asked) == 3
+
+
+def test_what_the_model_thinks_is_apart(capsys):
+    client = Client({"content": "42", "reasoning": "17 + 25 is"})
+    assert agent.run(client, "What is 17 + 25?") == "42"
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "17 + 25 is\n")
+
+
+def test_a_thought_without_end_is_no_answer():
+    client = Client({"content": None, "reasoning": "Hm."}, finish="length")
+    assert agent.run(client, "Why?") == "No answer within 200 tokens: raise MAX_TOKENS."
+    client = Client({"content": "Beca"}, finish="length")
+    assert agent.run(client, "Why?") == "Beca"
+
+
+@pytest.fixture
+def chat(monkeypatch):
+    """Runs chat_client.py; the model answers with some deltas."""
+    example = load("chat_client")
+
+    def run(*deltas, finish):
+        choices = [
+            SimpleNamespace(delta=ChoiceDelta(**delta), finish_reason=None)
+            for delta in deltas
+        ]
+        choices[-1].finish_reason = finish
+        client = Client()
+        client.chat.completions.create = lambda **body: [
+            SimpleNamespace(choices=[choice]) for choice in choices
+        ]
+        monkeypatch.setattr(example, "OpenAI", lambda **where: client)
+        monkeypatch.setattr(sys, "argv", ["chat_client", "Why?"])
+        example.main()
+
+    return run
+
+
+def test_a_chat_with_thoughts(chat, capsys):
+    chat({"reasoning": "Hm."}, {"content": "Be"}, {"content": "cause."}, finish="stop")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("Because.\n", "Hm.")
+    chat({"content": "Be"}, {}, finish="length")
+    with pytest.raises(SystemExit, match="No answer within 100 tokens"):
+        chat({"reasoning": "Hm"}, {"reasoning": "."}, finish="length")
 
 
 @pytest.mark.parametrize("name", ["generate", "logits"])

@@ -5,6 +5,10 @@ import sys
 import time
 
 import psutil
+import pytest
+
+from benchmarks.engine import Stopped
+from workbench.demo import ROOT
 
 WORKER = """
 import sys
@@ -34,3 +38,35 @@ def test_they_end_with_a_benchmark_that_is_killed():
         benchmark.communicate()
     _, alive = psutil.wait_procs([worker], timeout=30)
     assert not alive
+
+
+# Answers with the sum of two numbers, and ends at a nought.
+SUMS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks.engine import work
+print('{{"loaded": 1}}', flush=True)
+print("a line of the engine's own", flush=True)
+work(lambda name, a, b: [name, a + b] if a else sys.exit("no nought"))
+"""
+
+
+def test_a_worker_answers_what_it_is_asked(tmp_path):
+    worker = Stopped("sums", tmp_path, command=[sys.executable, "-c", SUMS])
+    try:
+        assert worker.ask("2 of 3", 2, 3) == ["2 of 3", 5]
+        assert psutil.Process(worker.process.pid).status() == psutil.STATUS_STOPPED
+        with pytest.raises(SystemExit, match="sums failed:\nno nought"):
+            worker.ask("nought", 0, 0)
+    finally:
+        worker.kill()
+        worker.process.communicate()
+
+
+def test_a_worker_that_is_gone_is_said(tmp_path):
+    worker = Stopped("sums", tmp_path, command=[sys.executable, "-c", SUMS])
+    worker.process.kill()
+    worker.process.wait()
+    with pytest.raises(SystemExit, match="sums failed"):
+        worker.finish()
+    worker.process.communicate()

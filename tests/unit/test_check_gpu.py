@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from scripts import gpu_steps
+from workbench import record
 from workbench.checkpoints import CONFIGS
 from workbench.demo import ROOT
 from workbench.quantized import LAYOUTS
@@ -39,7 +40,9 @@ ABSENT = step("absent", "raise SystemExit(5)")
 def check(monkeypatch, tmp_path, capsys):
     """Runs the command line with some steps; returns what it left and printed."""
 
-    def run(found, *flags):
+    def run(found, *flags, gpu="H100", commit="1234"):
+        made = {"gpu": gpu, "commit": commit}
+        monkeypatch.setattr(check_gpu, "origin", lambda dry: made)
         monkeypatch.setattr(check_gpu, "steps", lambda out: iter(found))
         monkeypatch.setattr(sys, "argv", ["check_gpu", "--out", str(tmp_path), *flags])
         status = 0
@@ -48,7 +51,7 @@ def check(monkeypatch, tmp_path, capsys):
         except SystemExit as end:
             status = end.code
         report = json.loads((tmp_path / "report.json").read_text())
-        verdicts = {name: value["verdict"] for name, value in report.items()}
+        verdicts = {name: value["verdict"] for name, value in report["steps"].items()}
         return status, verdicts, capsys.readouterr().out
 
     return run
@@ -67,6 +70,7 @@ def test_each_answer(check, tmp_path):
     assert "| bad | Is bad right? | no | " in report
     assert "3 of 8 rows wrong" in report
     assert "12 tokens a second" in report
+    assert "On H100, at commit 1234." in report
 
 
 def test_it_goes_on_where_it_was(check):
@@ -80,6 +84,35 @@ def test_it_goes_on_where_it_was(check):
     _, _, printed = check([GOOD, BAD], "--again", "--steps", "good")
     assert "good: Is good right? yes" in printed
     assert "bad:" not in printed
+
+
+@pytest.mark.parametrize(
+    "other", [{"gpu": "H200"}, {"commit": "1234-dirty"}, {"commit": "5678"}]
+)
+def test_it_does_not_go_on_elsewhere(check, tmp_path, other):
+    check([GOOD])
+    before = (tmp_path / "report.json").read_text()
+    status, verdicts, printed = check([GOOD, BAD], **other)
+    ((key, now),) = other.items()
+    assert f"of another {key}: " in status
+    assert now in status
+    assert "--out" in status
+    assert (verdicts, printed) == ({"good": "yes"}, "")
+    assert (tmp_path / "report.json").read_text() == before
+
+
+def test_it_does_not_go_on_from_a_report_that_says_nothing(check, tmp_path):
+    """As those of before."""
+    check([GOOD])
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"steps": json.loads(path.read_text())["steps"]}))
+    status, _, _ = check([GOOD])
+    assert "of another gpu: not said. Here it is H100." in status
+
+
+def test_a_dry_run_asks_for_no_gpu():
+    made = check_gpu.origin(dry=True)
+    assert made == {"gpu": "none: a dry run", "commit": record.commit()}
 
 
 # Each waits for the other's file, so that one at a time they would wait for ever.
@@ -114,6 +147,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from scripts import check_gpu
 step = check_gpu.Step("slow", "?", [sys.executable, "-c", {ENDLESS!r}])
 check_gpu.steps = lambda out: iter([step])
+check_gpu.origin = lambda dry: {{"gpu": "H100", "commit": "1234"}}
 sys.argv = ["check_gpu", "--out", {str(tmp_path)!r}]
 check_gpu.main()
 """

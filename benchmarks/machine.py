@@ -1,0 +1,66 @@
+"""What is measured on: the processor, the two CPUs of it, and their memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+CPUS = Path("/sys/devices/system/cpu")
+
+
+def cpu_name() -> str:
+    """Returns the processor's name, what of it is known, and the cores seen."""
+    known = dict(re.findall(r"(.+?)\s*: (.*)", Path("/proc/cpuinfo").read_text()))
+    name = known.get("model name", platform.processor())
+    if "cpu family" in known:
+        name += f" (family {known['cpu family']}, model {known['model']})"
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def take_two_cpus() -> list[int]:
+    """Keeps this process and those that it starts on two CPUs; returns them.
+
+    llama.cpp and torch run two threads, and MAX as many as it may use CPUs: so all
+    have the same. Returns none where the system has no such thing, as macOS.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    allowed = sorted(os.sched_getaffinity(0))
+    # Of two cores: two threads of one would share what it computes with.
+    firsts = {_core(cpu): cpu for cpu in reversed(allowed)}
+    chosen = sorted(firsts.values())[:2]
+    if len(chosen) < 2:
+        chosen = allowed[:2]
+    os.sched_setaffinity(0, chosen)
+    return chosen
+
+
+def _core(cpu: int) -> str:
+    """Returns what the threads of one core have in common."""
+    try:
+        return (CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def bandwidth() -> float:
+    """Returns the bytes a second that two threads read from memory."""
+    parts = [np.ones(2**25) for _ in range(2)]
+
+    def read() -> float:
+        threads = [threading.Thread(target=part.sum) for part in parts]
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(part.nbytes for part in parts) / (time.perf_counter() - start)
+
+    return statistics.median(read() for _ in range(7))

@@ -1,0 +1,46 @@
+"""``benchmarks/plot.py``: old reports and new ones."""
+
+import json
+
+import pytest
+
+from workbench.demo import ROOT
+
+pytest.importorskip("matplotlib")
+from benchmarks import plot
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def test_a_plot_says_what_made_each_row():
+    made = {"date": "2027-01-01", "commit": "1234", "max": "26.7", "cpus": [0, 1]}
+    rates = {"prefill": [10.0, 12.0], "decode": [3.0, 3.0]}
+    row = {"made": made, "bandwidth": [1e9], "max_mistral": rates, "llama.cpp": rates}
+    report = {"cpu": "a CPU", "300M q4_0": row, "300M q8_0": row}
+    made = "date 2027-01-01, commit 1234, max 26.7"
+    assert plot.origins(report) == f"300M q4_0, 300M q8_0: {made}"
+    report["1.1B q4_0"] = report["300M q4_0"] | {"made": {"date": "2027-02-01"}}
+    assert plot.days(report) == "2027-01-01 to 2027-02-01"
+    assert plot.origins(report).endswith("\n1.1B q4_0: date 2027-02-01")
+    assert "| 300M q4_0 | 11 (1.00x) |" in plot.markdown(report)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("cpu*.json")), ids=lambda p: p.stem
+)
+def test_the_reports_of_before_are_read(path, tmp_path):
+    report = json.loads(path.read_text())
+    assert plot.days(report) in plot.origins(report)
+    assert "max_mistral" not in plot.markdown(report)
+    assert plot.spread(report).startswith("apart: ")
+    plot.draw(report, tmp_path / "a.png")
+
+
+def test_an_engine_that_failed_end_to_end_is_left_out(tmp_path):
+    rates = {"prefill": [10.0], "decode": [3.0]}
+    ours = rates | {"end_to_end": [2.0]}
+    report = {"cpu": "a CPU", "300M q4_0": {"max_mistral": ours, "llama.cpp": rates}}
+    assert plot.markdown(report).endswith("| 3 (1.00x) |  |  |  |")
+    assert "end to end" not in plot.spread(report)
+    plot.draw(report, tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()

