@@ -128,7 +128,8 @@ class _ToTheEnd:
     """A worker whose answers are read whole.
 
     MAX's pipeline leaves an answer after its one chunk, and MAX then tells the worker
-    to cancel it, which no worker that embeds reads: they pile up in a queue.
+    to cancel it, which no worker that embeds reads: they pile up in a queue. So do
+    those of texts whose client has left, ``AT_A_TIME`` at most.
     """
 
     def __init__(self, worker: Any) -> None:

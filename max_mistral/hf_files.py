@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import cached_file
 
 
@@ -20,14 +22,28 @@ def find_file(
             repository has no files then but those that were fetched before.
 
     Raises:
-        OSError: If ``must_know`` and the Hub cannot be asked.
+        OSError, HTTPError: If ``must_know`` and the Hub cannot be asked.
     """
+    if must_know and not Path(model_path).is_dir():
+        return _ask_for(model_path, name, revision)
     found = cached_file(
         model_path,
         name,
         revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=must_know,
+        _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else Path(found)
+
+
+def _ask_for(repo: str, name: str, revision: str | None) -> Path | None:
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision))
+    except LocalEntryNotFoundError:
+        # That it has none may be known from before.
+        if try_to_load_from_cache(repo, name, revision=revision) is None:
+            raise
+        return None
+    except EntryNotFoundError:
+        return None

@@ -13,6 +13,7 @@ from max.pipelines.kv_cache.registry import kv_cache_memory_size
 from max.pipelines.lib import MAXModelConfig
 
 from .hf_config import text_config
+from .host_memory import free_memory
 from .model_config import MistralConfig
 from .weights.names import expected_tensors
 
@@ -48,8 +49,11 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         """Returns the bytes of all rows' logits where ``--enable-echo`` wants them."""
         if not pipeline_config.model.enable_echo:
             return 0
-        rows: int = pipeline_config.runtime.max_batch_input_tokens
-        size = rows * self.config.vocab_size
+        runtime = pipeline_config.runtime
+        rows: int = runtime.max_batch_input_tokens
+        if runtime.max_batch_size is not None:
+            rows = min(rows, runtime.max_batch_size * self.config.max_seq_len)
+        size = rows * self.config.vocab_size * self.config.data_parallel_degree
         # On a GPU they are bfloat16 first.
         widths = {DType.float32, self.config.dtype}
         return sum(size * dtype.size_in_bytes for dtype in widths)
@@ -65,9 +69,7 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         if not _on_cpu(devices):
             return None
         model = pipeline_config.model
-        free = (
-            devices[0].stats["free_memory"] * model.kv_cache.device_memory_utilization
-        )
+        free = free_memory() * model.kv_cache.device_memory_utilization
         room = int((free - weights_size) * _SHARE)
         params = self.config.get_kv_params()
         for batch in range(MOST_ON_A_CPU, 1, -1):
@@ -118,20 +120,16 @@ def _in_memory(stored: int, config: MistralConfig, model: MAXModelConfig) -> int
     """The bytes of the weights that take ``stored`` in their files."""
     size = stored
     packed = config.kernel_mode != "off" and config.devices[0].is_cpu()
-    if config.restored:
-        # From 8 bits to 16, but for embedding and head, which are never FP8.
-        heads = 1 if config.tie_word_embeddings else 2
-        size = 2 * stored - 2 * heads * config.vocab_size * config.hidden_size
-    elif config.quantization is None and not packed:
+    if config.quantization is None and (config.restored or not packed):
         assert model.huggingface_config is not None, "config was made of it"
-        tensors = expected_tensors(
-            text_config(model.huggingface_config),
-            "graph",
-            tied=config.tie_word_embeddings,
-        )
+        text = text_config(model.huggingface_config)
+        # A whole config of a vision model says so where the text tower has a head.
+        tied = config.tie_word_embeddings and text.tie_word_embeddings
+        tensors = expected_tensors(text, "graph", tied=tied)
         weights = sum(math.prod(tensor.shape) for tensor in tensors.values())
-        size = weights * config.dtype.size_in_bytes
-    return max(size, 0) * config.data_parallel_degree
+        dtype = DType.bfloat16 if packed else config.dtype
+        size = weights * dtype.size_in_bytes
+    return size * config.data_parallel_degree
 
 
 def _on_cpu(devices: Sequence[Device]) -> bool:

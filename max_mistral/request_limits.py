@@ -134,7 +134,7 @@ def check_template_options(
     check_template_names(options)
     effort = options.get("reasoning_effort")
     reasons = any(_speaks_of(name, template) for name in _REASONING)
-    if effort is not None and not reasons:
+    if effort not in (None, "none") and not reasons:
         said = repr(str(effort)[:64])
         raise InputError(
             f"reasoning_effort is {said}, but this model's chat template has none; "

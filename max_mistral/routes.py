@@ -104,11 +104,12 @@ def _first_words(error: ValidationError) -> str:
     """What is wrong with a body, in few words: pydantic quotes all of it."""
     first = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [
-        f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in first[:_MOST]
+        ": ".join([*filter(None, [".".join(map(str, each["loc"]))]), each["msg"]])
+        for each in first[:_MOST]
     ]
     if error.error_count() > _MOST:
         lines.append(f"and {error.error_count() - _MOST} more like these")
-    return "; ".join(line[:_LONGEST] for line in lines) + "."
+    return "; ".join(line.rstrip(".")[:_LONGEST] for line in lines) + "."
 
 
 def _keeping_thinking(complete: Any) -> Any:

@@ -75,9 +75,6 @@ def with_mistral_ids(messages: Sequence[Any]) -> list[Any]:
     one made from its text, the same in each turn, so that a cached prefix holds.
     """
     ids = MistralIds()
-    for message in messages:
-        for call in message.tool_calls or []:
-            ids.of(call.get("id"))
     return [_renamed(message, ids) for message in messages]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
+# What may follow the parenthesis of a group: that it is not captured, or its name.
+_KIND = re.compile(r"\?(:|P?<\w+>)")
 _LONG = 9  # digits that no count has
 MOST = 10**9
 
@@ -24,13 +26,16 @@ def repeated(pattern: str) -> int:
         once, counted = groups[-1]
         found = _COUNT.match(pattern, at) if character == "{" else None
         if found:
-            count = max(_number(found[1]), _number(found[2] or ""))
+            # A count of none, or with no end, writes its part once all the same.
+            count = max(1, _number(found[1]), _number(found[2] or ""))
             counted += sum(last) * count - last[1]
             groups[-1] = (once - last[0], min(counted, MOST))
             last, end = (0, 0), found.end()
         elif character == "(":
             groups.append((0, 0))
             last = (0, 0)
+            kind = _KIND.match(pattern, end)
+            end = kind.end() if kind else end
         elif character == ")" and len(groups) > 1:
             last = groups.pop()
             groups[-1] = (groups[-1][0] + last[0], min(groups[-1][1] + last[1], MOST))

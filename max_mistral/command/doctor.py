@@ -17,10 +17,11 @@ from max.driver import Accelerator, accelerator_api, accelerator_count
 from .. import kernels
 from ..errors import UserError
 from ..gpu import gpu_architecture
+from ..host_memory import free_memory
 from ..own_folders import cache_roots, is_ours
 from ..progress import print_line
 from .kernel_check import check_kernels
-from .memory import free_memory, gigabytes
+from .memory import gigabytes
 from .model_cache import FOLDER
 from .program import max_program
 

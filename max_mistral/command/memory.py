@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 from max.driver import DeviceSpec, load_devices
 from max.dtype import DType
 from max.pipelines.kv_cache import cache_dtype_for_encoding
@@ -18,6 +15,7 @@ from .. import hf_config as hf
 from .. import kernels
 from ..errors import UserError, shown
 from ..hf_quantization import read_quantization
+from ..host_memory import free_memory
 from ..kv_cache import default_cpu_dtype
 from ..weights.names import expected_tensors
 from ..weights.safetensors_file import read_tensors
@@ -31,7 +29,6 @@ _SHARE = 0.5
 # A shorter context is of no use to anyone.
 _LEAST_CONTEXT = 256
 _FLOAT32 = 4
-_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -88,15 +85,6 @@ def fit_context(
             "encoding, or more --devices; --max-length tries it anyway."
         )
     return Fit(context, limit, weights, free)
-
-
-def free_memory() -> int:
-    """Returns the bytes that programs may still take; MAX's own count is its own."""
-    available: int = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no such limit, or "max"
-        # A container's; its page cache counts as used, so not the rest of it.
-        available = min(available, int(_CONTAINER_LIMIT.read_text()))
-    return available
 
 
 def _free_on(gpus: Sequence[DeviceSpec]) -> int:

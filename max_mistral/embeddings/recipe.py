@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from httpx import HTTPError
 from max.pipelines.lib import MAXModelConfig
 
 from ..errors import UserError, shown
@@ -60,7 +61,7 @@ def _says_last(model: MAXModelConfig) -> bool:
 def _check_modules(folder: str, revision: str | None) -> None:
     try:
         path = find_file(folder, "modules.json", revision, must_know=True)
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         logger.warning(
             "Whether %s makes its embeddings of the last token's state is not known: "
             "the Hub cannot be asked for its modules.json (%s).",

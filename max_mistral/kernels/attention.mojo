@@ -171,7 +171,6 @@ struct Attention:
                     break
                 var task = plan.tasks[i]
                 var cache = first_cache.of_request(task.request, table)
-                var rows = task.tokens * heads
                 var queries = yp.unsafe_offset(task.token * heads * head_dim)
 
                 var own_heads = (task.kv_end - task.kv_begin) * group
@@ -233,7 +232,14 @@ struct Attention:
                     run(queries)
                 else:
                     var own = copies.unsafe_offset(thread * tile * depth)
-                    copy_rows[head_dim](own, queries, head_dim, rows)
+                    for t in range(task.tokens):
+                        var at = first_head(t)
+                        copy_rows[head_dim](
+                            own.unsafe_offset(at * depth),
+                            queries.unsafe_offset(at * head_dim),
+                            head_dim,
+                            own_heads,
+                        )
                     run(own)
 
         ctx.enqueue_cpu_range(attend, count=threads)

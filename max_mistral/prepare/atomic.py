@@ -70,7 +70,7 @@ def _make_parents(folder: Path) -> list[Path]:
 
 def _sync_all(folder: Path) -> None:
     """Lets the files reach the disk before the name does."""
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         if not path.is_symlink():
             sync(path)
     sync(folder)

@@ -28,9 +28,14 @@ def check_config(checkpoint: GGUFCheckpoint, config: PretrainedConfig) -> None:
     """
     file, arch = checkpoint.metadata, checkpoint.architecture
     stated = _heads(config) | _rope(config)
-    # A linear factor of 1 is none.
-    if file.get(f"{arch}.rope.scaling.factor") == 1 and rope_scaling(config) is None:
-        del stated["rope.scaling.type"]
+    # A linear factor of 1 is none, and some files have 0 for it.
+    factors = [f"{arch}.rope.scaling.factor", f"{arch}.rope.scale_linear"]
+    if rope_scaling(config) is None:
+        if file.get(factors[0]) == 1:
+            del stated["rope.scaling.type"]
+        for key in factors:
+            if file.get(key) == 0:
+                del stated[key.removeprefix(f"{arch}.")]
     for name, value in stated.items():
         key = f"{arch}.{name}"
         if file.has(key) and not _alike(file.get(key), value):
@@ -64,6 +69,7 @@ def _rope(config: PretrainedConfig) -> dict[str, object]:
     }
     if scaling is None:
         stated["rope.scaling.type"] = "none"
+        stated["rope.scaling.factor"] = stated["rope.scale_linear"] = 1
     # Llama 3's is a tensor of the file.
     elif scaling.rope_type in ("linear", "yarn"):
         stated["rope.scaling.type"] = scaling.rope_type

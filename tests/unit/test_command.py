@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from max.driver import DeviceSpec
 
-from max_mistral import command, own_folders
+from max_mistral import command, host_memory, own_folders
 from max_mistral.command import memory, model_cache, plan
 from max_mistral.command.checkpoint import pick_gguf, read_checkpoint
 from max_mistral.command.errors import UsageError
@@ -251,10 +251,12 @@ def test_the_context_is_a_power_of_two_that_fits(
         _, found, err = run("generate", folder)
         assert value(found, "--max-length") == str(context)
     assert "context 256 (its limit is 512;" in err
-    monkeypatch.setattr(memory, "free_memory", lambda: free(255))
-    status, _, err = run("generate", folder)
-    assert status == 1
-    assert "leaves no room for a context" in err
+    # Too few tokens, and a memory that the weights alone exceed.
+    for size in (free(255), 0):
+        monkeypatch.setattr(memory, "free_memory", lambda size=size: size)
+        status, _, err = run("generate", folder)
+        assert status == 1
+        assert "leaves no room for a context" in err
     # The user may know better.
     _, found, _ = run("generate", folder, "--max-length", "512")
     assert value(found, "--max-length") == "512"
@@ -306,11 +308,14 @@ def test_without_the_kernels_weights_are_float32(folder, monkeypatch):
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
     monkeypatch.undo()
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "_CONTAINER_LIMIT", limit)
+    monkeypatch.setattr(host_memory, "CONTAINER_LIMIT", limit)
     free = memory.free_memory()
     assert free > 10**6
     limit.write_text("1000000\n")
     assert memory.free_memory() == 10**6
+    # More than the machine has is no promise of it.
+    limit.write_text(f"{2**60}\n")
+    assert 10**6 < memory.free_memory() < 2**60
     limit.write_text("max\n")
     assert memory.free_memory() > 10**6
 
@@ -382,7 +387,7 @@ def test_weights_of_the_users_own(run, gguf, folder, monkeypatch):
 
 
 def test_weights_of_a_folder_without_a_config(run, gguf, tmp_path):
-    write_gguf(gguf.with_name("model.Q8_0.gguf"))
+    ggufs = [gguf, write_gguf(gguf.with_name("model.Q8_0.gguf"))]
     _, found, _ = run("generate", gguf.parent, "--weight-path", gguf)
     assert value(found, "--weight-path") == str(gguf)
     assert (Path(value(found, "--model")) / "config.json").exists()
@@ -395,18 +400,32 @@ def test_weights_of_a_folder_without_a_config(run, gguf, tmp_path):
     assert (Path(value(found, "--model")) / "config.json").exists()
     named = [found[i + 1] for i, flag in enumerate(found) if flag == "--weight-path"]
     assert named == [str(path) for path in shards]
-    status, found, err = run("generate", source, *flags[:2])
-    assert (status, found) == (1, [])
-    assert f"{source} has no config.json, which --weight-path {shards[0]}" in err
+    # Of two GGUF files neither config is that of both.
+    both = [part for path in ggufs for part in ("--weight-path", path)]
+    for model, given, first in (
+        (source, flags[:2], shards[0]),
+        (gguf.parent, both, gguf),
+    ):
+        status, found, err = run("generate", model, *given)
+        assert (status, found) == (1, [])
+        assert f"{model} has no config.json, which --weight-path {first}" in err
 
 
 def test_a_folder_that_is_given_twice(run, folder, tmp_path):
-    native = write_native(tmp_path / "native", BASE)
-    status, found, err = run("generate", native, "--model", native)
-    assert (status, found) == (2, [])
-    assert f"--model is {native}, beside MODEL" in err
     _, found, _ = run("generate", folder, "--model", folder)
     assert value(found, "--model") == str(folder)
+    native = write_native(tmp_path / "native", BASE)
+    other = write_checkpoint(tmp_path / "other", BASE)
+    for model, given in ((native, native), (folder, other)):
+        status, found, err = run("generate", model, "--model", given)
+        assert (status, found) == (2, [])
+        assert f"--model is {given}, beside MODEL" in err
+
+
+def test_an_adapter_beside_the_weights_is_none_of_them(folder):
+    (folder / "adapter_model.safetensors").write_bytes(b"an adapter")
+    (file,) = read_checkpoint(folder).weights
+    assert file.name == "model.safetensors"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -705,8 +724,22 @@ def test_a_changed_file_is_prepared_anew(run, gguf):
     os.utime(gguf, ns=(1, 1))
     _, second, _ = run("generate", gguf)
     assert value(second, "--model") != value(first, "--model")
-    config = json.loads((Path(value(second, "--model")) / "config.json").read_text())
-    assert config["eos_token_id"] == 1
+    assert prepared_config(second)["eos_token_id"] == 1
+
+
+def test_a_changed_file_of_a_folder_is_prepared_anew(run, tmp_path):
+    source = write_native(tmp_path / "native", BASE)
+    run("generate", source)
+    params = json.loads((source / "params.json").read_text())
+    (source / "params.json").write_text(json.dumps(params | {"norm_eps": 2e-5}))
+    _, second, err = run("generate", source)
+    assert "Preparing" in err
+    assert prepared_config(second)["rms_norm_eps"] == 2e-5
+
+
+def prepared_config(command):
+    """The config.json of the folder that a command names."""
+    return json.loads((Path(value(command, "--model")) / "config.json").read_text())
 
 
 @pytest.fixture

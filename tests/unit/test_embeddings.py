@@ -3,8 +3,11 @@
 import asyncio
 import json
 import shutil
+from functools import partial
+from types import SimpleNamespace
 
 import gguf
+import huggingface_hub
 import pytest
 from max.pipelines import PIPELINE_REGISTRY
 from max.pipelines.context.exceptions import PromptTooLongError
@@ -13,7 +16,7 @@ from max.pipelines.modeling.types import PipelineTask
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
-from max_mistral import ARCHITECTURES, mistral_arch
+from max_mistral import ARCHITECTURES, hf_files, mistral_arch
 from max_mistral.arch import mistral_embedding_arch
 from max_mistral.command.hub import _wanted
 from max_mistral.embeddings import (
@@ -209,15 +212,25 @@ def test_a_gguf_file_that_does_not_say_leaves_it_to_the_folder(
         MistralEmbeddingConfig.initialize(config)
 
 
-def test_a_hub_that_cannot_be_asked_is_a_warning(headless, monkeypatch, caplog):
-    config = configure(headless)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_hub_that_cannot_be_asked_is_a_warning(tmp_path, monkeypatch, caplog, known):
+    """Unless it is known from before that there is no modules.json."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cache = tmp_path / "models--a--b"
+    (cache / "snapshots" / "c").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("c")
+    if known:
+        (cache / ".no_exist" / "c").mkdir(parents=True)
+        (cache / ".no_exist" / "c" / "modules.json").touch()
+    for name in ("hf_hub_download", "try_to_load_from_cache"):
+        asked = partial(getattr(huggingface_hub, name), cache_dir=tmp_path)
+        monkeypatch.setattr(hf_files, name, asked)
+    recipe.check_recipe(SimpleNamespace(**HUB))
+    assert bool(caplog.records) != known
 
-    def offline(*_, **__):
-        raise OSError("no network")
 
-    monkeypatch.setattr(recipe, "find_file", offline)
-    MistralEmbeddingConfig.initialize(config)
-    assert "no network" in caplog.text
+HUB = {"weight_path": [], "model_path": "a/b", "huggingface_model_revision": None}
 
 
 def test_attention_to_what_follows_is_refused(headless):

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import gguf
 import pytest
-from max.driver import CPU, DeviceSpec
+from max.driver import DeviceSpec
 from max.pipelines.lib.memory_estimation import MemoryEstimator
 
-from max_mistral import mistral_arch
+from max_mistral import memory_planner, mistral_arch
 from max_mistral.memory_planner import MOST_ON_A_CPU, MistralMemoryPlanner
 from max_mistral.model_config import MistralConfig
 from tests.harness import virtual_gpus
@@ -22,13 +22,17 @@ def test_a_small_model_on_a_cpu(checkpoint, asked, batch):
     assert plan.planned_max_batch_size == batch
 
 
-def infer(config, free, weights, *, on_cpu=True):
-    device = SimpleNamespace(is_host=on_cpu, stats={"free_memory": free})
+def infer(config, weights, *, on_cpu=True):
+    device = SimpleNamespace(is_host=on_cpu)
     planner = MistralMemoryPlanner(MistralConfig.initialize(config))
     return planner.infer_max_batch_size(config, [device], weights)
 
 
-def test_a_quarter_of_what_the_weights_leave(checkpoint):
+def test_a_quarter_of_what_the_weights_leave(checkpoint, monkeypatch):
+    def infer_with(free):
+        monkeypatch.setattr(memory_planner, "free_memory", lambda: free)
+        return infer(config, weights)
+
     config = make_pipeline_config(checkpoint, max_length=256)
     (params,) = MistralConfig.initialize(config).kv_groups
     request = params.bytes_per_block * 256 // params.page_size
@@ -36,17 +40,13 @@ def test_a_quarter_of_what_the_weights_leave(checkpoint):
     # MAX takes 90 % of what is free, and has a page for itself.
     for batch in range(1, MOST_ON_A_CPU + 1):
         free = (weights + 4 * (batch + 0.9) * request) / 0.9
-        assert infer(config, free, weights) == batch
-    assert infer(config, 2**50, weights) == MOST_ON_A_CPU
-    assert infer(config, 0, weights) == 1
+        assert infer_with(free) == batch
+    assert infer_with(2**50) == MOST_ON_A_CPU
+    assert infer_with(0) == 1
 
 
 def test_a_gpu_has_what_max_picks(checkpoint):
-    assert infer(make_pipeline_config(checkpoint), 2**40, 0, on_cpu=False) is None
-
-
-def test_this_cpu_says_what_is_free():
-    assert CPU().stats["free_memory"] >= 0
+    assert infer(make_pipeline_config(checkpoint), 0, on_cpu=False) is None
 
 
 def weights_of(folder, **flags):
@@ -94,3 +94,17 @@ def test_echo_keeps_the_logits_of_all_rows(checkpoint, echo):
     planner = MistralMemoryPlanner(MistralConfig.initialize(config))
     planned = planner.estimate_activation_memory(config, None)
     assert planned == (100 * BASE["vocab_size"] * 4 if echo else 0)
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 64), (2, 100)])
+def test_echo_has_no_more_rows_than_requests_have(checkpoint, batch, rows):
+    config = make_pipeline_config(
+        checkpoint,
+        enable_echo=True,
+        max_batch_input_tokens=100,
+        max_batch_size=batch,
+        max_length=64,
+    )
+    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
+    planned = planner.estimate_activation_memory(config, None)
+    assert planned == rows * BASE["vocab_size"] * 4

@@ -166,6 +166,13 @@ def test_an_option_is_a_small_scalar(styled, value):
     assert_refused(styled, refused, "option 'style' must be a text of at most 4096")
 
 
+@pytest.mark.parametrize("switch", ["add_generation_prompt", "continue_final_message"])
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_a_switch_is_true_or_false(styled, switch, value):
+    refused = chat(styled, chat_template_kwargs={switch: value})
+    assert_refused(styled, refused, f"option '{switch}' must be true or false")
+
+
 def test_an_option_that_the_template_does_not_have(styled):
     refused = chat(styled, chat_template_kwargs={"stile": 1})
     assert_refused(styled, refused, "no option 'stile'")
@@ -184,13 +191,23 @@ def test_options_of_the_template(styled):
     # MAX adds both of thinking's switches to what speaks of reasoning.
     assert prompt(enable_thinking=False) == "Hi>"
     assert chat(styled, reasoning={"enabled": False}).status_code == 200
+    assert chat(styled, reasoning_effort="none").status_code == 200
+
+
+def test_a_template_leaves_an_answer_that_is_begun_open(routes):
+    """By the options that the refusal of ``prefix`` names."""
+    begun = {"role": "assistant", "content": "It is"}
+    options = {"continue_final_message": True, "add_generation_prompt": False}
+    messages = [{"role": "user", "content": "Hi"}, begun]
+    response = chat(routes, messages=messages, chat_template_kwargs=options)
+    assert response.status_code == 200, response.text
+    assert routes.prompt == "<s>[INST]Hi[/INST]It is"
 
 
 @pytest.mark.parametrize(
     "asked",
     [
         {"reasoning_effort": "low"},
-        {"reasoning_effort": "none"},
         {"reasoning": {"effort": "high"}},
         {"chat_template_kwargs": {"reasoning_effort": "high"}},
     ],
