@@ -44,9 +44,21 @@ FORMS = {
         [("add", A)],
     ),
     "no arguments": ('[TOOL_CALLS][{"name": "now"}]', [("now", "{}")]),
+    "null for arguments": (
+        '[TOOL_CALLS][{"name": "now", "arguments": null}]',
+        [("now", "{}")],
+    ),
+    "an empty list": (
+        '[TOOL_CALLS]f[ARGS]{"a": [], "b": [[ ]]}',
+        [("f", '{"a": [], "b": [[ ]]}')],
+    ),
     "a marker within a string": (
         '[TOOL_CALLS]say[ARGS]{"text": "[TOOL_CALLS]x[ARGS]{"}',
         [("say", '{"text": "[TOOL_CALLS]x[ARGS]{"}')],
+    ),
+    "a marker within a string of a list": (
+        '[TOOL_CALLS][{"name": "say", "arguments": {"text": "[TOOL_CALLS]x"}}]',
+        [("say", '{"text": "[TOOL_CALLS]x"}')],
     ),
 }
 TAG_FORMS = {
@@ -88,12 +100,21 @@ TEXTS = {
         '[{"name": "add", "arguments": [1]}]'
     ),
     '[TOOL_CALLS][{"name": "a", "argum': '[{"name": "a", "argum',
+    # Arguments that are a string, but not of one whole object.
+    r'[TOOL_CALLS][{"name": "f", "arguments": "{\"a\": 1"}]': (
+        r'[{"name": "f", "arguments": "{\"a\": 1"}]'
+    ),
+    '[TOOL_CALLS][{"name": "f", "arguments": "{} x"}]': (
+        '[{"name": "f", "arguments": "{} x"}]'
+    ),
 }
 BROKEN = {
     '[TOOL_CALLS]add[ARGS]{"a": nope} sorry': 'add{"a": nope} sorry',
     '[TOOL_CALLS]add[ARGS]{"a": 1': 'add{"a": 1',
     '[TOOL_CALLS]add[ARGS]{"a": 01}': 'add{"a": 01}',
     '[TOOL_CALLS]add[ARGS]{"a": "line\n"}': 'add{"a": "line\n"}',
+    r'[TOOL_CALLS]add[ARGS]{"a": "\x"}': r'add{"a": "\x"}',
+    r'[TOOL_CALLS]add[ARGS]{"a": "\u00g0"}': r'add{"a": "\u00g0"}',
     '[TOOL_CALLS][{"name": "add", "arguments": {"a": }}]': (
         '[{"name": "add", "arguments": {"a": }}]'
     ),

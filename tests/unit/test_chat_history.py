@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from max_mistral.chat.messages import MistralIds
+from tests.chats import call, called, result
 from tests.tools import NAMED, TOOLS
 
 CALLED = {
@@ -81,6 +83,16 @@ def test_any_id_is_shortened(v13, call_id):
     assert v13.prompt.split("add#")[1][:9].isalnum()
 
 
+def test_ids_that_are_made_are_told_apart():
+    ids = MistralIds()
+    made = [ids.of(f"call_{i}") for i in range(200)]
+    assert len(set(made)) == 200
+    # At each of the nine places, for all of it is of a hash.
+    assert all(len({each[place] for each in made}) > 20 for place in range(9))
+    # A client that has one for another call gets another in its place.
+    assert ids.of(made[0]) not in made
+
+
 def test_an_id_of_ours_stays(v13):
     called = json.loads(
         json.dumps(CALLED).replace("call_0123456789abcdef", "aB3dE6gH9")
@@ -100,3 +112,51 @@ def test_tools_in_words_where_the_template_has_none(servers):
     assert '"description": "Adds."' in prompt
     server.answer("2.")
     assert "tool" not in server.prompt
+
+
+def test_calls_in_words_stay_where_no_tools_are_given_any_more(servers):
+    servers["none"].answer("2.", messages=[USER, CALLED, RESULT])
+    prompt = servers["none"].prompt
+    assert '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>' in prompt
+    assert "<user><tool_response>\n2\n</tool_response>" in prompt
+    assert "<tools>" not in prompt
+
+
+def test_text_beside_calls_in_words_stays(servers):
+    message = CALLED | {"content": "Let me see."}
+    servers["none"].answer("2.", messages=[USER, message, RESULT], tools=TOOLS)
+    assert "<assistant>Let me see.\n<tool_call>\n" in servers["none"].prompt
+
+
+def test_results_in_words_are_one_turn(servers):
+    """Some templates refuse two of the user's in a row."""
+    calls = called(call("add", "{}", "call_a"), call("add", "{}", "call_b"))
+    results = [result("call_a", "add", "2"), result("call_b", "add", "3")]
+    servers["none"].answer("5.", messages=[USER, calls, *results], tools=TOOLS)
+    prompt = servers["none"].prompt
+    assert (
+        "<user><tool_response>\n2\n</tool_response>\n"
+        "<tool_response>\n3\n</tool_response>\n"
+    ) in prompt
+    assert prompt.count("<user>") == 2
+
+
+def test_words_of_any_script_describe_tools_as_they_are(servers):
+    function = {"name": "add", "description": "Zählt zusammen ☺"}
+    tools = [{"type": "function", "function": function}]
+    servers["none"].answer("2.", tools=tools)
+    assert '"description": "Zählt zusammen ☺"' in servers["none"].prompt
+
+
+@pytest.mark.parametrize(
+    "body", [{"tools": TOOLS}, {"messages": [USER, CALLED, RESULT]}]
+)
+def test_a_template_without_tools_is_refused_where_the_model_has_marks(
+    servers, monkeypatch, body
+):
+    """In words they would be none of those that the model was trained on."""
+    delegate = servers["v3"].tokenizer.delegate
+    monkeypatch.setattr(delegate, "chat_template", "{{ messages[0].content }}")
+    response = servers["v3"].ask(**body)
+    assert response.status_code == 400, response.text
+    assert "chat template has no tools" in response.json()["detail"]

@@ -144,6 +144,11 @@ BAD_SCHEMAS = {
     "choices that are no list": ({"allOf": 5}, "allOf"),
     "a name that is no text": ({"properties": {}, "required": [[1]]}, "mismatch"),
     "long pattern": ({"type": "string", "pattern": "a{1,99999}"}, "lengths"),
+    # Its counts add up.
+    "pattern of many parts": (
+        {"type": "string", "pattern": "[a-z]{9000}" * 300},
+        "lengths",
+    ),
     "a wrong type": (
         {"properties": {"a": {"type": "strnig"}}},
         'Unsupported type "strnig"',
@@ -152,6 +157,25 @@ BAD_SCHEMAS = {
     "no such reference": ({"$ref": "#/$defs/x"}, "Cannot find"),
     "unsupported": ({"properties": {"a": {"not": {"type": "string"}}}}, "not"),
     "itself": ({"$ref": "#"}, "endless"),
+    "itself as one of several parts": ({"allOf": [{}, {"$ref": "#"}]}, "endless"),
+    "an item of itself": (
+        {"type": "array", "minItems": 1, "items": {"$ref": "#"}},
+        "endless",
+    ),
+    "branches that all lead back": (
+        {
+            "oneOf": [
+                {"$ref": "#"},
+                {"type": "array", "minItems": 2, "items": {"$ref": "#"}},
+                {
+                    "type": "object",
+                    "properties": {"x": {"$ref": "#"}},
+                    "required": ["x"],
+                },
+            ]
+        },
+        "endless",
+    ),
     "a circle": (
         {
             "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
@@ -202,6 +226,15 @@ def test_a_schema_that_cannot_be_used(servers, name):
         deep(12),
         {"enum": [f"value {i}" for i in range(1000)]},
         {"description": "x" * 50_000, "properties": {"a": {}}},
+        {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"},
+        # Two references to the same are no circle.
+        {
+            "$defs": {"s": {"type": "string"}},
+            "properties": {"a": {"$ref": "#/$defs/s"}, "b": {"$ref": "#/$defs/s"}},
+            "required": ["a", "b"],
+        },
+        # Nor is one that no item need have.
+        {"type": "array", "items": {"$ref": "#"}},
         {
             "$defs": {
                 "n": {

@@ -67,7 +67,7 @@ def test_one_format_of_two_is_fetched(site):
     files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     files += ["model.safetensors.index.json", "1_Pooling/config.json"]
     more = ["README.md", "onnx/model.onnx", "sub/config.json", "adapter_model.bin"]
-    more.append("onnx/1_Pooling/config.json")
+    more += ["onnx/1_Pooling/config.json", "sub/model.safetensors"]
     site.repos["a/b"] = [*HUGGING_FACE, *files, *NATIVE, *more]
     folder = fetch("a/b")
     assert folder.is_dir()
@@ -105,6 +105,14 @@ def test_an_encoding_that_is_given_as_the_message_says(site, tag, names, says):
         fetch(f"a/b{tag}")
     _, _, given = str(error.value).partition(" Give one: ")
     assert fetch(given).name == names[0]
+
+
+def test_an_encoding_that_is_asked_for_counts_for_more_than_safetensors(site):
+    site.repos["a/b"] = ["config.json", "model.safetensors", "b.Q4_K_M.gguf"]
+    assert fetch("a/b:Q4_K_M").name == "b.Q4_K_M.gguf"
+    assert site.asked == ["b.Q4_K_M.gguf"]
+    fetch("a/b")
+    assert site.asked == ["model.safetensors", "config.json"]
 
 
 def test_a_revision_that_is_not_there(site):

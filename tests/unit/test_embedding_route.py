@@ -88,6 +88,8 @@ def test_what_labels_a_request_is_ignored(routes):
         (["a", "a" * 257], {}, "256"),
         ([5] * 257, {}, "256"),
         (["a"] * 2049, {}, "2049 texts"),
+        # As many as there may be, of which one is too long.
+        (["a"] * 2047 + ["a" * 257], {}, "length of 256 tokens"),
     ],
 )
 def test_refused(routes, given, body, words):

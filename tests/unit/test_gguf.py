@@ -1,5 +1,6 @@
 """Reading GGUF: the rotary order, the metadata, and files that are no good."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, MistralConfig
 
+import max_mistral
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.prepare import prepare
@@ -21,6 +23,7 @@ from max_mistral.weights.heads import split_rotary
 from max_mistral.weights.packed import PackedWeight
 from tests.harness import store
 from workbench.checkpoints import interleave
+from workbench.runner import make_pipeline_config
 
 
 def write_gguf(
@@ -331,6 +334,18 @@ def test_a_config_of_another_model(tmp_path, other):
     assert str(error.value).endswith("make it with python -m max_mistral.prepare.")
 
 
+def test_a_start_with_a_config_of_another_model(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf")
+    prepare(path, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    values = json.loads(config.read_text()) | {"rms_norm_eps": 3e-5}
+    config.write_text(json.dumps(values))
+    flags = {"weight_path": [path], "max_length": 64}
+    pipeline_config = make_pipeline_config(tmp_path / "model", **flags)
+    with pytest.raises(UserError, match=r"rms_epsilon = .*; expected 3e-05"):
+        max_mistral.MistralConfig.initialize(pipeline_config)
+
+
 def write_vocabulary(path, kind, pre, tokens, types, scores=None, merges=None):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
@@ -367,6 +382,15 @@ def test_a_sentencepiece_vocabulary(tmp_path):
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab\n")) == (
         ["<s>", "▁ab", "<0x0A>"]
     )
+
+
+def test_scores_of_another_vocabulary_are_refused(tmp_path):
+    tokens, scores = ["<unk>", "<s>", "</s>"], [0.0] * 4
+    checkpoint = write_vocabulary(
+        tmp_path / "m.gguf", "llama", None, tokens, [2, 3, 3], scores
+    )
+    with pytest.raises(UserError, match=r"ggml\.scores of length = 4; expected 3"):
+        write_tokenizer(checkpoint, tmp_path)
 
 
 def test_a_tekken_vocabulary(tmp_path):

@@ -223,6 +223,7 @@ REFUSED = [
     ("tokenizer.ggml.eos_token_id", -1),
     ("tokenizer.ggml.eos_token_id", 4),
     ("tokenizer.ggml.bos_token_id", -1),
+    ("tokenizer.ggml.bos_token_id", 4),
     # Of another type (finding 12).
     ("llama.embedding_length", "8"),
     ("llama.embedding_length", [8]),
@@ -264,18 +265,18 @@ def test_a_tokenizer_that_is_none_is_refused_by_name(tmp_path, key, value):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "message"),
     [
-        ("tokenizer.ggml.merges", ["a z"]),
-        ("tokenizer.ggml.tokens", ["<s>", "a", "a", "ab"]),
-        ("tokenizer.ggml.tokens", ["$A", "a", "b", "ab"]),
+        ("tokenizer.ggml.merges", ["a z"], "merges 'a' and 'z'"),
+        ("tokenizer.ggml.tokens", ["<s>", "a", "a", "ab"], "only 3 that differ"),
+        ("tokenizer.ggml.tokens", ["$A", "a", "b", "ab"], r"first token is '\$A'"),
     ],
 )
-def test_tokens_that_are_none_are_refused(tmp_path, key, value):
+def test_tokens_that_are_none_are_refused(tmp_path, key, value, message):
     path = edited(
         tmp_path / "m.gguf", tokenizer__ggml__add_bos_token=True, **{key: value}
     )
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=message):
         write_tokenizer(GGUFCheckpoint(path), tmp_path)
 
 
@@ -289,6 +290,17 @@ def test_what_changes_nothing_is_fine(tmp_path):
     assert (
         read_config(GGUFCheckpoint(path))["rope_parameters"]["rope_type"] == "default"
     )
+
+
+def test_queries_scaled_by_another_length_are_refused(tmp_path):
+    path = edited(
+        tmp_path / "m.gguf",
+        llama__rope__scaling__original_context_length=4,
+        llama__attention__temperature_scale=0.1,
+        llama__attention__temperature_length=8,
+    )
+    with pytest.raises(UserError, match="temperature_length = 8; expected 4"):
+        read_config(GGUFCheckpoint(path))
 
 
 @pytest.mark.parametrize("key", ["scaling__factor", "scale_linear"])

@@ -92,6 +92,9 @@ def edited(name, part, **values):
     return config | {"config_groups": {"group_0": group}}
 
 
+STATIC_CHANNEL = edited(
+    "channel", "input_activations", strategy="tensor", dynamic=False
+)
 NVFP4A16 = LAYOUTS["nvfp4"].config | {
     "config_groups": {"group_0": {"weights": {}, "input_activations": None}}
 }
@@ -110,8 +113,12 @@ ROTATED = {
         ({"quant_method": "modelopt", "quant_algo": "W4A8"}, "quant_algo = 'W4A8'"),
         (LAYOUTS["block"].config | {"weight_block_size": [64, 64]}, r"\[64, 64\]"),
         (LAYOUTS["block"].config | {"activation_scheme": "static"}, "'static'"),
+        ({"quant_method": "fp8", "activation_scheme": "weird"}, "scheme = 'weird'"),
         (edited("channel", "weights", num_bits=4, type="int"), r"weights .* \(4, 'int"),
         (edited("channel", "weights", strategy="group"), "of weights = 'group'"),
+        (edited("channel", "input_activations", dynamic=False), "input_.* = 'token'"),
+        (edited("channel", "input_activations", strategy="tensor"), "in.* = 'tensor'"),
+        (STATIC_CHANNEL, "of weights = 'channel'; .* with static activations"),
         (edited("nvfp4", "weights", group_size=32), r"weights .* \('tensor_group', 32"),
         (edited("nvfp4", "input_activations", num_bits=None), r"input_.*\(None, 'fl"),
         (edited("nvfp4", "input_activations", num_bits=8), r"input_.*\(8, 'float'\)"),
@@ -124,6 +131,7 @@ ROTATED = {
         (LAYOUTS["gptq"].config | {"bits": 8}, "bits = 8"),
         (LAYOUTS["gptq"].config | {"group_size": 32}, "group_size = 32"),
         (LAYOUTS["gptq"].config | {"sym": False}, "sym = False"),
+        (LAYOUTS["gptq"].config | {"checkpoint_format": "gptq_v2"}, "= 'gptq_v2'"),
     ],
 )
 def test_what_does_not_run_is_named(config, named):

@@ -269,12 +269,19 @@ def test_another_file_of_the_same_size_and_time_is_another(checkpoint, cache):
 
 
 @pytest.mark.parametrize("kept_before", [False, True])
-def test_a_file_that_changes_as_it_is_read_is_refused(checkpoint, cache, kept_before):
+@pytest.mark.parametrize("early", [False, True])
+def test_a_file_that_changes_as_it_is_read_is_refused(
+    checkpoint, cache, kept_before, early
+):
+    """Early: before its cache is looked for, which is after its header is read."""
     state = state_of([checkpoint])
     if kept_before:
         matrix(checkpoint, Packer(1))
+    if early:
+        checkpoint.write_bytes(b"another one")
     kept = KeptMatrices.of([checkpoint], state=state)
-    checkpoint.write_bytes(b"another")
+    if not early:
+        checkpoint.write_bytes(b"another one")
     with pytest.raises(UserError, match="changed while the weights were loaded"):
         kept.matrix("a", SHAPE, Packer(1))
     assert len(files(cache)) == kept_before

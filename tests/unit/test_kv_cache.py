@@ -115,6 +115,13 @@ def test_a_shorter_plan_leaves_the_caches_as_they_are(tmp_path):
     assert config.kv_places == [(FULL, 0), (SLIDING, 0), (SLIDING, 1), (SLIDING, 2)]
 
 
+def test_a_window_of_one_token(tmp_path):
+    """MAX's caches know none; the graph does."""
+    config = configure(tmp_path, UNIFORM | {"sliding_window": 1})
+    assert [group.window_size for group in config.kv_groups] == [2]
+    assert config.layer_windows == [1] * 4
+
+
 def test_devices_share_heads_or_copies_of_them(tmp_path):
     flags = {
         "device_specs": [DeviceSpec.accelerator(i) for i in range(4)],

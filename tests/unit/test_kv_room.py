@@ -1,5 +1,7 @@
 """A KV cache that MAX accepts for a model with windows has room for any request."""
 
+import re
+
 import numpy as np
 import pytest
 from max.pipelines.context import TextContext, TokenBuffer
@@ -11,6 +13,7 @@ from max.pipelines.kv_cache.paged_kv_cache.jenga_cache_manager import (
     JengaKVCacheManager,
 )
 
+from max_mistral import kv_room
 from max_mistral.errors import UserError
 from max_mistral.kv_room import for_planning, with_room
 from tests.unit.test_kv_cache import BASE, LONGEST, MIXED, UNIFORM, configure
@@ -60,6 +63,20 @@ def test_what_max_accepts_may_be_too_little(tmp_path, values, chunk):
         read_longest(params, least(params), chunk)
     with pytest.raises(UserError, match=r"may need .* --max-batch-input-tokens"):
         with_room(params, least(params), LONGEST, chunk)
+
+
+@pytest.mark.parametrize("values", [UNIFORM, MIXED], ids=["uniform", "mixed"])
+@pytest.mark.parametrize("chunk", [None, CHUNK])
+def test_what_the_message_asks_for_is_the_least(tmp_path, monkeypatch, values, chunk):
+    # To the last byte, where people are told two digits.
+    monkeypatch.setattr(kv_room, "to_human_readable_bytes", str)
+    params = params_of(tmp_path, values, prefixes=False)
+    with pytest.raises(UserError) as error:
+        with_room(params, least(params), LONGEST, chunk)
+    need = int(re.search(r"may need (\d+)", str(error.value))[1])
+    assert with_room(params, need, LONGEST, chunk) is params
+    with pytest.raises(UserError, match="may need"):
+        with_room(params, need - 1, LONGEST, chunk)
 
 
 @pytest.mark.parametrize("values", [UNIFORM, MIXED], ids=["uniform", "mixed"])

@@ -29,7 +29,7 @@ from max_mistral.lookup.odds import (
     how_many,
 )
 from max_mistral.lookup.rows import sampled_rows
-from tests.tools import FIRST, TOOLS, grammar_of
+from tests.tools import CITY, FIRST, TOOLS, grammar_of
 from workbench.checkpoints import BASE, write_checkpoint
 from workbench.runner import make_pipeline_config
 
@@ -191,6 +191,9 @@ def test_how_many_drafts_are_worth_it():
     assert how_many([Candidate(2, 0, SURE)], cheap) == [0]
     # The likelier draft first; the unlikely one is not worth even a cheap row.
     assert how_many([Candidate(2, 9, UNSURE), Candidate(2, 9, SURE)], cheap) == [0, 9]
+    # Each of a draft's tokens is of a likelier kind than those before it.
+    likelier = Candidate(3, 9, Odds([0.5, 1.0, 1.0, 1.0]))
+    assert how_many([likelier], steps_of(1, 0.2)) == [9]
 
 
 def test_under_load_there_are_no_drafts():
@@ -250,6 +253,7 @@ def test_a_row_is_sampled_as_its_place_would_be():
     draft = np.array([7, 8, 9])
     context = context_of([1, 2, 3], [4], seed=11, temperature=0.5)
     rows = sampled_rows([context], [draft])
+    assert len(rows) == 1 + len(draft)
     for i, row in enumerate(rows):
         there = context_of([1, 2, 3], [4, *draft[:i]], seed=11, temperature=0.5)
         assert request_row_seed(row) == request_row_seed(there)
@@ -309,6 +313,28 @@ def test_a_draft_ends_where_the_grammar_forbids_it(v13, helper, wrong):
         if token is not None:
             assert allowed(row, token)
             bound.update(token)
+
+
+def test_a_draft_that_ends_thinking_leaves_the_request_thinking(v13, helper):
+    """It is not said yet: the walk along it is undone, also in MAX's own state."""
+    form = {"type": "json_schema", "json_schema": {"name": "c", "schema": CITY}}
+    context = context_of([1, 5], [])
+    context.grammar = grammar_of(v13, response_format=form)
+    # As MAX has it where a prompt begins the thinking.
+    context.set_thinking_region(None, v13.ids("[/THINK]"))
+    context.grammar_state._in_thinking_region = True
+    context.grammar_state.has_json_schema = True
+    helper.update_context(context, helper.allocate_bitmask(1), 0)
+    before = context.snapshot_grammar_state()
+    draft = np.array(v13.ids("Hm.[/THINK]{"))
+
+    masks, (kept,) = masks_of_rows(helper, [context], [draft])
+
+    assert kept.tolist() == draft.tolist()
+    assert context.snapshot_grammar_state() == before
+    # The grammar holds from the end of the thinking on.
+    held = [bool((mask != -1).any()) for mask in masks]
+    assert held == [False] * 4 + [True] * 2
 
 
 def sampler_inputs(logits, top_k, *more):

@@ -207,6 +207,7 @@ def test_a_tied_head_stays_as_it_was(tmp_path):
 # What is refused.
 
 PREFIX = "base_model.model.model.layers.0.self_attn.q_proj."
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
 def edited(tmp_path, *, config=None, tensors=None, drop=()):
@@ -347,6 +348,39 @@ def test_a_scale_that_is_none(tmp_path, scale):
 
 def test_a_quantized_base(tmp_path):
     quantized = TINY | {"quantization_config": {"quant_method": "fp8"}}
-    base = write_checkpoint(tmp_path / "base", quantized)
-    with pytest.raises(UserError, match=r"quantized .* cannot be merged"):
+    write_checkpoint(tmp_path / "quantization_config", quantized)
+    # ModelOpt says it in a file of its own.
+    base = write_checkpoint(tmp_path / "hf_quant_config.json", TINY)
+    (base / "hf_quant_config.json").write_text("{}")
+    for name in ("quantization_config", "hf_quant_config.json"):
+        with pytest.raises(UserError) as error:
+            prepare(tmp_path / name, tmp_path / "new", lora=GOLDENS / "plain")
+        assert f"is quantized ({name}), and an adapter cannot" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is missing"),
+        (
+            lambda t: t.update({Q_PROJ: t[Q_PROJ].astype(np.int8)}),
+            r"q_proj\.weight of .* is I8; an adapter is merged into F32, F16, BF16",
+        ),
+    ],
+    ids=["missing", "integers"],
+)
+def test_a_base_with_other_tensors(tmp_path, edit, message):
+    base = write_checkpoint(tmp_path / "base", TINY)
+    tensors = load(base)
+    edit(tensors)
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        prepare(base, tmp_path / "new", lora=GOLDENS / "float16")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_base_without_weights(tmp_path):
+    base = write_checkpoint(tmp_path / "base", TINY)
+    (base / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has neither model\*\.safetensors nor"):
         prepare(base, tmp_path / "new", lora=GOLDENS / "plain")

@@ -181,6 +181,13 @@ def test_the_command_line(tmp_path, base, monkeypatch, capsys):
     flags = "--lora", adapter, "--lora-scale", "1e-4"
     _, out, _ = run_main(monkeypatch, capsys, base, tmp_path / "faint", *flags)
     assert "(RMS), in which much of the change is lost" in out
+    # What is not said is 1.
+    files = []
+    for name, scale in (("trained", ()), ("one", ("--lora-scale", "1"))):
+        flags = "--lora", adapter, *scale
+        assert run_main(monkeypatch, capsys, base, tmp_path / name, *flags)[0] == 0
+        files.append((tmp_path / name / base.name).read_bytes())
+    assert files[0] == files[1] != (new / base.name).read_bytes()
     status, _, err = run_main(monkeypatch, capsys, base, new, "--lora-scale", "2")
     assert status == 2
     assert "--lora-scale is for --lora" in err

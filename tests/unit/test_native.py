@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 from max_mistral.errors import UserError
@@ -61,13 +62,8 @@ def test_context(tmp_path, changes, context):
     assert read(tmp_path, **changes)["max_position_embeddings"] == context
 
 
-def test_the_user_knows_the_context_better(tmp_path):
-    write_native(tmp_path / "src", BASE)
-    prepare(tmp_path / "src", tmp_path / "dst", max_position_embeddings=77)
-    config = json.loads((tmp_path / "dst" / "config.json").read_text())
-    assert config["max_position_embeddings"] == 77
-    with pytest.raises(UserError, match="max_position_embeddings is 0"):
-        prepare(tmp_path / "src", tmp_path / "dst2", max_position_embeddings=0)
+def test_without_a_width_of_heads_they_share_the_hidden_size(tmp_path):
+    assert read(tmp_path, head_dim=None)["head_dim"] == 96 // 4
 
 
 def test_one_window_is_a_mistral(tmp_path):
@@ -119,6 +115,7 @@ def test_fp8_is_hugging_faces(tmp_path):
         ({"q_lora_rank": 1536}, "unknown key q_lora_rank = 1536"),
         ({"sliding_window": [128, 256]}, "one window size"),
         ({"sliding_window": [None, None, 128]}, "divides the layers"),
+        ({"sliding_window": [None] * 5}, "a list of 1 to 4, one a layer"),
         ({"yarn": YARN | {"gamma": 1}}, r"yarn\.gamma, which is unknown; known"),
         (
             {
@@ -166,6 +163,15 @@ def test_the_weights_come_back(tmp_path, monkeypatch, dtype, shards):
         assert np.array_equal(np.from_dlpack(found.data), want), name
 
 
+def test_shards_have_an_index(tmp_path):
+    prepare(write_native(tmp_path / "src", BASE, shards=3), tmp_path / "dst")
+    shards = sorted((tmp_path / "dst").glob("model-*-of-00003.safetensors"))
+    held = {name: path.name for path in shards for name in load_file(path)}
+    index = json.loads((tmp_path / "dst" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == held
+    assert len(set(held.values())) == 3
+
+
 def test_the_tokenizer_is_there(tmp_path):
     prepare(write_native(tmp_path / "src", BASE), tmp_path / "dst")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "dst")
@@ -195,10 +201,15 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     assert not (tmp_path / "dst").exists()
 
 
-def test_huggingface_files_are_taken_as_they_are(tmp_path):
+def write_consolidated(folder):
     """A repo whose config is Hugging Face's and whose shards are consolidated."""
-    source = write_checkpoint(tmp_path / "src", BASE)
-    (source / "model.safetensors").rename(source / "consolidated.safetensors")
+    write_checkpoint(folder, BASE)
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    return folder
+
+
+def test_huggingface_files_are_taken_as_they_are(tmp_path):
+    source = write_consolidated(tmp_path / "src")
     prepare(source, tmp_path / "dst")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         found, want = ((tmp_path / d / name).read_text() for d in ("dst", "src"))
@@ -290,6 +301,8 @@ def test_it_never_overwrites(tmp_path):
         ("yarn", {"factor": 16}),
         ("yarn", YARN | {"factor": float("nan")}),
         ("yarn", YARN | {"factor": 1e6, "original_max_position_embeddings": 2**20}),
+        # A context of no token.
+        ("yarn", YARN | {"factor": 0.01}),
         ("yarn", YARN | {"apply_scale": 1}),
         ("llama_4_scaling", [1]),
         ("llama_4_scaling", {"beta": 0.1}),
@@ -341,8 +354,7 @@ def test_of_many_missing_shards_some_are_named(tmp_path):
     ids=["empty", "list", "7", "ff"],
 )
 def test_a_config_that_is_no_object(tmp_path, data):
-    source = write_checkpoint(tmp_path / "src", BASE)
-    (source / "model.safetensors").rename(source / "consolidated.safetensors")
+    source = write_consolidated(tmp_path / "src")
     (source / "config.json").write_bytes(data)
     with pytest.raises(UserError, match=r"config\.json"):
         prepare(source, tmp_path / "dst", max_position_embeddings=64)

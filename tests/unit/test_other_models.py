@@ -37,6 +37,7 @@ def pipeline_config(checkpoint):
         ({"model_type": "deepseek_v3"}, "DeepSeek or Mistral Large 3"),
         ({"model_type": "mixtral"}, "Mixtral"),
         ({"model_type": "voxtral"}, "Voxtral, which hears audio"),
+        ({"model_type": "mistral", "audio_config": {"a": 1}}, "Voxtral"),
         ({"model_type": "llava"}, "LLaVA or Pixtral"),
         ({"model_type": "mamba2"}, "Mamba-Codestral"),
         (

@@ -1,5 +1,6 @@
-"""What prepare does to the folders around it: nothing."""
+"""What prepare does to the folders around it: nothing; and what its flags do."""
 
+import json
 import os
 import random
 import shlex
@@ -14,9 +15,11 @@ import pytest
 
 from max_mistral import prepare as prepare_module
 from max_mistral.errors import UserError
+from max_mistral.fields import MOST_POSITIONS
 from max_mistral.prepare import atomic, prepare
 from max_mistral.prepare.atomic import new_folder
 from tests.unit.test_gguf import write_gguf
+from tests.unit.test_native import write_consolidated
 from workbench.checkpoints import BASE, write_native
 
 # Of prepare, at random moments.
@@ -258,6 +261,28 @@ def test_a_loop_of_links_is_one_line(tmp_path, monkeypatch, capsys):
     (source / "consolidated.safetensors").symlink_to("consolidated.safetensors")
     status, _, err = run_main(monkeypatch, capsys, source, tmp_path / "out")
     assert (status, err.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda path: write_native(path, BASE), write_consolidated, write_gguf],
+    ids=["native", "huggingface", "gguf"],
+)
+def test_the_user_knows_the_context_better(tmp_path, monkeypatch, capsys, write):
+    source = write(tmp_path / "src.gguf")
+
+    def run(context):
+        flags = "--max-position-embeddings", context
+        return run_main(monkeypatch, capsys, source, tmp_path / f"{context}", *flags)
+
+    for context in (77, MOST_POSITIONS):
+        assert run(context)[0] == 0
+        config = json.loads((tmp_path / f"{context}" / "config.json").read_text())
+        assert config["max_position_embeddings"] == context
+    for context in (0, MOST_POSITIONS + 1):
+        status, _, err = run(context)
+        assert status == 1
+        assert f"max_position_embeddings is {context};" in err
 
 
 def test_the_printed_flags_are_quoted(tmp_path, monkeypatch, capsys):

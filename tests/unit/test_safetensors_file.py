@@ -68,6 +68,13 @@ def test_a_header_that_is_none(tmp_path, header):
         stored_tensors([write(tmp_path / "m.safetensors", header)])
 
 
+@pytest.mark.parametrize("header", [{}, {"__metadata__": {"format": "pt"}}])
+def test_a_file_without_tensors(tmp_path, header):
+    path = write(tmp_path / "m.safetensors", header, data=b"")
+    with pytest.raises(UserError, match="it has no tensors"):
+        stored_tensors([path])
+
+
 def test_a_name_that_is_there_twice(tmp_path):
     one = (
         json.dumps({"a": F32})[:-1] + ", " + json.dumps({"a": F32 | {"shape": [2]}})[1:]

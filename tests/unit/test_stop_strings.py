@@ -263,3 +263,24 @@ def test_an_answer_left_early_leaves_nothing_behind():
         assert proxy.pending_out_queues == {}
 
     asyncio.run(left_early())
+
+
+def test_an_end_that_comes_without_a_token_comes_through():
+    """Without it the answer would have no reason for its end."""
+    ends = [GenerationStatus.ACTIVE, GenerationStatus.MAXIMUM_LENGTH]
+
+    async def stream(*_):
+        async def answer():
+            for tokens, status in zip(([1], []), ends, strict=True):
+                output = TextGenerationOutput(
+                    request_id="id", tokens=tokens, final_status=status
+                )
+                yield [output], 0
+
+        return answer()
+
+    async def read():
+        answer = await TokenByToken(SimpleNamespace(stream=stream)).stream("id", None)
+        return [outputs[0].final_status async for outputs, _ in answer]
+
+    assert asyncio.run(read()) == ends
