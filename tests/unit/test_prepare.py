@@ -168,13 +168,17 @@ def test_a_kill_at_any_moment_leaves_a_whole_folder_or_none(tmp_path):
     source = write_gguf(tmp_path / "m.gguf")
     prepare(source, tmp_path / "whole")
     want, rng, whole = contents(tmp_path / "whole"), random.Random(0), 0
+    began = time.perf_counter()
+    prepare(source, tmp_path / "timed")
+    # Some children have time enough, on a busy machine too.
+    longest = 2 * (time.perf_counter() - began)
     for i in range(KILLS):
         destination = tmp_path / f"out{i}"
         child = os.fork()
         if child == 0:
             prepare(source, destination)
             os._exit(0)
-        time.sleep(rng.uniform(0, 0.02))
+        time.sleep(rng.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         if destination.exists():
