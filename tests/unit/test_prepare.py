@@ -168,10 +168,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_folder_or_none(tmp_path):
     source = write_gguf(tmp_path / "m.gguf")
     prepare(source, tmp_path / "whole")
     want, rng, whole = contents(tmp_path / "whole"), random.Random(0), 0
-    began = time.perf_counter()
-    prepare(source, tmp_path / "timed")
-    # Some children have time enough, on a busy machine too.
-    longest = 2 * (time.perf_counter() - began)
+    longest = 0.02
     for i in range(KILLS):
         destination = tmp_path / f"out{i}"
         child = os.fork()
@@ -184,6 +181,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_folder_or_none(tmp_path):
         if destination.exists():
             assert contents(destination) == want
             whole += 1
+        # So that some have time enough and some not, however busy the machine is.
+        longest *= 0.8 if destination.exists() else 1.25
     # Kills before it was there, and after.
     assert 0 < whole < KILLS
 
