@@ -31,6 +31,10 @@ def resolved_encoding(model_config: MAXModelConfig) -> SupportedEncoding:
 
 def activation_dtype(model_config: MAXModelConfig) -> DType:
     """Returns the dtype of activations, and of weights that are not packed."""
+    return dtype_beside(resolved_encoding(model_config))
+
+
+def dtype_beside(encoding: str) -> DType:
+    """Returns the dtype of activations beside weights in ``encoding``."""
     narrow = ("bfloat16", "float8_e4m3fn", "float4_e2m1fnx2", "gptq")
-    is_narrow = resolved_encoding(model_config) in narrow
-    return DType.bfloat16 if is_narrow else DType.float32
+    return DType.bfloat16 if encoding in narrow else DType.float32

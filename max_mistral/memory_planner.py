@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from max.pipelines.lib import MAXModelConfig
 from .hf_config import text_config
 from .host_memory import free_memory
 from .model_config import MistralConfig
-from .weights.names import expected_tensors
+from .weights.memory import bytes_in_memory
 
 # Requests at a time on a CPU, where MAX's default is one; eight rows cost little more
 # than one there.
@@ -71,10 +70,11 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         model = pipeline_config.model
         free = free_memory() * model.kv_cache.device_memory_utilization
         room = int((free - weights_size) * _SHARE)
-        params = self.config.get_kv_params()
-        for batch in range(MOST_ON_A_CPU, 1, -1):
+        for batch in range(MOST_ON_A_CPU, 0, -1):
+            # MAX plans by the same config, once it has our answer.
+            self.config.planned_requests = batch
             needed = kv_cache_memory_size(
-                params=params,
+                params=self.config.get_kv_params(),
                 available_cache_memory=2**62,
                 max_batch_size=batch,
                 max_seq_len=model.max_length,
@@ -82,8 +82,8 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
                 model_name=model.model_name,
             )
             if needed <= room:
-                return batch
-        return 1
+                break
+        return batch
 
 
 class EmbeddingMemoryPlanner(MemoryPlanner):
@@ -118,17 +118,18 @@ class EmbeddingMemoryPlanner(MemoryPlanner):
 
 def _in_memory(stored: int, config: MistralConfig, model: MAXModelConfig) -> int:
     """The bytes of the weights that take ``stored`` in their files."""
-    size = stored
-    packed = config.kernel_mode != "off" and config.devices[0].is_cpu()
-    if config.quantization is None and (config.restored or not packed):
-        assert model.huggingface_config is not None, "config was made of it"
-        text = text_config(model.huggingface_config)
+    assert model.huggingface_config is not None, "config was made of it"
+    text = text_config(model.huggingface_config)
+    size = bytes_in_memory(
+        stored,
+        text,
+        config.dtype,
         # A whole config of a vision model says so where the text tower has a head.
-        tied = config.tie_word_embeddings and text.tie_word_embeddings
-        tensors = expected_tensors(text, "graph", tied=tied)
-        weights = sum(math.prod(tensor.shape) for tensor in tensors.values())
-        dtype = DType.bfloat16 if packed else config.dtype
-        size = weights * dtype.size_in_bytes
+        tied=config.tie_word_embeddings and text.tie_word_embeddings,
+        packed=config.kernel_mode != "off" and config.devices[0].is_cpu(),
+        quantized=config.quantization is not None,
+        restored=config.restored,
+    )
     return size * config.data_parallel_degree
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,12 +12,12 @@ from transformers import PretrainedConfig
 
 from .. import hf_config as hf
 from .. import kernels
+from ..encoding import DEFAULT_ENCODING, dtype_beside
 from ..errors import UserError, shown
 from ..hf_quantization import read_quantization
 from ..host_memory import free_memory
 from ..kv_cache import default_cpu_dtype
-from ..weights.names import expected_tensors
-from ..weights.safetensors_file import read_tensors
+from ..weights.memory import bytes_in_memory
 from .checkpoint import Checkpoint
 from .errors import UsageError
 
@@ -28,7 +27,6 @@ UTILIZATION = 0.9
 _SHARE = 0.5
 # A shorter context is of no use to anyone.
 _LEAST_CONTEXT = 256
-_FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ def fit_context(
     checkpoint: Checkpoint,
     config: PretrainedConfig,
     devices: Sequence[DeviceSpec],
+    encoding: str | None,
     kv_format: str | None = None,
     *,
     replicas: int = 1,
@@ -63,6 +62,7 @@ def fit_context(
         checkpoint: Where the weights are.
         config: The whole HF config.
         devices: Where the model is to run.
+        encoding: --quantization-encoding; None for the files' own.
         kv_format: What --kv-cache-format is, if it is given.
         replicas: --data-parallel-degree: each has the weights, and its own requests.
         utilization: --device-memory-utilization.
@@ -74,7 +74,7 @@ def fit_context(
     text = hf.text_config(config)
     limit = hf.max_seq_len(text, None)
     free = (free_memory() if on_cpu(devices) else _free_on(devices)) // replicas
-    weights = _weight_bytes(checkpoint, config, devices)
+    weights = _weight_bytes(checkpoint, config, devices, encoding)
     room = (free * utilization - weights) * _SHARE
     fitting = int(max(room, 0)) // _token_bytes(text, devices, kv_format)
     context = limit if fitting >= limit else 1 << fitting.bit_length() >> 1
@@ -92,19 +92,27 @@ def _free_on(gpus: Sequence[DeviceSpec]) -> int:
 
 
 def _weight_bytes(
-    checkpoint: Checkpoint, config: PretrainedConfig, devices: Sequence[DeviceSpec]
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    devices: Sequence[DeviceSpec],
+    encoding: str | None,
 ) -> int:
     text = hf.text_config(config)
-    if on_cpu(devices) and kernels.mode() == "off":
-        expected = expected_tensors(text, "graph", tied=text.tie_word_embeddings)
-        return _FLOAT32 * sum(math.prod(t.shape) for t in expected.values())
-    stored = sum(path.stat().st_size for path in checkpoint.weights)
     quantization = None if checkpoint.is_gguf else read_quantization(config, None)
-    if quantization is not None and quantization.is_restored(on_cpu=on_cpu(devices)):
-        # FP8 becomes bfloat16 at load.
-        tensors = read_tensors(checkpoint.weights).values()
-        stored += sum(t.stored.size for t in tensors if t.dtype == "F8_E4M3")
-    return stored
+    restored = quantization is not None and quantization.is_restored(
+        on_cpu=on_cpu(devices)
+    )
+    if encoding is None and checkpoint.is_gguf:
+        encoding = DEFAULT_ENCODING
+    return bytes_in_memory(
+        sum(path.stat().st_size for path in checkpoint.weights),
+        text,
+        None if encoding is None else dtype_beside(encoding),
+        tied=config.tie_word_embeddings and text.tie_word_embeddings,
+        packed=on_cpu(devices) and kernels.mode() != "off",
+        quantized=quantization is not None and not restored,
+        restored=restored,
+    )
 
 
 def _token_bytes(

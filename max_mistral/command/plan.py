@@ -105,6 +105,7 @@ def make_plan(
             checkpoint,
             config,
             devices,
+            encoding,
             kv_format,
             replicas=int(_number(flags, "--data-parallel-degree", 1, len(devices), 1)),
             utilization=_number(

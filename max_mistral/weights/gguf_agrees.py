@@ -7,7 +7,7 @@ import math
 from transformers import PretrainedConfig
 
 from .. import hf_config as hf
-from ..hf_rope import query_scaling, rope_scaling, rope_theta
+from ..hf_rope import query_scaling, rope_parameters, rope_scaling, rope_theta
 from .gguf_file import GGUFCheckpoint
 
 # A file has float32, and prepare rounds them to six digits.
@@ -80,6 +80,11 @@ def _rope(config: PretrainedConfig) -> dict[str, object]:
         stated[f"{prefix}.original_context_length"] = original
         stated[f"{prefix}.yarn_beta_fast"] = scaling.beta_fast
         stated[f"{prefix}.yarn_beta_slow"] = scaling.beta_slow
+        rope = rope_parameters(config)
+        mscale, all_dim = rope.get("mscale") or 0, rope.get("mscale_all_dim") or 0
+        # A file has the second of the two; its first is 1.
+        if rope.get("attention_factor") is None and mscale in (0, 1):
+            stated[f"{prefix}.yarn_log_multiplier"] = all_dim if mscale else 0
     stated["attention.temperature_scale"] = 0 if queries is None else queries[0]
     if queries is not None:
         stated["attention.temperature_length"] = queries[1]

@@ -281,6 +281,8 @@ OTHERS = {
     "factor": ({"factor": 8.0}, "rope.scaling.factor = 16.0; expected 8"),
     "context": ({"original_max_position_embeddings": 8}, "original_context_length"),
     "queries": ({"llama_4_scaling_beta": 0.2}, "attention.temperature_scale"),
+    "mscale": ({"mscale": 0.0}, "yarn_log_multiplier = 1.0; expected 0"),
+    "all_dim": ({"mscale_all_dim": 0.5}, "yarn_log_multiplier = 1.0; expected 0.5"),
     "type": ({"rope_type": "linear"}, "rope.scaling.type = 'yarn'; expected linear"),
     "none": ({"rope_type": "default"}, "rope.scaling.type = 'yarn'; expected none"),
     "model": ({"model_type": "mistral"}, "attention.temperature_scale"),

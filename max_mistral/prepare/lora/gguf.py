@@ -108,9 +108,8 @@ def _writable(output: Output) -> GGMLQuantizationType:
     kind = output.source.kind
     if output.change is None or kind in _WRITABLE:
         return kind
-    block = GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0][0]
-    fits = output.source.shape[-1] % block == 0
-    return GGMLQuantizationType.Q8_0 if fits else GGMLQuantizationType.F16
+    # Rows of the others are whole blocks of 32 or 256; Q8_0's are of 32.
+    return GGMLQuantizationType.Q8_0
 
 
 def _class(name: str) -> str:
