@@ -28,6 +28,9 @@ from .kernels import KernelMode
 # float32: 128 tokens with AVX-512, the widest there is.
 MIN_CPU_WINDOW = 128
 
+# Keys that lie together in a page: KEYS of kernels/kv_cache.mojo.
+KEYS_TOGETHER = 16
+
 # Their order in a model that has both.
 FULL, SLIDING = 0, 1
 
@@ -97,6 +100,7 @@ def default_cpu_dtype(kernel_mode: KernelMode) -> DType:
 
 def check_cache(
     dtype: DType,
+    page_size: int,
     windows: Sequence[int | None],
     devices: Sequence[DeviceRef],
     kernel_mode: KernelMode,
@@ -105,6 +109,7 @@ def check_cache(
 
     Args:
         dtype: Of keys and values.
+        page_size: Tokens of a page.
         windows: Each layer's, as it has an effect.
         devices: Where the model runs.
         kernel_mode: Which CPU kernels run.
@@ -126,6 +131,11 @@ def check_cache(
         raise UserError(
             f"The KV cache would be {dtype.name}, but here on a CPU it can be {names}. "
             "Leave --kv-cache-format out."
+        )
+    if page_size % KEYS_TOGETHER != 0 and kernel_mode != "off":
+        raise UserError(
+            f"--kv-cache-page-size is {page_size}, but on a CPU it has to be a "
+            f"multiple of {KEYS_TOGETHER}. Leave it out."
         )
     window = min((w for w in windows if w is not None), default=MIN_CPU_WINDOW)
     if window < MIN_CPU_WINDOW and kernel_mode == "off":

@@ -7,11 +7,11 @@ from max.gpu.host import DeviceContext
 from max.runtime.asyncrt import parallelism_level
 from std.atomic import Atomic
 
-from .kv_cache import Cache, check_step, copy_rows
+from .kv_cache import Cache, check_step, in_word
 from .plan import Plan
 from .rotate import rotate_and_store
 from .spans import SPAN, TILE, span
-from .softmax import Reads, clear, finish, merge, padded, state_size
+from .softmax import clear, finish, merge, state_size
 
 
 # Heads' states that one thread merges before others would have begun.
@@ -29,6 +29,7 @@ struct Attention:
         head_dim: Int,
         window: Int,
         scaled: Bool,
+        rounded: Bool,
         target: StaticString,
     ](
         y: OutputTensor[dtype=DType.float32, rank=3, ...],
@@ -48,8 +49,8 @@ struct Attention:
 
         `qkv` are `[tokens, (heads + 2 * kv_heads) * head_dim]`, `freqs_cis`
         cosines and sines, `[positions, head_dim / 2 * 2]`. `query_scales` are
-        `[tokens]` if `scaled`. `blocks` are as `Cache` has them, of any
-        floating-point `dtype`. `row_offsets` are `[requests + 1]`,
+        `[tokens]` if `scaled`. If `rounded`, queries and the weights of values are
+        rounded to bfloat16, of which `blocks` are then. `row_offsets` are `[requests + 1]`,
         `cache_lengths` `[requests]`, what each has in the cache from earlier
         steps. `page_stride` is -1 if pages are packed.
         """
@@ -83,6 +84,8 @@ struct Attention:
         var stride = Int(page_stride.unsafe_ptr().unsafe_load(0))
         if stride < 0:
             stride = 2 * layers * page_size * width
+        if stride % in_word[dtype]() != 0:
+            raise Error("pages are ", stride, " numbers apart, not whole words")
         var pages = lookup_table.unsafe_ptr()
         var table = lookup_table.dim_size(1)
         var pool = blocks.unsafe_ptr()
@@ -112,7 +115,7 @@ struct Attention:
                         query_scale = query_scales.unsafe_ptr().unsafe_load(
                             token
                         )
-                    rotate_and_store[head_dim](
+                    rotate_and_store[head_dim, rounded](
                         yp.unsafe_offset(token * heads * head_dim),
                         pool,
                         cache,
@@ -140,25 +143,18 @@ struct Attention:
         )
         threads = min(threads, len(plan.tasks))
         comptime size = state_size(head_dim)
-        comptime depth = padded(head_dim)
-        comptime copied = 0 if depth == head_dim else depth
         # The states in slots, then each thread's of a tile for one span.
         var tile = TILE * heads
         var span_store = List[Float32](
             unsafe_uninit_length=plan.slots * heads * size
             + threads * tile * size
         )
-        # Each thread's states of a tile for all spans so far, and its queries
-        # where head_dim is no whole number of vectors.
+        # Each thread's states of a tile for all spans so far.
         var total_store = List[Float32](
             unsafe_uninit_length=threads * tile * size
         )
-        var query_store = List[Float32](
-            unsafe_uninit_length=threads * tile * copied
-        )
         var slots = span_store.unsafe_ptr()
         var totals = total_store.unsafe_ptr()
-        var copies = query_store.unsafe_ptr()
         var taken = Atomic[Int64](0)
         var counter = Pointer(to=taken)
 
@@ -172,7 +168,6 @@ struct Attention:
                 var task = plan.tasks[i]
                 var cache = first_cache.of_request(task.request, table)
                 var queries = yp.unsafe_offset(task.token * heads * head_dim)
-
                 var own_heads = (task.kv_end - task.kv_begin) * group
 
                 @inline(.always)
@@ -180,67 +175,48 @@ struct Attention:
                     """Among the states `[tokens, heads]`."""
                     return token * heads + task.kv_begin * group
 
-                @inline(.always)
-                def run(q: Reads) {imm}:
-                    var whole = task.slot < 0
-                    var place = (plan.slots * heads + thread * tile) * size
-                    if whole:
-                        for t in range(task.tokens):
-                            var at = first_head(t) * size
-                            clear[head_dim](total.unsafe_offset(at), own_heads)
-                    else:
-                        place = task.slot * heads * size
-                    var states = slots.unsafe_offset(place)
-                    for s in range(task.spans):
-                        for t in range(task.tokens):
-                            var at = first_head(t) * size
-                            clear[head_dim](states.unsafe_offset(at), own_heads)
-                        span[head_dim](
-                            states,
-                            q,
-                            cache,
-                            heads,
-                            task.kv_begin,
-                            task.kv_end,
-                            task.tokens,
-                            task.position,
-                            window,
-                            task.begin + s * SPAN,
-                            scale,
-                        )
-                        if not whole:
-                            continue
-                        for t in range(task.tokens):
-                            var at = first_head(t) * size
-                            merge[head_dim](
-                                total.unsafe_offset(at),
-                                states.unsafe_offset(at),
-                                own_heads,
-                            )
-                    if not whole:
-                        return
+                var whole = task.slot < 0
+                var place = (plan.slots * heads + thread * tile) * size
+                if whole:
                     for t in range(task.tokens):
-                        var at = first_head(t)
-                        var out = (task.token * heads + at) * head_dim
-                        finish[head_dim](
-                            yp.unsafe_offset(out),
-                            total.unsafe_offset(at * size),
-                            own_heads,
-                        )
-
-                comptime if depth == head_dim:
-                    run(queries)
+                        var at = first_head(t) * size
+                        clear[head_dim](total.unsafe_offset(at), own_heads)
                 else:
-                    var own = copies.unsafe_offset(thread * tile * depth)
+                    place = task.slot * heads * size
+                var states = slots.unsafe_offset(place)
+                for s in range(task.spans):
+                    span[head_dim, rounded](
+                        states,
+                        queries.unsafe_bitcast[UInt32](),
+                        cache,
+                        heads,
+                        task.kv_begin,
+                        task.kv_end,
+                        task.tokens,
+                        task.position,
+                        window,
+                        task.begin + s * SPAN,
+                        scale,
+                    )
+                    if not whole:
+                        continue
                     for t in range(task.tokens):
-                        var at = first_head(t)
-                        copy_rows[head_dim](
-                            own.unsafe_offset(at * depth),
-                            queries.unsafe_offset(at * head_dim),
-                            head_dim,
+                        var at = first_head(t) * size
+                        merge[head_dim](
+                            total.unsafe_offset(at),
+                            states.unsafe_offset(at),
                             own_heads,
                         )
-                    run(own)
+                if not whole:
+                    continue
+                for t in range(task.tokens):
+                    var at = first_head(t)
+                    var out = (task.token * heads + at) * head_dim
+                    finish[head_dim](
+                        yp.unsafe_offset(out),
+                        total.unsafe_offset(at * size),
+                        own_heads,
+                    )
 
         ctx.enqueue_cpu_range(attend, count=threads)
         ctx.synchronize()
@@ -271,5 +247,4 @@ struct Attention:
         _ = taken^
         _ = span_store^
         _ = total_store^
-        _ = query_store^
         _ = plan^

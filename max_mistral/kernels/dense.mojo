@@ -7,10 +7,11 @@ rows there are, so a request computes the same in any batch.
 
 from std.math import ceildiv, fma
 from std.memory import bitcast
-from std.sys import llvm_intrinsic, size_of
+from std.sys import size_of
 
 from .fetch import fetch_ahead
 from .layout import LINE, ROWS, Floats, encoding
+from .words import dot_pairs, even, odd
 
 comptime Pairs = SIMD[DType.uint32, ROWS]
 """Two bfloat16 of each row."""
@@ -58,17 +59,6 @@ def interleave_rows[
         if columns % 2 == 1:
             comptime for m in range(MR):
                 d.unsafe_store(columns * MR + m, 0)
-
-
-@inline(.always)
-def _even(pairs: Pairs) -> Floats:
-    # A bfloat16 is the upper half of a float32.
-    return bitcast[.float32, ROWS](pairs << 16)
-
-
-@inline(.always)
-def _odd(pairs: Pairs) -> Floats:
-    return bitcast[.float32, ROWS](pairs & 0xFFFF0000)
 
 
 @inline(.always)
@@ -122,31 +112,18 @@ def dense_tile[
                     .unsafe_load[width=ROWS](k * ROWS)
                 )
             comptime for m in range(MR):
-                comptime if rounded and native:
+                comptime if rounded:
                     var x = Pairs(xi.unsafe_load(k * MR + m))
                     comptime for r in range(NR):
                         comptime at = m * NR + r
-                        acc[at] = llvm_intrinsic[
-                            "llvm.x86.avx512bf16.dpbf16ps.512", Floats
-                        ](
-                            acc[at],
-                            bitcast[.bfloat16, 2 * ROWS](wv[r]),
-                            bitcast[.bfloat16, 2 * ROWS](x),
-                        )
+                        acc[at] = dot_pairs[native, ROWS](acc[at], wv[r], x)
                 else:
-                    var even: Floats
-                    var odd: Floats
-                    comptime if rounded:
-                        var x = Pairs(xi.unsafe_load(k * MR + m))
-                        even = _even(x)
-                        odd = _odd(x)
-                    else:
-                        even = Floats(xf.unsafe_load(2 * k * MR + m))
-                        odd = Floats(xf.unsafe_load((2 * k + 1) * MR + m))
+                    var first = Floats(xf.unsafe_load(2 * k * MR + m))
+                    var second = Floats(xf.unsafe_load((2 * k + 1) * MR + m))
                     comptime for r in range(NR):
                         comptime at = m * NR + r
-                        acc[at] = fma(_even(wv[r]), even, acc[at])
-                        acc[at] = fma(_odd(wv[r]), odd, acc[at])
+                        acc[at] = fma(even[ROWS](wv[r]), first, acc[at])
+                        acc[at] = fma(odd[ROWS](wv[r]), second, acc[at])
     else:
         comptime column_bytes = ROWS * size_of[dtype]()
         for k in range(columns):

@@ -1,9 +1,27 @@
-"""Where a request's keys and values are in MAX's paged KV cache."""
+"""Where a request's keys and values are in MAX's paged KV cache.
+
+MAX gives a layer its part of each page and never looks into it; there they lie as
+attention reads them, in words of 32 bits: one float32, or two bfloat16.
+
+  keys     [kv_heads][page_size / 16][head_dim / in_word][16][in_word]
+  values   [kv_heads][page_size / in_word][head_dim][in_word]
+
+A vector of keys' words is of as many keys, of values' words of as many lanes, so
+neither has to be added up across. `in_word` are 1 or 2 numbers.
+"""
 
 from extensibility import InputTensor
 from std.math import ceildiv
+from std.sys import size_of
 
-from .softmax import Lanes, W, Writes, padded
+# Keys whose words alternate.
+comptime KEYS = 16
+
+
+def in_word[dtype: DType]() -> Int:
+    """How many of the cache's numbers are in 32 bits."""
+    comptime assert dtype == .float32 or dtype == .bfloat16, "no such KV cache"
+    return 4 // size_of[dtype]()
 
 
 @fieldwise_init
@@ -13,17 +31,17 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
     """One layer of the paged KV cache, as one request sees it."""
 
     var blocks: ImmPointer[Scalar[Self.dtype], Self.origin]
-    """`[pages, 2, layers, page_size, kv_heads, head_dim]`."""
+    """`[pages, 2, layers, page_size * kv_heads * head_dim]`."""
     var pages: ImmPointer[UInt32, Self.table]
     """The request's pages, in order."""
     var page_stride: Int
-    """Lanes from one page to the next."""
+    """Numbers from one page to the next."""
     var page_size: Int
     """Tokens in a page."""
     var layer: Int
     var layers: Int
     var width: Int
-    """Lanes of a token's keys: `kv_heads * head_dim`."""
+    """Numbers of a token's keys: `kv_heads * head_dim`."""
 
     @inline(.always)
     def of_request(self, request: Int, columns: Int) -> Self:
@@ -38,15 +56,43 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
         return other
 
     @inline(.always)
-    def offset(self, at: Int) -> Int:
-        """Where in `blocks` the keys of the token `at` are, all its heads."""
+    def _page(self, at: Int, head: Int, head_dim: Int) -> Int:
+        """Where in `blocks` the keys are of a head, in the page of the token `at`."""
         var page = Int(self.pages.unsafe_load(at // self.page_size))
-        var row = self.layer * self.page_size + at % self.page_size
-        return page * self.page_stride + row * self.width
+        var row = self.layer * self.page_size * self.width
+        return page * self.page_stride + row + head * self.page_size * head_dim
+
+    @inline(.always)
+    def step(self, at: Int, head: Int, head_dim: Int) -> Int:
+        """Where in `blocks` the keys from `at` on begin, the first of `KEYS`."""
+        return self._page(at, head, head_dim) + at % self.page_size * head_dim
+
+    @inline(.always)
+    def key(self, at: Int, head: Int, head_dim: Int) -> Int:
+        """Where a key's first word is; the others are `KEYS` words apart."""
+        var row = at % self.page_size
+        comptime words = in_word[Self.dtype]()
+        return (
+            self._page(at, head, head_dim)
+            + row // KEYS * KEYS * head_dim
+            + row % KEYS * words
+        )
+
+    @inline(.always)
+    def value(self, at: Int, head: Int, head_dim: Int) -> Int:
+        """Where a value's first number is; the others are a word apart."""
+        var row = at % self.page_size
+        comptime words = in_word[Self.dtype]()
+        return (
+            self._page(at, head, head_dim)
+            + self.values_offset()
+            + row // words * words * head_dim
+            + row % words
+        )
 
     @inline(.always)
     def values_offset(self) -> Int:
-        """Lanes from a token's keys to its values."""
+        """Numbers from a page's keys to its values."""
         return self.layers * self.page_size * self.width
 
 
@@ -71,6 +117,8 @@ def check_step(
         page_size: Tokens in a page.
         positions: How many the table of rotary embeddings has.
     """
+    if page_size % KEYS != 0:
+        raise Error("pages are of ", page_size, " tokens, not of whole ", KEYS)
     var requests = cache_lengths.dim_size(0)
     var columns = lookup_table.dim_size(1)
     var offsets = row_offsets.unsafe_ptr()
@@ -136,27 +184,3 @@ def check_step(
                 )
         begin = end
 
-
-@inline(.always)
-def load[
-    dtype: DType
-](rows: ImmPointer[Scalar[dtype], _], at: Int) -> Lanes:
-    """Reads a vector of keys or values."""
-    return rows.unsafe_load[width=W](at).cast[DType.float32]()
-
-
-@inline(.always)
-def copy_rows[
-    dtype: DType, //, head_dim: Int
-](dst: Writes, src: ImmPointer[Scalar[dtype], _], stride: Int, rows: Int):
-    """Copies rows that lie `stride` apart to `[rows, padded(head_dim)]`."""
-    comptime whole = head_dim // W
-    for row in range(rows):
-        var d = dst.unsafe_offset(row * padded(head_dim))
-        var s = src.unsafe_offset(row * stride)
-        comptime for i in range(whole):
-            d.unsafe_store(i * W, load(s, i * W))
-        comptime if head_dim % W != 0:
-            d.unsafe_store(whole * W, Lanes(0))
-            for i in range(whole * W, head_dim):
-                d.unsafe_store(i, s.unsafe_load(i).cast[DType.float32]())

@@ -4,7 +4,7 @@ Rotary embeddings are of Su et al., https://arxiv.org/abs/2104.09864; lanes are
 paired as HF checkpoints have them, `i` with `i + head_dim / 2`.
 """
 
-from .kv_cache import Cache
+from .kv_cache import KEYS, Cache, in_word
 from .softmax import W, Lanes, Reads, Writes
 
 
@@ -47,7 +47,7 @@ def _rotate[
 
 
 def rotate_and_store[
-    dtype: DType, //, head_dim: Int
+    dtype: DType, //, head_dim: Int, rounded: Bool
 ](
     queries: Writes,
     blocks: MutPointer[Scalar[dtype], _],
@@ -61,7 +61,8 @@ def rotate_and_store[
     """Takes one token's projections apart.
 
     Args:
-        queries: Its queries, rotated and scaled, `[heads, head_dim]`.
+        queries: Its queries, rotated and scaled, `[heads, head_dim]`; if `rounded`
+            bfloat16, in the first half of each head's room.
         blocks: What `cache` reads, to write its keys and values to.
         cache: Where those are.
         qkv: Queries, keys and values, `[heads + 2 * kv_heads, head_dim]`.
@@ -70,26 +71,35 @@ def rotate_and_store[
         at: Its position.
         scale: What its queries are multiplied by.
     """
+    comptime query_dtype = DType.bfloat16 if rounded else DType.float32
     for head in range(heads):
         _rotate[head_dim](
-            queries.unsafe_offset(head * head_dim),
+            queries.unsafe_offset(head * head_dim).unsafe_bitcast[
+                Scalar[query_dtype]
+            ](),
             qkv.unsafe_offset(head * head_dim),
             turns,
             scale,
         )
-    var keys = blocks.unsafe_offset(cache.offset(at))
+    comptime numbers = in_word[dtype]()
+    comptime words = head_dim // numbers
+    var turned = Array[UInt32, words](uninitialized=True)
+    var key = turned.unsafe_ptr()
     var new_keys = qkv.unsafe_offset(heads * head_dim)
-    for i in range(0, cache.width, head_dim):
-        _rotate[head_dim](
-            keys.unsafe_offset(i), new_keys.unsafe_offset(i), turns, 1
-        )
-    var values = keys.unsafe_offset(cache.values_offset())
     var new_values = new_keys.unsafe_offset(cache.width)
-    var k = 0
-    while k + W <= cache.width:
-        var v: Lanes = new_values.unsafe_load[width=W](k)
-        values.unsafe_store(k, v.cast[dtype]())
-        k += W
-    while k < cache.width:
-        values.unsafe_store(k, new_values.unsafe_load(k).cast[dtype]())
-        k += 1
+    for head in range(cache.width // head_dim):
+        _rotate[head_dim](
+            key.unsafe_bitcast[Scalar[dtype]](),
+            new_keys.unsafe_offset(head * head_dim),
+            turns,
+            1,
+        )
+        var keys = blocks.unsafe_offset(cache.key(at, head, head_dim))
+        for i in range(words):
+            keys.unsafe_bitcast[UInt32]().unsafe_store(
+                i * KEYS, key.unsafe_load(i)
+            )
+        var values = blocks.unsafe_offset(cache.value(at, head, head_dim))
+        for i in range(head_dim):
+            var value = new_values.unsafe_load(head * head_dim + i)
+            values.unsafe_store(i * numbers, value.cast[dtype]())

@@ -1,141 +1,229 @@
-"""Causal attention over MAX's paged KV cache, computed in float32.
+"""Causal attention over MAX's paged KV cache.
 
 A token's keys are taken in spans of fixed places, each with a softmax of its
 own, and the spans are merged in order (Dao et al., "Flash-Decoding"). So a
 token computes the same, bit for bit, in any batch and whoever computes its
-spans.
+spans. Sums are float32; queries and weights are too, unless they are `rounded`
+to bfloat16, as keys and values are.
 """
 
-from std.math import ceildiv, exp, fma
+from std.math import ceildiv, exp
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
-from .kv_cache import Cache, copy_rows, load
-from .softmax import NONE, W, Lanes, Reads, Writes, padded, rescale, state_size
+from .kv_cache import KEYS, Cache, in_word
+from .softmax import NONE, W, Lanes, Writes, padded, state_size
+from .words import add_products
 
-# Keys of a span, and of a step, whose keys and values stay in the cache.
+comptime Words = SIMD[DType.uint32, W]
+comptime ReadsWords = ImmPointer[UInt32, _]
+
+# Keys of a span.
 comptime SPAN = 256
-comptime STEP = 32
-# Tokens whose queries meet a step's keys together.
+# Tokens whose queries meet a span's keys together.
 comptime TILE = 8
-# Into the second level of cache: the first would be full too soon.
+# Rows of a tile, and sums of values that it has at a time: AVX2 has 16 registers.
+comptime MOST_ROWS = 4 if W == 8 else 8
+comptime SUMS = 2 * MOST_ROWS
+# Words from what is read to what is fetched: into the second level of cache, for the
+# first would be full too soon.
+comptime DISTANCE = 1024
 comptime AHEAD = PrefetchOptions().for_read().low_locality()
 
 
-@inline(.always)
-def _sums(vectors: Array[Lanes, W]) -> Lanes:
-    """The sums of each vector's lanes."""
-    var v = vectors.copy()
-    comptime for level in range(4):
-        comptime half = W >> (level + 1)
-        comptime for i in range(half):
-            var pairs = v[2 * i].join(v[2 * i + 1]).deinterleave()
-            v[i] = rebind[Lanes](pairs[0] + pairs[1])
-    return v[0]
+@fieldwise_init
+struct Keys[dtype: DType, origin: ImmOrigin, table: ImmOrigin](ImplicitlyCopyable):
+    """Some of a request's keys of one head, and their values."""
+
+    var cache: Cache[Self.dtype, Self.origin, Self.table]
+    var head: Int
+    var begin: Int
+    """The first, a multiple of `KEYS`."""
+    var end: Int
+
+    def page_end(self, at: Int) -> Int:
+        """The end of those in the page of a key."""
+        var size = self.cache.page_size
+        return min((at // size + 1) * size, self.end)
+
+    def count(self) -> Int:
+        """How many there are."""
+        return self.end - self.begin
 
 
 @inline(.always)
-def _tile[
-    dtype: DType, //, head_dim: Int, MR: Int, ahead: Bool
+def _scores[
+    dtype: DType, //, head_dim: Int, rounded: Bool, MR: Int, ahead: Bool
 ](
-    states: Writes,
-    state: Array[Int, MR],
-    queries: Reads,
+    scores: Writes,
+    queries: ReadsWords,
     query: Array[Int, MR],
-    first: Array[Int, MR],
-    end: Array[Int, MR],
-    keys: ImmPointer[Scalar[dtype], _],
-    values: ImmPointer[Scalar[dtype], _],
-    stride: Int,
-    next: Int,
-    count: Int,
+    keys: Keys[dtype, _, _],
     scale: Float32,
 ):
-    """`MR` rows by at most `STEP` keys.
+    """Writes the scores of `MR` rows, `[MR][SPAN]`.
 
     Parameters:
         dtype: Of keys and values.
         head_dim: Lanes of a head.
+        rounded: Whether queries are bfloat16.
         MR: How many rows.
-        ahead: Whether to fetch the keys and values of the step after this one.
+        ahead: Whether to fetch keys ahead.
+
+    Args:
+        scores: Where to.
+        queries: All rows' queries.
+        query: Where in it these rows' are.
+        keys: At most `SPAN`.
+        scale: What a score is multiplied by.
+    """
+    comptime numbers = in_word[dtype]()
+    comptime words = head_dim // numbers
+    var start = keys.begin
+    while start < keys.end:
+        var stop = keys.page_end(start)
+        var at = keys.cache.step(start, keys.head, head_dim) // numbers
+        var page = keys.cache.blocks.unsafe_bitcast[UInt32]().unsafe_offset(at)
+        var out = scores.unsafe_offset(start - keys.begin)
+
+        @inline(.always)
+        def some[vectors: Int](first: Int) {imm}:
+            var dots = Array[Lanes, MR * vectors](fill=0)
+            for i in range(words):
+                comptime for v in range(vectors):
+                    var key = first + v * W
+                    var at = key // KEYS * KEYS * words + key % KEYS + i * KEYS
+                    var k = page.unsafe_load[width=W](at)
+                    comptime if ahead:
+                        prefetch[AHEAD](page.unsafe_offset(at + DISTANCE))
+                    comptime for m in range(MR):
+                        dots[m * vectors + v] = add_products[dtype, rounded](
+                            dots[m * vectors + v],
+                            k,
+                            queries.unsafe_offset(query[m]),
+                            i,
+                        )
+            comptime for m in range(MR):
+                comptime for v in range(vectors):
+                    out.unsafe_store(
+                        m * SPAN + first + v * W, dots[m * vectors + v] * scale
+                    )
+
+        var count = stop - start
+        var first = 0
+        while first + W < count:
+            some[2](first)
+            first += 2 * W
+        if first < count:
+            some[1](first)
+        start = stop
+
+
+@inline(.always)
+def _weigh[
+    head_dim: Int, rounded: Bool
+](row: Writes, state: Writes, first: Int, end: Int, count: Int):
+    """Makes weights of a row's scores, their exponentials; its state knows the largest
+    score and the sum.
+
+    Args:
+        row: `[SPAN]` scores; if `rounded` the weights are bfloat16.
+        state: The row's.
+        first: The first key that it sees.
+        end: The end of the keys that it sees.
+        count: How many keys there are.
+    """
+    for j in range(0, min(first, count)):
+        row.unsafe_store(j, NONE)
+    for j in range(max(0, end), ceildiv(count, W) * W):
+        row.unsafe_store(j, NONE)
+    var most = Lanes(NONE)
+    for j in range(0, count, W):
+        most = max(most, row.unsafe_load[width=W](j))
+    var largest = most.reduce_max()
+    var total = Lanes(0)
+    for j in range(0, count, W):
+        var p = Lanes(0)
+        if first < end:
+            p = exp(row.unsafe_load[width=W](j) - largest)
+        comptime if rounded:
+            var narrow = p.cast[.bfloat16]()
+            row.unsafe_bitcast[BFloat16]().unsafe_store(j, narrow)
+            p = narrow.cast[.float32]()
+        else:
+            row.unsafe_store(j, p)
+        total += p
+    state.unsafe_store(padded(head_dim), largest)
+    state.unsafe_store(padded(head_dim) + 1, total.reduce_add())
+
+
+@inline(.always)
+def _weighted[
+    dtype: DType, //, head_dim: Int, rounded: Bool, MR: Int, ahead: Bool
+](
+    states: Writes,
+    state: Array[Int, MR],
+    weights: ReadsWords,
+    keys: Keys[dtype, _, _],
+):
+    """Writes the sums of values times weights of `MR` rows.
+
+    Parameters:
+        dtype: Of keys and values.
+        head_dim: Lanes of a head.
+        rounded: Whether weights are bfloat16.
+        MR: How many rows.
+        ahead: Whether to fetch values ahead.
 
     Args:
         states: All rows' states.
         state: Where in it these rows' are.
-        queries: All rows' queries.
-        query: Where in it these rows' are.
-        first: The first key that each row sees.
-        end: The end of the keys that each row sees.
-        keys: `count` keys, `stride` lanes apart, each `padded(head_dim)` wide.
-        values: The same of values.
-        stride: Lanes from one key to the next.
-        next: Lanes from here to the next step's keys.
-        count: How many keys.
-        scale: What a score is multiplied by.
+        weights: `[MR][SPAN]`.
+        keys: Those that the values belong to.
     """
-    comptime width = padded(head_dim)
-    comptime parts = width // W
-    comptime KR = W // MR
-    var scores = Array[Float32, MR * STEP](fill=NONE)
-    var s = scores.unsafe_ptr()
-    for j in range(0, count, KR):
-        var dots = Array[Lanes, W](fill=0)
-        for i in range(parts):
-            var k = Array[Lanes, KR](fill=0)
-            comptime for c in range(KR):
-                var key = min(j + c, count - 1) * stride + i * W
-                k[c] = load(keys, key)
-                comptime if ahead:
-                    prefetch[AHEAD](keys.unsafe_offset(key + next))
-            comptime for m in range(MR):
-                var q = queries.unsafe_load[width=W](query[m] + i * W)
-                comptime for c in range(KR):
-                    dots[m * KR + c] = fma(q, k[c], dots[m * KR + c])
-        var found = _sums(dots) * scale
-        comptime for m in range(MR):
-            s.unsafe_store(m * STEP + j, found.slice[KR, offset=m * KR]())
-    comptime for m in range(MR):
-        var row = s.unsafe_offset(m * STEP)
-        var own = states.unsafe_offset(state[m])
-        for j in range(0, min(first[m], count)):
-            row.unsafe_store(j, NONE)
-        for j in range(max(0, end[m]), ceildiv(count, W) * W):
-            row.unsafe_store(j, NONE)
-        if first[m] < end[m]:
-            var most = Lanes(NONE)
-            for j in range(0, count, W):
-                most = max(most, row.unsafe_load[width=W](j))
-            var largest = max(most.reduce_max(), own.unsafe_load(width))
-            rescale[head_dim](own, largest)
-        var largest = own.unsafe_load(width)
-        var total = Lanes(0)
-        for j in range(0, count, W):
-            var p = Lanes(0)
-            if first[m] < end[m]:
-                p = exp(row.unsafe_load[width=W](j) - largest)
-            total += p
-            row.unsafe_store(j, p)
-        var normalizer = own.unsafe_load(width + 1)
-        own.unsafe_store(width + 1, normalizer + total.reduce_add())
-    comptime for block in range(0, parts, 4):
-        comptime vectors = min(4, parts - block)
+    comptime numbers = in_word[dtype]()
+    comptime parts = padded(head_dim) // W
+    comptime wide = min(4, SUMS // MR)
+    comptime for block in range(0, parts, wide):
+        comptime vectors = min(wide, parts - block)
         var sums = Array[Lanes, MR * vectors](fill=0)
-        comptime for m in range(MR):
-            comptime for i in range(vectors):
-                sums[m * vectors + i] = states.unsafe_load[width=W](
-                    state[m] + (block + i) * W
-                )
-        for j in range(count):
-            comptime for i in range(vectors):
-                var v = load(values, j * stride + (block + i) * W)
-                comptime if ahead:
-                    prefetch[AHEAD](
-                        values.unsafe_offset(
-                            j * stride + (block + i) * W + next
+        var start = keys.begin
+        while start < keys.end:
+            var stop = keys.page_end(start)
+            var at = keys.cache.step(start, keys.head, head_dim)
+            at = (at + keys.cache.values_offset()) // numbers
+            var page = keys.cache.blocks.unsafe_bitcast[UInt32]().unsafe_offset(at)
+            comptime in_row = numbers if rounded else 1
+            var own = weights.unsafe_offset((start - keys.begin) // in_row)
+
+            @inline(.always)
+            def add[whole: Bool](j: Int) {mut sums, imm}:
+                comptime for i in range(vectors):
+                    comptime lane = (block + i) * W
+                    var at = j * head_dim + lane
+                    var v = Words(0)
+                    comptime if lane + W <= head_dim:
+                        v = page.unsafe_load[width=W](at)
+                    else:  # what follows is not this head's
+                        comptime for k in range(head_dim - lane):
+                            v[k] = page.unsafe_load(at + k)
+                    comptime if not whole:
+                        v &= 0xFFFF  # nobody has written the word's other number
+                    comptime if ahead:
+                        prefetch[AHEAD](page.unsafe_offset(at + DISTANCE))
+                    comptime for m in range(MR):
+                        sums[m * vectors + i] = add_products[dtype, rounded](
+                            sums[m * vectors + i],
+                            v,
+                            own.unsafe_offset(m * SPAN),
+                            j,
                         )
-                    )
-                comptime for m in range(MR):
-                    var p = Lanes(s.unsafe_load(m * STEP + j))
-                    sums[m * vectors + i] = fma(p, v, sums[m * vectors + i])
+
+            var count = stop - start
+            for j in range(count // numbers):
+                add[True](j)
+            if count % numbers != 0:
+                add[False](count // numbers)
+            start = stop
         comptime for m in range(MR):
             comptime for i in range(vectors):
                 states.unsafe_store(
@@ -144,11 +232,11 @@ def _tile[
 
 
 def span[
-    head_dim: Int
+    dtype: DType, //, head_dim: Int, rounded: Bool
 ](
     states: Writes,
-    q: Reads,
-    cache: Cache,
+    q: ReadsWords,
+    cache: Cache[dtype, _, _],
     heads: Int,
     kv_begin: Int,
     kv_end: Int,
@@ -158,11 +246,11 @@ def span[
     begin: Int,
     scale: Float32,
 ):
-    """Adds some heads of a span's keys to some tokens' states, `[tokens, heads]`.
+    """Writes some tokens' states, `[tokens, heads]`, of some heads and a span's keys.
 
     Args:
-        states: As `clear` leaves them.
-        q: `[tokens, heads, padded(head_dim)]`.
+        states: Where to.
+        q: Queries as `rotate_and_store` leaves them.
         cache: Where the keys are.
         heads: Heads of queries.
         kv_begin: The first head of keys.
@@ -173,82 +261,59 @@ def span[
         begin: The span's first key.
         scale: What a score is multiplied by.
     """
-    comptime width = padded(head_dim)
     comptime size = state_size(head_dim)
-    comptime max_mr = W // 4
-    var packed = Array[Float32, 2 * STEP * width](uninitialized=True)
-    var keys = packed.unsafe_ptr()
-    var values = keys.unsafe_offset(STEP * width)
     var group = heads // (cache.width // head_dim)
+    # Pages before it may have been given back.
+    var from_key = max(begin, (position - window + 1) // KEYS * KEYS)
     var end = min(begin + SPAN, position + tokens)
-    var start = max(begin, (position - window + 1) // STEP * STEP)
-    while start < end:
-        var page_end = (start // cache.page_size + 1) * cache.page_size
-        var stop = min(min(start // STEP * STEP + STEP, page_end), end)
-        var count = stop - start
-        var next = 0
-        if stop < end:
-            next = cache.offset(stop) - cache.offset(start)
-        # One token reads the cache where it is; more read a copy that is dense.
-        var in_place = tokens == 1 and head_dim % W == 0
-        for kv_head in range(kv_begin, kv_end):
-            var k = cache.blocks.unsafe_offset(
-                cache.offset(start) + kv_head * head_dim
-            )
-            var v = k.unsafe_offset(cache.values_offset())
-            if not in_place:
-                copy_rows[head_dim](keys, k, cache.width, count)
-                copy_rows[head_dim](values, v, cache.width, count)
+    for kv_head in range(kv_begin, kv_end):
+        var keys = Keys(cache, kv_head, from_key, end)
+        var count = keys.count()
+
+        @inline(.always)
+        def rows[MR: Int](row: Int) {imm}:
+            var state = Array[Int, MR](fill=0)
+            var query = Array[Int, MR](fill=0)
+            var first = Array[Int, MR](fill=0)
+            var last = Array[Int, MR](fill=0)
+            comptime for m in range(MR):
+                var token = (row + m) // group
+                var head = kv_head * group + (row + m) % group
+                state[m] = (token * heads + head) * size
+                query[m] = (token * heads + head) * head_dim
+                first[m] = max(0, position + token - window + 1 - from_key)
+                last[m] = min(count, position + token + 1 - from_key)
 
             @inline(.always)
-            def rows[MR: Int](row: Int) {imm}:
-                var state = Array[Int, MR](fill=0)
-                var query = Array[Int, MR](fill=0)
-                var first = Array[Int, MR](fill=0)
-                var last = Array[Int, MR](fill=0)
+            def run[ahead: Bool]() {imm}:
+                var store = Array[Float32, MR * SPAN](uninitialized=True)
+                var scores = store.unsafe_ptr()
+                _scores[head_dim, rounded, MR, ahead](
+                    scores, q, query, keys, scale
+                )
                 comptime for m in range(MR):
-                    var token = (row + m) // group
-                    var head = kv_head * group + (row + m) % group
-                    state[m] = (token * heads + head) * size
-                    query[m] = (token * heads + head) * width
-                    first[m] = max(0, position + token - window + 1 - start)
-                    last[m] = min(count, position + token + 1 - start)
-
-                @inline(.always)
-                def run[
-                    dtype: DType, //, ahead: Bool
-                ](
-                    k: ImmPointer[Scalar[dtype], _],
-                    v: ImmPointer[Scalar[dtype], _],
-                    stride: Int,
-                ) {imm}:
-                    _tile[head_dim, MR, ahead](
-                        states,
-                        state,
-                        q,
-                        query,
-                        first,
-                        last,
-                        k,
-                        v,
-                        stride,
-                        next,
+                    _weigh[head_dim, rounded](
+                        scores.unsafe_offset(m * SPAN),
+                        states.unsafe_offset(state[m]),
+                        first[m],
+                        last[m],
                         count,
-                        scale,
                     )
+                var weights = scores.unsafe_bitcast[UInt32]()
+                _weighted[head_dim, rounded, MR, ahead](
+                    states, state, weights, keys
+                )
 
-                if not in_place:
-                    run[False](keys, values, width)
-                elif row == 0:
-                    run[True](k, v, cache.width)
-                else:
-                    run[False](k, v, cache.width)
+            # The first rows fetch for all.
+            if row == 0:
+                run[True]()
+            else:
+                run[False]()
 
-            var row = 0
-            comptime for step in range(3):
-                comptime MR = max_mr >> step
-                comptime if MR > 0:
-                    while row + MR <= tokens * group:
-                        rows[MR](row)
-                        row += MR
-        start = stop
+        var row = 0
+        comptime for step in range(4):
+            comptime MR = MOST_ROWS >> step
+            comptime if MR > 0:
+                while row + MR <= tokens * group:
+                    rows[MR](row)
+                    row += MR

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -20,8 +21,9 @@ from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import KVCacheParams, PagedCacheValues
 from max.nn.layer import Module
 
+from ..kernels import KernelMode
 from ..model_config import MistralConfig
-from .packed import CPU, Activations, PackedLinear, PackedQKV
+from .packed import CPU, Activations, PackedLinear, PackedQKV, rounds_to_bfloat16
 
 
 class MistralAttention(Module):
@@ -116,7 +118,9 @@ class MistralAttention(Module):
             ``[total_seq_len, hidden_size]``.
         """
         qkv = self.qkv_proj(x)
-        attend = packed_attention if self._is_packed else max_attention
+        attend: Callable[..., TensorValue] = max_attention
+        if isinstance(self.o_proj, PackedLinear):
+            attend = partial(packed_attention, mode=self.o_proj.mode)
         attended = attend(
             qkv,
             freqs_cis,
@@ -134,10 +138,6 @@ class MistralAttention(Module):
             (qkv.shape[0], self.num_heads * self.kv_params.head_dim)
         )
         return self.o_proj(attended)
-
-    @property
-    def _is_packed(self) -> bool:
-        return isinstance(self.o_proj, PackedLinear)
 
     @property
     def sharding_strategy(self) -> ShardingStrategy | None:
@@ -235,6 +235,7 @@ def packed_attention(
     num_heads: int,
     scale: float,
     window: int | None,
+    mode: KernelMode,
 ) -> TensorValue:
     """Returns what our CPU kernel attends to, float32 ``[tokens, heads, head_dim]``.
 
@@ -245,14 +246,16 @@ def packed_attention(
         qkv: float32 ``[tokens, (heads + 2 * kv_heads) * head_dim]``.
         freqs_cis: Rotary cosines and sines, float32 ``[positions, head_dim]``.
         query_scale: float32 ``[tokens]``, what queries are multiplied by, or ``None``.
-        kv_collection: The paged KV cache, of any float dtype; this step's keys and
-            values are written to it.
+        kv_collection: The paged KV cache, float32 or bfloat16; this step's keys and
+            values are written to it, in an order of their own.
         layer_idx: uint32 scalar, the layer's place in it.
         input_row_offsets: uint32 ``[batch + 1]``.
         kv_params: The cache's parameters.
         num_heads: Heads of queries.
         scale: What ``queries @ keys`` is multiplied by.
         window: How many keys a token sees, itself included; ``None`` for all.
+        mode: Which kernels run. Where they round, and the cache is bfloat16, queries
+            and weights of values become bfloat16, as keys and values are.
     """
     scaled = query_scale is not None
     if query_scale is None:
@@ -278,5 +281,6 @@ def packed_attention(
             "head_dim": kv_params.head_dim,
             "window": 2**31 if window is None else window,
             "scaled": scaled,
+            "rounded": kv_params.dtype == DType.bfloat16 and rounds_to_bfloat16(mode),
         },
     )[0].tensor

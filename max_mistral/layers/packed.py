@@ -127,8 +127,13 @@ def rounds(encoding: Encoding, mode: KernelMode) -> bool:
     Beside bfloat16 weights to bfloat16, beside quantized ones to int8.
     """
     if encoding.is_dense:
-        return mode == "on" and encoding == Encoding.BF16 and kernels.has_bfloat16()
+        return encoding == Encoding.BF16 and rounds_to_bfloat16(mode)
     return mode == "on"
+
+
+def rounds_to_bfloat16(mode: KernelMode) -> bool:
+    """Whether what meets bfloat16 numbers is rounded to bfloat16, to be faster."""
+    return mode == "on" and kernels.has_bfloat16()
 
 
 def multiply(

@@ -3,6 +3,8 @@
 All shapes in one graph, which is compiled once.
 """
 
+import sys
+
 import numpy as np
 import pytest
 from max.driver import CPU, Buffer
@@ -15,6 +17,7 @@ from max_mistral.graph_cache import find_at_once
 
 EPS = float(np.finfo(np.float32).eps)
 LAYERS, LAYER, SCALE = 2, 1, 0.1
+KEYS = 16  # of kv_cache.mojo
 # Name: heads, KV heads, head_dim, page size, window. 20 is no whole number of
 # vectors, 128 are more than a tile's sums hold; groups of 8, 3 and 1 rows take
 # every tile there is.
@@ -24,8 +27,9 @@ SHAPES = {
     "windowed": (4, 4, 128, 128, 100),
     "small_pages": (4, 2, 32, 48, 3),
 }
-DTYPES = [DType.float32, DType.bfloat16]
-CASES = [(name, dtype) for name in SHAPES for dtype in DTYPES]
+# What the cache is, and whether queries and weights of values are rounded to bfloat16.
+DTYPES = [(DType.float32, False), (DType.bfloat16, False), (DType.bfloat16, True)]
+CASES = [(name, *dtype) for name in SHAPES for dtype in DTYPES]
 # Tokens of this step and tokens cached before, by request. 300 and 513 are
 # beyond a span of keys; 384 fill their pages, whatever size those have.
 BATCH = [(1, 0), (1, 300), (13, 0), (9, 500), (1, 513), (2, 62), (1, 383)]
@@ -96,16 +100,32 @@ def after(name, dtype):
 
 
 def stored(blocks, dtype):
-    """The numbers as the cache holds them: bfloat16 is the upper half of float32."""
-    if dtype == DType.float32:
-        return blocks
-    return (blocks.view(np.uint32) >> 16).astype(np.uint16)
+    """The numbers as the cache holds them, in the order of ``kv_cache.mojo``.
+
+    ``[pages, 2, layers, page_size, kv_heads, head_dim]``, of the same shape after.
+    """
+    words = 1
+    if dtype == DType.bfloat16:  # the upper half of float32
+        blocks, words = (blocks.view(np.uint32) >> 16).astype(np.uint16), 2
+    pages, _, layers, page_size, heads, head_dim = blocks.shape
+    # [pages, layers, heads, page_size, head_dim]
+    keys, values = blocks.transpose(1, 0, 2, 4, 3, 5)
+    shape = pages, layers, heads, page_size // KEYS, KEYS, head_dim // words, words
+    keys = keys.reshape(shape).swapaxes(4, 5)
+    shape = pages, layers, heads, page_size // words, words, head_dim
+    values = values.reshape(shape).swapaxes(4, 5)
+    both = [
+        part.reshape(pages, layers, page_size, heads, -1) for part in (keys, values)
+    ]
+    return np.ascontiguousarray(np.stack(both, axis=1))
 
 
-def reference(name, dtype):
+def reference(name, dtype, narrow):
     """Attention in float64, and a bound on what float32 may differ by."""
     heads, kv_heads, head_dim, _, window = SHAPES[name]
     queries, blocks = after(name, dtype)
+    if narrow:
+        queries = rounded(queries.astype(np.float32), dtype)
     table = inputs(name)[-1]
     found, at, largest = [], 0, 0.0
     for (new, cached), pages in zip(BATCH, table, strict=True):
@@ -127,6 +147,9 @@ def reference(name, dtype):
     # error, in the sum of values and in the normalizer. Then sums over the keys.
     keys = max(new + cached for new, cached in BATCH)
     bound = EPS * (2 * head_dim * largest + keys) * np.abs(blocks).max()
+    if narrow:
+        # Each weight is off by 2^-8 of itself at most, and so is their sum.
+        bound += 2**-7 / (1 - 2**-8) * np.abs(blocks).max()
     return np.concatenate(found), bound
 
 
@@ -134,7 +157,7 @@ def reference(name, dtype):
 def run():
     cpu = DeviceRef.CPU()
     types, outputs = [], []
-    for name, dtype in CASES:
+    for name, dtype, _ in CASES:
         heads, kv_heads, head_dim, page_size, _ = SHAPES[name]
         row = (heads + 2 * kv_heads) * head_dim
         block = [f"{name}_pages", 2, LAYERS, page_size, kv_heads, head_dim]
@@ -152,7 +175,7 @@ def run():
         "attention", input_types=types, custom_extensions=[kernels.library()]
     ) as graph:
         values = list(graph.inputs)
-        for i, (name, _) in enumerate(CASES):
+        for i, (name, _, narrow) in enumerate(CASES):
             heads, _, head_dim, _, window = SHAPES[name]
             scalars = [
                 ops.constant(LAYER, DType.uint32, device=cpu),
@@ -167,6 +190,7 @@ def run():
                     "head_dim": head_dim,
                     "window": window or 2**31,
                     "scaled": name in SCALED,
+                    "rounded": narrow,
                 },
             )
         graph.output(*outputs)
@@ -186,7 +210,7 @@ def run():
         counts = [new for new, _ in BATCH]
         tokens = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
         buffers = []
-        for name, dtype in CASES:
+        for name, dtype, narrow in CASES:
             qkv, freqs, scales, blocks, table = inputs(name)
             rows = np.concatenate([np.arange(0), *(tokens[i] for i in requests)])
             pool, stride = lay(stored(blocks, dtype))
@@ -202,7 +226,7 @@ def run():
             }
             spoil(arrays)
             made = {key: Buffer.from_numpy(array) for key, array in arrays.items()}
-            pools[name, dtype] = made["pool"]
+            pools[name, dtype, narrow] = made["pool"]
             buffers += (made | {"pool": made["pool"].view(dtype)}).values()
         found = model.execute(*buffers)
         return {
@@ -219,20 +243,39 @@ def together(run):
     return run(list(range(len(BATCH))))
 
 
-@pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_it_is_attention(together, name, dtype):
-    want, bound = reference(name, dtype)
-    error = np.abs(np.concatenate(together[name, dtype]) - want).max()
+@pytest.mark.parametrize(("name", "dtype", "narrow"), CASES)
+def test_it_is_attention(together, name, dtype, narrow):
+    want, bound = reference(name, dtype, narrow)
+    error = np.abs(np.concatenate(together[name, dtype, narrow]) - want).max()
     assert error <= bound, (error, bound)
     # One key too many or too few would show.
-    assert bound < 1 / min(513, SHAPES[name][-1] or 513)
+    assert narrow or bound < 1 / min(513, SHAPES[name][-1] or 513)
 
 
 def test_it_stores_this_steps_keys_and_values_and_nothing_else(run):
     run(list(range(len(BATCH))))
     for case in CASES:
-        _, blocks = after(*case)
-        assert np.array_equal(run.pools[case].to_numpy(), stored(blocks, case[1]))
+        name, dtype, _ = case
+        _, blocks = after(name, dtype)
+        assert np.array_equal(run.pools[case].to_numpy(), stored(blocks, dtype))
+
+
+def test_what_nobody_has_written_changes_nothing(run, together, monkeypatch):
+    """Pages are used again, by requests that other requests' numbers must not reach."""
+
+    def with_nan(name):
+        qkv, freqs, scales, blocks, table = plain(name)
+        page_size, written = SHAPES[name][3], np.zeros(blocks.shape[:4], bool)
+        for (_, cached), pages in zip(BATCH, table, strict=True):
+            at = np.arange(cached)
+            written[pages[at // page_size], :, LAYER, at % page_size] = True
+        blocks[~written] = np.nan
+        return qkv, freqs, scales, blocks, table
+
+    plain = inputs
+    monkeypatch.setattr(sys.modules[__name__], "inputs", with_nan)
+    for case, rows in run(list(range(len(BATCH)))).items():
+        assert all(map(np.array_equal, rows, together[case]))
 
 
 @pytest.mark.parametrize("request_", range(len(BATCH)))
@@ -262,7 +305,7 @@ def test_pages_may_lie_beyond_32_bits(run, together, tmp_path):
     """In sparse files: they take no more room than the pages."""
 
     def far(blocks):
-        stride = -(-(2**32) // (len(blocks) - 2))
+        stride = 2 * -(-(2**31) // (len(blocks) - 2))
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         shape = ((len(blocks) - 1) * stride + blocks[0].size,)
         memory = np.memmap(path, blocks.dtype, "w+", shape=shape).view(np.ndarray)
@@ -313,6 +356,10 @@ SPOILT = {
     ),
     "tokens before the first": (put("ends", 0, 1), "from 1 to 10, but should"),
     "tokens beyond the last": (put("ends", 2, 11), "from 0 to 11, but should"),
+    "pages within words": (
+        lambda arrays: put("stride", 0, arrays["pool"].itemsize % 4 - 1)(arrays),
+        "pages are 1 numbers apart, not whole words",
+    ),
     "row offsets that fall": (put("ends", 1, 12), "fall from 12 to 10"),
 }
 
