@@ -4,14 +4,16 @@ MAX 26.7 asks an architecture for its tokenizer and its parsers; what a route
 does before it has them, or with fields that it never passes on, is its own.
 Two functions and three methods of ``max.serve.router.openai_routes`` and a method of
 ``max.serve.pipelines.llm.TokenGeneratorPipeline`` are replaced, and the handler
-of ``/v1/embeddings`` by that of :mod:`.embedding_route`:
+of ``/v1/embeddings`` by that of :mod:`.embedding_route`; chunks of a streamed chat are
+those of :mod:`.stream_chunks`:
 
 ``_parse_openai_request_body``, with which all routes begin
     Our part checks each body: JSON that cannot be read, an unknown model, a
     number out of its range and an empty prompt are answered in words (else
     "Value error." or a 500); what MAX drops is honoured (``suffix``,
     ``parallel_tool_calls``, a 0 that is not "none") or refused by name; a message's
-    null means nothing, and ``response_format`` "text" no grammar.
+    null means nothing, and ``response_format`` "text" no grammar; fields of Mistral's
+    own API are read (:mod:`.mistral_fields`).
 ``_content_before_tool_call_marker``, of an answer whose calls are all broken
     MAX keeps what stood before the marker; the parser knows the rest too.
 ``next_token_chunk``, from which both routes read the answer
@@ -38,8 +40,9 @@ from typing import Any
 from max.pipelines.context.exceptions import InputError
 from pydantic import ValidationError
 
-from .chat import WithoutNulls, read_messages, read_tool_choice
+from .chat import read_messages, read_tool_choice, without_nulls
 from .embedding_route import hook_embeddings
+from .mistral_fields import as_openai
 from .request_fields import (
     check_chat_fields,
     check_completion_fields,
@@ -48,6 +51,7 @@ from .request_fields import (
     check_task,
 )
 from .stop_strings import TokenByToken, ends_at_stops, until_stop
+from .stream_chunks import hook_chunks
 
 # Of the errors of a body that an answer lists, and of their letters.
 _MOST, _LONGEST = 5, 500
@@ -64,7 +68,7 @@ def hook_routes() -> None:
     @functools.wraps(parse)
     async def parse_and_check(request: Any, request_id: str, model: Any) -> Any:
         try:
-            body = await parse(request, request_id, WithoutNulls(model))
+            body = await parse(request, request_id, _Reads(model))
         except InputError:  # has words of its own
             raise
         except ValidationError as error:
@@ -98,6 +102,23 @@ def hook_routes() -> None:
     routes._parse_openai_request_body = parse_and_check
     routes._content_before_tool_call_marker = content_without_calls
     hook_embeddings(routes)
+    hook_chunks(routes)
+
+
+class _Reads:
+    """MAX's pydantic model of a request, of JSON that clients write otherwise."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def model_validate(self, body: Any) -> Any:
+        """Returns what the model makes of a request's JSON."""
+        if isinstance(body, dict):
+            body = without_nulls(as_openai(body))
+        return self._model.model_validate(body)
 
 
 def _first_words(error: ValidationError) -> str:
@@ -190,7 +211,7 @@ async def _checked(request: Any, body: Any, tokenizer: Any) -> Any:
             body.response_format = None
         body.top_logprobs = body.top_logprobs or None
         # Pydantic reads tools once only, and drops parts of messages.
-        given = json.loads(await request.body())
+        given = as_openai(json.loads(await request.body()))
         read_tool_choice(given)
         read_messages(
             given["messages"],

@@ -1,6 +1,6 @@
 """Chat: tool calls, thinking and JSON, as Mistral's own API has them."""
 
-from .client_messages import WithoutNulls, contents, read_messages
+from .client_messages import contents, read_messages, without_nulls
 from .reasoning import NAME as REASONING_PARSER
 from .tokens import ChatTokens
 from .tool_choice import read_tool_choice
@@ -11,9 +11,9 @@ __all__ = [
     "REASONING_PARSER",
     "TOOL_PARSER",
     "ChatTokens",
-    "WithoutNulls",
     "contents",
     "read_messages",
     "read_tool_choice",
     "special_tokens",
+    "without_nulls",
 ]

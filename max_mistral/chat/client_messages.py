@@ -27,24 +27,15 @@ _PARTS = ("text", "image_url", "video_url")
 _DROPPED = ("function_call", "audio", "refusal")
 
 
-class WithoutNulls:
-    """MAX's pydantic model of a request, for which a message's nulls are nothing.
+def without_nulls(body: dict[str, Any]) -> dict[str, Any]:
+    """Returns a request's JSON, for which a message's nulls are nothing.
 
     An answer has them, and clients send it back as it is in the next turn.
     """
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def model_validate(self, body: Any) -> Any:
-        """Returns what the model makes of a request's JSON."""
-        messages = body.get("messages") if isinstance(body, dict) else None
-        if isinstance(messages, list):
-            body = body | {"messages": [_without_nulls(each) for each in messages]}
-        return self._model.model_validate(body)
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        return body
+    return body | {"messages": [_without_nulls(each) for each in messages]}
 
 
 def _without_nulls(message: Any) -> Any:

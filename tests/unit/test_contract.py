@@ -692,6 +692,22 @@ def request_body():
 
 
 @seam(
+    "a chunk of a streamed chat is a `CreateChatCompletionStreamResponse` of the "
+    "module's, dumped without what is null",
+    "ChatCompletionStreamResponseChoice CreateChatCompletionStreamResponse",
+    "drop `stream_chunks.py` if chunks have a `finish_reason` that is null by now",
+)
+def stream_chunks():
+    stream = f"{ROUTES}:OpenAIChatResponseGenerator._stream"
+    says(
+        stream,
+        r"\bChatCompletionStreamResponseChoice\(",
+        r"response = CreateChatCompletionStreamResponse\(",
+        r"response\.model_dump_json\(exclude_none=True\)",
+    )
+
+
+@seam(
     "the routes find the model by `get_pipeline(request, name)`, right after the body: "
     "a `ValueError` for another name, without words for the client",
     "_parse_openai_request_body",
