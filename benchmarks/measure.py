@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 
 PREFILL, DEPTH, STEPS, DEEP_STEPS, BATCH = 512, 4096, 32, 8, 8
+# Tokens of a prompt.
+PREFILLS = {"prefill": PREFILL, "prefill_deep": DEPTH}
 # What is decoded: requests at a time, tokens of each before it, steps timed.
 DECODES = {
     "decode": (1, 16, STEPS),
@@ -20,8 +22,10 @@ Prompts = list[list[int]]
 
 
 def requests_of(measure: str) -> tuple[int, int, int]:
-    """Returns a measure's requests, tokens of each, and steps: of prefill none."""
-    return DECODES.get(measure, (1, PREFILL, 0))
+    """Returns a measure's requests, tokens of each, and steps: of a prefill none."""
+    if measure in PREFILLS:
+        return 1, PREFILLS[measure], 0
+    return DECODES[measure]
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -57,9 +61,10 @@ def rate(
     decodes: Mapping[str, tuple[int, int, int]] = DECODES,
     seed: int = 0,
 ) -> float:
-    """Returns tokens a second of ``"prefill"`` or of one of ``decodes``."""
-    if name == "prefill":
-        return median_rate(engine.start([tokens(PREFILL, seed)]), 1, PREFILL)
+    """Returns tokens a second of one of ``PREFILLS`` or of ``decodes``."""
+    if name in PREFILLS:
+        count = PREFILLS[name]
+        return median_rate(engine.start([tokens(count, seed)]), 1, count)
     batch, before, steps = decodes[name]
     step = engine.start([tokens(before, i) for i in range(batch)])
     step()

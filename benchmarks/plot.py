@@ -27,6 +27,7 @@ from benchmarks.report import MADE, MEASURES, ratios
 
 LABELS = {
     "prefill": "prefill 512",
+    "prefill_deep": "prefill 4,096",
     "decode": "decode",
     "decode_deep": "decode at 4,096",
     "decode_batch": "batch of 8",
@@ -62,7 +63,10 @@ def markdown(report: dict) -> str:
         ]
         return f"{max(found)[1]:.3g} ({max(found)[0]:.2f}x)" if found else ""
 
-    lines = ["| model | " + " | ".join(LABELS.values()) + " |", "|---" * 6 + "|"]
+    lines = [
+        "| model | " + " | ".join(LABELS.values()) + " |",
+        "|---" * (1 + len(LABELS)) + "|",
+    ]
     for label, name, engine in rows_of(report, "exact", IK):
         cells = [cell(name, engine, measure) for measure in LABELS]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")

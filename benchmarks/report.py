@@ -5,7 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
-MEASURES = ("prefill", "decode", "decode_deep", "decode_batch", "end_to_end")
+MEASURES = (
+    *("prefill", "prefill_deep", "decode", "decode_deep", "decode_batch"),
+    "end_to_end",
+)
 Results = dict[str, dict[str, list[float]]]
 """By engine and measure, a rate a round."""
 MADE = "made"

@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks.engine import Stopped
-from benchmarks.measure import DECODES
+from benchmarks.measure import DECODES, PREFILLS
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a folder, as benchmarks.cpu makes it")
     parser.add_argument("gguf", type=Path, nargs="?", help="its weights, if not there")
     parser.add_argument("--rounds", type=int, default=3)
-    every = ["prefill", *DECODES]
+    every = [*PREFILLS, *DECODES]
     parser.add_argument("--measures", nargs="+", choices=every, default=every)
     arguments = parser.parse_args()
     here = Path(__file__).parent.parent

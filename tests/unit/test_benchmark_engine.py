@@ -25,14 +25,21 @@ time.sleep(600)
 """
 
 
+def wait_until_it_stands(process):
+    """A stopped process goes on for a moment."""
+    end = time.monotonic() + 30
+    while process.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < end, process.status()
+        time.sleep(0.01)
+
+
 def test_they_end_with_a_benchmark_that_is_killed():
     benchmark = subprocess.Popen(
         [sys.executable, "-c", BENCHMARK], stdout=subprocess.PIPE, text=True
     )
     try:
         worker = psutil.Process(int(benchmark.stdout.readline()))
-        while worker.status() != psutil.STATUS_STOPPED:  # in a moment
-            time.sleep(0.01)
+        wait_until_it_stands(worker)
     finally:
         benchmark.kill()
         benchmark.communicate()
@@ -55,7 +62,7 @@ def test_a_worker_answers_what_it_is_asked(tmp_path):
     worker = Stopped("sums", tmp_path, command=[sys.executable, "-c", SUMS])
     try:
         assert worker.ask("2 of 3", 2, 3) == ["2 of 3", 5]
-        assert psutil.Process(worker.process.pid).status() == psutil.STATUS_STOPPED
+        wait_until_it_stands(psutil.Process(worker.process.pid))
         with pytest.raises(SystemExit, match="sums failed:\nno nought"):
             worker.ask("nought", 0, 0)
     finally:
