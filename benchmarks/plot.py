@@ -50,6 +50,12 @@ def rows_of(report: dict, *others: str) -> list[tuple[str, str, str]]:
     return rows
 
 
+def measures_of(report: dict) -> list[str]:
+    """Returns the measures that some model of a report has."""
+    rows = [report[name]["max_mistral"] for name in models_of(report)]
+    return [measure for measure in LABELS if any(measure in row for row in rows)]
+
+
 def markdown(report: dict) -> str:
     """Returns the medians, with their ratios to llama.cpp."""
 
@@ -63,12 +69,11 @@ def markdown(report: dict) -> str:
         ]
         return f"{max(found)[1]:.3g} ({max(found)[0]:.2f}x)" if found else ""
 
-    lines = [
-        "| model | " + " | ".join(LABELS.values()) + " |",
-        "|---" * (1 + len(LABELS)) + "|",
-    ]
+    measures = measures_of(report)
+    head = ["model", *(LABELS[measure] for measure in measures)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for label, name, engine in rows_of(report, "exact", IK):
-        cells = [cell(name, engine, measure) for measure in LABELS]
+        cells = [cell(name, engine, measure) for measure in measures]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -113,15 +118,16 @@ def draw(report: dict, target: Path) -> None:
     """Writes the picture: a group of bars for each model."""
     rows = rows_of(report, "exact")
     figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
-    width = 0.8 / len(MEASURES)
-    for i, measure in enumerate(MEASURES):
+    measures = measures_of(report)
+    width = 0.8 / len(measures)
+    for i, measure in enumerate(measures):
         heights = [
             ratios(report[name], engine, measure)
             if measure in report[name][engine] and measure in report[name]["llama.cpp"]
             else 0.0
             for _, name, engine in rows
         ]
-        places = [x + (i - (len(MEASURES) - 1) / 2) * width for x in range(len(rows))]
+        places = [x + (i - (len(measures) - 1) / 2) * width for x in range(len(rows))]
         axes.bar(places, heights, width, label=LABELS[measure])
     axes.axhline(1, color="black", linewidth=0.8)
     labels = [label.replace(" ", "\n") for label, _, _ in rows]
@@ -129,7 +135,7 @@ def draw(report: dict, target: Path) -> None:
     axes.set_ylabel("speed / llama.cpp's")
     title = f"max_mistral on {report['cpu']}, 2 threads, {days(report)}"
     axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8, ncols=len(MEASURES), loc="upper center")
+    axes.legend(fontsize=8, ncols=len(measures), loc="upper center")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
     figure.savefig(target, dpi=130)
 

@@ -28,8 +28,9 @@ from .kernels import KernelMode
 # float32: 128 tokens with AVX-512, the widest there is.
 MIN_CPU_WINDOW = 128
 
-# Keys that lie together in a page: KEYS of kernels/kv_cache.mojo.
-KEYS_TOGETHER = 16
+# MAX's caches take no other pages than of a multiple, which they say once the model is
+# compiled.
+PAGE_SIZES = 128
 
 # Their order in a model that has both.
 FULL, SLIDING = 0, 1
@@ -105,7 +106,7 @@ def check_cache(
     devices: Sequence[DeviceRef],
     kernel_mode: KernelMode,
 ) -> None:
-    """Raises a ``UserError`` if the attention has no kernel for a KV cache.
+    """Raises a ``UserError`` if MAX or the attention cannot run with a KV cache.
 
     Args:
         dtype: Of keys and values.
@@ -114,6 +115,11 @@ def check_cache(
         devices: Where the model runs.
         kernel_mode: Which CPU kernels run.
     """
+    if page_size % PAGE_SIZES != 0:
+        raise UserError(
+            f"--kv-cache-page-size is {page_size}, but has to be a multiple of "
+            f"{PAGE_SIZES}. Leave it out."
+        )
     if not any(device.is_cpu() for device in devices):
         gpu = gpu_architecture()
         fp8 = dtype in (DType.float8_e4m3fn, DType.float8_e4m3fnuz)
@@ -131,11 +137,6 @@ def check_cache(
         raise UserError(
             f"The KV cache would be {dtype.name}, but here on a CPU it can be {names}. "
             "Leave --kv-cache-format out."
-        )
-    if page_size % KEYS_TOGETHER != 0 and kernel_mode != "off":
-        raise UserError(
-            f"--kv-cache-page-size is {page_size}, but on a CPU it has to be a "
-            f"multiple of {KEYS_TOGETHER}. Leave it out."
         )
     window = min((w for w in windows if w is not None), default=MIN_CPU_WINDOW)
     if window < MIN_CPU_WINDOW and kernel_mode == "off":

@@ -84,18 +84,16 @@ def with_room(
 
 
 def for_planning(
-    params: KVCacheParamInterface, step_tokens: int | None, requests: int = 1
+    params: KVCacheParamInterface, step_tokens: int | None
 ) -> KVCacheParamInterface:
     """Returns parameters by which MAX plans enough memory for a step.
 
-    MAX plans what a window needs, for each of a batch; these have windows as wide as
-    a step needs, of whose tokens each request has its share.
+    MAX plans what a window needs; these have windows as wide as a step needs.
 
     Args:
         params: The KV caches'.
-        step_tokens: How many tokens of prompts a step reads at most; ``None``
+        step_tokens: How many tokens of a prompt a step reads at most; ``None``
             for all.
-        requests: How many MAX plans for.
     """
 
     def wider(cache: KVCacheParams) -> KVCacheParams:
@@ -103,8 +101,7 @@ def for_planning(
             return cache
         if step_tokens is None:
             return replace(cache, window_size=None)
-        share = ceildiv(step_tokens, requests)
-        wide = cache.window_size + share + cache.page_size
+        wide = cache.window_size + step_tokens + cache.page_size
         return replace(cache, window_size=wide)
 
     return _changed(params, wider) if _has_windows(params) else params

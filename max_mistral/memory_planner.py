@@ -70,11 +70,10 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         model = pipeline_config.model
         free = free_memory() * model.kv_cache.device_memory_utilization
         room = int((free - weights_size) * _SHARE)
-        for batch in range(MOST_ON_A_CPU, 0, -1):
-            # MAX plans by the same config, once it has our answer.
-            self.config.planned_requests = batch
+        params = self.config.get_kv_params()
+        for batch in range(MOST_ON_A_CPU, 1, -1):
             needed = kv_cache_memory_size(
-                params=self.config.get_kv_params(),
+                params=params,
                 available_cache_memory=2**62,
                 max_batch_size=batch,
                 max_seq_len=model.max_length,
@@ -82,8 +81,8 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
                 model_name=model.model_name,
             )
             if needed <= room:
-                break
-        return batch
+                return batch
+        return 1
 
 
 class EmbeddingMemoryPlanner(MemoryPlanner):

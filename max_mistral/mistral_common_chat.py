@@ -67,6 +67,10 @@ class MistralChat:
         self._tokenizer: Any = MistralTokenizer.from_file(path)
         self.version: TokenizerVersion = self._tokenizer.version
 
+    @property
+    def _has_efforts(self) -> bool:
+        return bool(self.version.supports_model_settings)
+
     def encode_text(self, text: str) -> list[int]:
         """Returns the ids of plain text, in which nothing is a control token."""
         raw = self._tokenizer.instruct_tokenizer.tokenizer
@@ -112,8 +116,10 @@ class MistralChat:
         if unknown := options.keys() - _OPTIONS:
             raise InputError(f"this model's chats have no option {min(unknown)!r}.")
         settings: dict[str, Any] = {}
-        if options.get("reasoning_effort") is not None:
-            settings["reasoning_effort"] = options["reasoning_effort"]
+        effort = options.get("reasoning_effort")
+        # Where there are no efforts, "none" asks for nothing.
+        if effort is not None and not (effort == "none" and not self._has_efforts):
+            settings["reasoning_effort"] = effort
         if "continue_final_message" in options:
             settings["continue_final_message"] = options["continue_final_message"]
         # Its errors share no base, and a message makes it raise others too.
@@ -146,14 +152,16 @@ class MistralChat:
             else:
                 each["content"] = [part.model_dump() for part in message.content]
             if message.tool_calls:
-                each["content"] = each["content"] or None
+                # Before v7 a message has either, as the chat templates of then.
+                if self.version < TokenizerVersion.v7 or not each["content"]:
+                    each["content"] = None
                 each["tool_calls"] = [_call(call) for call in message.tool_calls]
                 for call in message.tool_calls:
                     names[call.get("id")] = call["function"]["name"]
             if message.role == "tool":
                 each["tool_call_id"] = message.tool_call_id
                 each["name"] = names.get(message.tool_call_id)
-            if message.reasoning_content is not None:
+            if message.reasoning_content:
                 each["reasoning_content"] = message.reasoning_content
             found.append(each)
         return found

@@ -1,7 +1,7 @@
 """Fields of Mistral's own API that OpenAI's has by another name, or not at all.
 
 Mistral's clients send them: ``mistralai``, LangChain's ``ChatMistralAI``, LiteLLM,
-the Vercel AI SDK. Source: https://docs.mistral.ai/api (chat and FIM completions).
+the Vercel AI SDK. Source: https://docs.mistral.ai/api (chat completions).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 from max.pipelines.context.exceptions import InputError
 
 from .errors import shown
+
+FIELDS = ("random_seed", "safe_prompt", "prompt_mode")
 
 
 def as_openai(body: dict[str, Any]) -> dict[str, Any]:
@@ -29,18 +31,21 @@ def as_openai(body: dict[str, Any]) -> dict[str, Any]:
     found = dict(body)
     seed = found.pop("random_seed", None)
     if seed is not None:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise InputError(f"random_seed is {shown(seed)}, not an integer.")
         if found.get("seed") not in (None, seed):
             raise InputError(
-                f"seed is {shown(found['seed'])} and random_seed is {shown(seed)}; "
-                "give one of them."
+                f"seed is {shown(found['seed'])} and random_seed is {seed}; give one "
+                "of them."
             )
         found["seed"] = seed
     if found.get("tool_choice") == "any":
         found["tool_choice"] = "required"
-    if found.pop("safe_prompt", None):
+    safe = found.pop("safe_prompt", None)
+    if safe is not None and safe is not False:
         raise InputError(
-            "safe_prompt is true, but no safety prompt is added here; write one into "
-            "the system message."
+            f"safe_prompt is {shown(safe)}, but no safety prompt is added here; write "
+            "one into the system message."
         )
     mode = found.pop("prompt_mode", None)
     if mode is not None:

@@ -111,9 +111,7 @@ class MistralConfig(ArchConfigWithKVCache):
     """Whether the graph returns an embedding of each request in place of logits.
     Its KV cache is then of one layer, which each layer uses anew."""
     step_tokens: int | None = None
-    """How many tokens of prompts a step reads at most; ``None`` for all."""
-    planned_requests: int = 1
-    """How many requests at a time MAX plans memory for; one while nobody knows."""
+    """How many tokens of a prompt a step reads at most; ``None`` for all."""
     use_subgraphs: bool = True
     """Whether blocks that are alike may share one compiled subgraph."""
     kernel_mode: KernelMode = field(default_factory=kernels.mode)
@@ -254,7 +252,7 @@ class MistralConfig(ArchConfigWithKVCache):
         Where there are windows they are wider than :attr:`kv_params` has them; see
         :func:`.kv_room.for_planning`.
         """
-        return for_planning(self.kv_params, self.step_tokens, self.planned_requests)
+        return for_planning(self.kv_params, self.step_tokens)
 
     def get_max_seq_len(self) -> int:
         """Returns the longest sequence in tokens, prompt and output together."""
@@ -411,7 +409,6 @@ class MistralConfig(ArchConfigWithKVCache):
             restored=restored,
             data_parallel_degree=model.data_parallel_degree,
             step_tokens=pipeline_config.runtime.max_num_input_tokens,
-            planned_requests=pipeline_config.runtime.max_batch_size or 1,
             use_subgraphs=model.use_subgraphs,
         )
 

@@ -42,7 +42,7 @@ from pydantic import ValidationError
 
 from .chat import read_messages, read_tool_choice, without_nulls
 from .embedding_route import hook_embeddings
-from .mistral_fields import as_openai
+from .mistral_fields import FIELDS, as_openai
 from .request_fields import (
     check_chat_fields,
     check_completion_fields,
@@ -114,9 +114,15 @@ class _Reads:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+    @property
+    def model_fields(self) -> dict[str, Any]:
+        """By these MAX's flag that lets unknown fields pass tells which they are."""
+        return dict(self._model.model_fields) | dict.fromkeys(FIELDS)
+
     def model_validate(self, body: Any) -> Any:
         """Returns what the model makes of a request's JSON."""
-        if isinstance(body, dict):
+        # Embeddings have no seed, and Mistral's API no such field of them either.
+        if isinstance(body, dict) and "seed" in self._model.model_fields:
             body = without_nulls(as_openai(body))
         return self._model.model_validate(body)
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from max import _xgrammar as xgrammar
+from max._xgrammar.structural_tag import Format
 from max.pipelines.context.exceptions import InputError
 
 from ..unicode import is_unicode
@@ -56,12 +57,27 @@ def check_schema(
             "endless value would fit it. Make a property on the way optional."
         )
     try:
-        tag = xgrammar.StructuralTag(format=json_format(schema, is_object))
-        _compiler().compile_structural_tag(tag)
+        _compile(json_format(schema, is_object))
     except RuntimeError as error:
         reason = _WHERE.sub("", str(error)).strip()
         message = f"The JSON schema of {what} cannot be used: {reason}"
         raise InputError(message) from None
+
+
+def can_hold(schema: dict[str, Any]) -> bool:
+    """Whether a grammar can hold objects to a schema, or to some of it.
+
+    Its size has been checked.
+    """
+    try:
+        _compile(json_format(schema, is_object=True, strict=False))
+    except RuntimeError:
+        return False
+    return _has_finite_value(schema)
+
+
+def _compile(answer: Format) -> None:
+    _compiler().compile_structural_tag(xgrammar.StructuralTag(format=answer))
 
 
 @lru_cache(maxsize=1)

@@ -17,8 +17,8 @@ from . import tool_parser
 from .call_reader import ARGS_MARK, ID_MARK, MARK
 from .messages import check_order, in_words, with_mistral_ids
 from .reasoning import END, START
-from .schemas import check_schema, check_together
-from .tool_grammar import answer_grammar
+from .schemas import can_hold, check_schema, check_together
+from .tool_grammar import ANY_OBJECT, answer_grammar
 from .vocabulary import special_tokens
 
 _reads_calls: ContextVar[bool] = ContextVar("reads_calls", default=False)
@@ -81,10 +81,9 @@ class ChatTokens(TextTokenizer):
         check_order(request.messages)
         request = replace(request, messages=with_mistral_ids(request.messages))
         if request.response_format is not None:
-            await asyncio.to_thread(check_schemas, request)
+            checked = await asyncio.to_thread(check_schemas, request)
             request = replace(
-                request,
-                response_format=after_thinking(request.response_format, self.delegate),
+                request, response_format=after_thinking(checked, self.delegate)
             )
         _reads_calls.set(bool(request.tools))
         return await super().new_context(request)
@@ -122,17 +121,21 @@ def settle_config(config: Any, special: Mapping[str, int]) -> None:
         object.__setattr__(config, "runtime", config.runtime.model_copy(update=update))
 
 
-def check_schemas(request: Any) -> None:
+def check_schemas(request: Any) -> Any:
     """Checks every JSON schema that a request's grammar is made of.
 
+    Returns:
+        The request's response format, in which tools without ``strict`` take any object
+        where a grammar cannot hold to their schema.
+
     Raises:
-        InputError: One of them is no good.
+        InputError: Another schema is no good.
     """
     response_format = request.response_format
     if response_format.json_schema is not None:
         check_schema(response_format.json_schema, "response_format")
     if not response_format.grammar:
-        return
+        return response_format
     of_tools = {
         tool["function"]["name"]: tool["function"]["parameters"]
         for tool in request.tools or []
@@ -141,15 +144,21 @@ def check_schemas(request: Any) -> None:
     check_together(of_tools.values())
     for name, schema in of_tools.items():
         check_schema(schema, f"tool {name!r}", is_object=True)
-    for schema in _schemas(json.loads(response_format.grammar)):
-        if schema not in of_tools.values():
+    grammar = json.loads(response_format.grammar)
+    for node in _schemas(grammar):
+        schema = node["json_schema"]
+        if not node["reject_unsupported"]:
+            if not can_hold(schema):
+                node["json_schema"] = ANY_OBJECT
+        elif schema not in of_tools.values():
             check_schema(schema, "response_format")
+    return replace(response_format, grammar=json.dumps(grammar))
 
 
-def _schemas(node: Any) -> Iterator[Any]:
-    """Yields the schemas of a structural tag."""
+def _schemas(node: Any) -> Iterator[dict[str, Any]]:
+    """Yields the parts of a structural tag that have a schema."""
     if isinstance(node, dict) and node.get("type") == "json_schema":
-        yield node["json_schema"]
+        yield node
     elif isinstance(node, dict | list):
         for inner in node.values() if isinstance(node, dict) else node:
             yield from _schemas(inner)

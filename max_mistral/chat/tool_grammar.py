@@ -28,6 +28,10 @@ from .call_reader import ARGS_MARK, ID_MARK, MARK
 from .reasoning import END, START
 from .vocabulary import special_tokens
 
+HELD = "held"
+"""The key of a function without ``strict`` whose parameters count all the same."""
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
 
 def tool_grammar(
     tools: Sequence[Mapping[str, Any]],
@@ -41,8 +45,9 @@ def tool_grammar(
     """Returns a grammar for calls in the form that a vocabulary's version has.
 
     Args:
-        tools: OpenAI tools; the parameters of those with ``strict`` are enforced,
-            the others' arguments are any JSON object.
+        tools: OpenAI tools; the parameters of those with ``strict`` are enforced, of
+            those with :data:`HELD` as far as a grammar can, and the others' arguments
+            are any JSON object.
         delegate: The Hugging Face tokenizer.
         mark: What begins a call.
         close: What ends one, else "".
@@ -83,14 +88,22 @@ def tag(answer: Format, special: Mapping[str, int]) -> str:
     return StructuralTag(format=answer).model_dump_json()
 
 
-def json_format(schema: dict[str, Any] | bool, is_object: bool = False) -> Format:
-    """Returns the format of JSON of a schema, with a model's natural white space."""
+def json_format(
+    schema: dict[str, Any] | bool, is_object: bool = False, *, strict: bool = True
+) -> Format:
+    """Returns the format of JSON of a schema, with a model's natural white space.
+
+    Args:
+        schema: The JSON schema.
+        is_object: Whether its values must be objects.
+        strict: Whether what a grammar cannot enforce is refused, or left out.
+    """
     return JSONSchemaFormat(
         json_schema=schema,
         any_whitespace=True,
         max_whitespace_cnt=MAX_WHITESPACE,
         require_object_root=is_object,
-        reject_unsupported=True,
+        reject_unsupported=strict,
     )
 
 
@@ -102,8 +115,10 @@ def _literal(text: str, special: Mapping[str, int]) -> Format:
 
 
 def _arguments(function: Mapping[str, Any]) -> Format:
-    strict = function.get("strict") and function.get("parameters")
-    return json_format(strict or {"type": "object"}, is_object=True)
+    schema, strict = function.get("parameters"), bool(function.get("strict"))
+    if not schema or not (strict or function.get(HELD)):
+        return json_format(ANY_OBJECT, is_object=True)
+    return json_format(schema, is_object=True, strict=strict)
 
 
 def _one_of(formats: list[Format]) -> Format:

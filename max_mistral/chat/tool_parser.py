@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib.tool_parsing import StructuralTagToolParser, register
 from max.pipelines.modeling.types import (
     ParsedToolCall,
@@ -14,9 +15,9 @@ from max.pipelines.modeling.types import (
 
 from .call_reader import MARK, CallReader
 from .events import Arguments, Broken, Call, Content, Event
-from .schemas import check_size
+from .schemas import check_size, check_together
 from .tool_choice import one_call_only
-from .tool_grammar import tool_grammar
+from .tool_grammar import HELD, tool_grammar
 
 NAME = "mistral"
 TAGS_NAME = "mistral_tags"
@@ -119,15 +120,18 @@ class MistralToolParser(StructuralTagToolParser):
         Raises:
             InputError: A schema is too large to be enforced.
         """
-        for tool in tools or []:
+        tools = tools or []
+        for tool in tools:
             if tool["function"].get("strict"):
                 name = tool["function"]["name"]
                 check_size(tool["function"]["parameters"], f"tool {name!r}")
         if response_format_schema is not None:
             check_size(response_format_schema, "response_format")
         named = isinstance(tool_choice, Mapping)
+        if named or tool_choice == "required":
+            tools = held(tools)
         return tool_grammar(
-            tools or [],
+            tools,
             tokenizer.delegate,
             mark=cls.CALL_BEGIN,
             close=cls.CALL_CLOSE,
@@ -155,6 +159,27 @@ class TagToolParser(MistralToolParser):
 
     CALL_BEGIN: ClassVar[str] = "<tool_call>"
     CALL_CLOSE: ClassVar[str] = "</tool_call>"
+
+
+def held(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns tools of a forced call, which is held to each schema not too large.
+
+    ``strict`` or not: llama.cpp and vLLM do the same.
+    """
+    found = []
+    for tool in tools:
+        function = tool["function"]
+        try:
+            check_size(function.get("parameters"), "")
+        except InputError:
+            found.append(tool)
+            continue
+        found.append(tool | {"function": function | {HELD: True}})
+    try:
+        check_together([tool["function"].get("parameters") for tool in found])
+    except InputError:
+        return tools
+    return found
 
 
 def _as_delta(event: Event) -> ParsedToolCallDelta:

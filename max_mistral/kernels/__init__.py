@@ -16,7 +16,8 @@ def mode() -> KernelMode:
     - ``on``, the default: activations are rounded where that makes the CPU
       faster, to bfloat16 beside bfloat16 weights (AVX512-BF16) and to int8
       beside quantized ones (any x86 with AVX2, Arm with the dot product), as
-      llama.cpp does; the KV cache is bfloat16.
+      llama.cpp does; the KV cache is bfloat16, and beside it so are queries and
+      the weights of values (AVX512-BF16).
     - ``exact``: activations and KV cache stay float32.
     - ``portable``: so too, in tiles of 16 registers and without AVX512-BF16, as
       CPUs without AVX-512 run them.

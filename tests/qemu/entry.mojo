@@ -8,7 +8,7 @@ comptime Integers = ImmPointer[Int, ImmutAnyOrigin]
 comptime Input = ImmPointer[UInt8, ImmutAnyOrigin]
 comptime Output = MutPointer[UInt8, MutAnyOrigin]
 # Of `tests/unit/test_attention_kernel.py`.
-comptime HEAD_DIMS = [64, 20, 128, 32]
+comptime HEAD_DIMS = [64, 20, 128, 32, 80]
 
 
 @export
@@ -21,18 +21,22 @@ def kernel(
     scratch: Output,
 ) abi("C"):
     """Runs what `a[0]` says: 0 is a linear layer, 1 an embedding, 2 attention, 3 a
-    linear layer with int8 activations, where this CPU has them.
+    linear layer with int8 activations, where this CPU has them, 4 attention with a
+    KV cache in bfloat16.
 
     What they take is below. `test_qemu.py` says how large `scratch` is.
     """
-    if a.unsafe_load(0) == 2:
-        comptime for head_dim in HEAD_DIMS:
-            if a.unsafe_load(1) == head_dim:
-                _attention[head_dim](a, first, second, third, output, scratch)
-        return
+    comptime for dtype in [DType.float32, DType.bfloat16]:
+        if a.unsafe_load(0) == (2 if dtype == .float32 else 4):
+            comptime for head_dim in HEAD_DIMS:
+                if a.unsafe_load(1) == head_dim:
+                    _attention[dtype, head_dim](
+                        a, first, second, third, output, scratch
+                    )
+            return
     comptime for kind in range(KINDS):
         if a.unsafe_load(1) == kind:
-            # The C library has no rounding to bfloat16.
+            # Dense weights are never rounded on these CPUs.
             comptime rounded = tiles.rounds[kind, False]() and not is_dense[
                 kind
             ]()
@@ -93,7 +97,7 @@ def _embedding[kind: Int](a: Integers, weight: Input, output: Output):
 
 
 def _attention[
-    head_dim: Int
+    dtype: DType, head_dim: Int
 ](
     a: Integers,
     new: Input,
@@ -105,7 +109,7 @@ def _attention[
     """As `attention.mojo`, of one request and in one thread. `new` are each token's
     queries, keys and values, its cosines and sines, and its queries' scale.
 
-    `a` are 2, head_dim, tokens, heads, kv_heads, page_size, window, layer, layers,
+    `a` are 2 or, of a cache in bfloat16, 4; head_dim, tokens, heads, kv_heads, page_size, window, layer, layers,
     tokens cached before.
     """
     var tokens = a.unsafe_load(2)
@@ -119,7 +123,7 @@ def _attention[
     var qkv_width = q_width + 2 * width
     var row = qkv_width + head_dim + 1
     var cache = kv_cache.Cache(
-        blocks.unsafe_bitcast[Float32](),
+        blocks.unsafe_bitcast[Scalar[dtype]](),
         pages.unsafe_bitcast[UInt32](),
         2 * layers * page_size * width,
         page_size,
@@ -131,12 +135,11 @@ def _attention[
     var y = output.unsafe_bitcast[Float32]()
     var total = scratch.unsafe_bitcast[Float32]()
     var states = total.unsafe_offset(spans.TILE * heads * size)
-    var queries = states.unsafe_offset(spans.TILE * heads * size)
     for token in range(tokens):
         var x = inputs.unsafe_offset(token * row)
-        rotate.rotate_and_store[head_dim](
+        rotate.rotate_and_store[head_dim, False](
             y.unsafe_offset(token * q_width),
-            blocks.unsafe_bitcast[Float32](),
+            blocks.unsafe_bitcast[Scalar[dtype]](),
             cache,
             x,
             x.unsafe_offset(qkv_width),
@@ -149,16 +152,12 @@ def _attention[
         var at = first * q_width
         var rows = count * heads
         var position = a.unsafe_load(9) + first
-        kv_cache.copy_rows[head_dim](
-            queries, y.unsafe_offset(at), head_dim, rows
-        )
         softmax.clear[head_dim](total, rows)
         var begin = max(0, position - window + 1) // spans.SPAN * spans.SPAN
         while begin < position + count:
-            softmax.clear[head_dim](states, rows)
-            spans.span[head_dim](
+            spans.span[head_dim, False](
                 states,
-                queries,
+                y.unsafe_offset(at).unsafe_bitcast[UInt32](),
                 cache,
                 heads,
                 0,

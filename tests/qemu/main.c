@@ -10,6 +10,17 @@
 extern void kernel(const int64_t *sizes, const void *first, void *second,
                    const void *third, void *output, void *scratch);
 
+/* Rounds to bfloat16, to the nearest and ties to even, as GCC 13's library does and
+   older ones do not. The result is expected in the lower half of a float's register. */
+float __truncsfbf2(float x) {
+  union {
+    float f;
+    uint32_t u;
+  } bits = {x};
+  bits.u = (bits.u + 0x7FFF + (bits.u >> 16 & 1)) >> 16;
+  return bits.f;
+}
+
 int main(void) {
   int64_t head[15];
   while (fread(head, sizeof head, 1, stdin) == 1) {

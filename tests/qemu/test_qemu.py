@@ -4,6 +4,7 @@
 a C library, and runs on all cases in one go. Run by ``make test-qemu``.
 """
 
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -37,7 +38,8 @@ TARGETS = {
     ),
 }
 PACKAGES = "qemu-user gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
-LINEAR, EMBEDDING, ATTENTION, ROUNDED = range(4)
+LINEAR, EMBEDDING, ATTENTION, ROUNDED, ATTENTION_BF16 = range(5)
+CACHES = {ATTENTION: DType.float32, ATTENTION_BF16: DType.bfloat16}
 
 
 def linear_cases():
@@ -56,21 +58,23 @@ def linear_cases():
 
 
 def attention_cases():
-    """The same of each shape and request of attention."""
-    for name, shape in attention.SHAPES.items():
+    """The same of each shape, cache and request of attention."""
+    for name, what in itertools.product(attention.SHAPES, CACHES):
+        shape = attention.SHAPES[name]
         heads, kv_heads, head_dim, page_size, window = shape
         qkv, freqs, scales, blocks, table = attention.inputs(name)
+        blocks = attention.stored(blocks, CACHES[what])
         scales = np.broadcast_to(scales, len(qkv))[:, None]
         at = 0
         for (new, cached), pages in zip(attention.BATCH, table, strict=True):
-            sizes = [ATTENTION, head_dim, new, heads, kv_heads, page_size]
+            sizes = [what, head_dim, new, heads, kv_heads, page_size]
             sizes += [window or 2**31, attention.LAYER, attention.LAYERS, cached]
             now = slice(at, at + new)
             turns = freqs[cached : cached + new]
             new_rows = np.concatenate([qkv[now], turns, scales[now]], 1)
             inputs = [new_rows, blocks, pages]
-            # Two states and a query for each of 8 tokens, a vector longer at most.
-            yield sizes, inputs, new * heads * head_dim, 4 * 8 * heads * 3 * 192
+            # Two states for each of 8 tokens, a vector longer at most.
+            yield sizes, inputs, new * heads * head_dim, 4 * 8 * heads * 2 * 192
             at += new
 
 
@@ -138,12 +142,13 @@ def test_linear_layers_and_embeddings(found):
 
 
 @pytest.mark.parametrize("name", attention.SHAPES)
-def test_attention(found, name):
+@pytest.mark.parametrize("what", CACHES)
+def test_attention(found, name, what):
     head_dim = attention.SHAPES[name][2]
     outputs = [
-        y for sizes, y in zip(*found, strict=True) if sizes[:2] == [ATTENTION, head_dim]
+        y for sizes, y in zip(*found, strict=True) if sizes[:2] == [what, head_dim]
     ]
     assert len(outputs) == len(attention.BATCH)
-    want, bound = attention.reference(name, DType.float32)
+    want, bound = attention.reference(name, CACHES[what], False)
     error = np.abs(np.concatenate(outputs) - want.ravel()).max()
     assert error <= bound, (error, bound)

@@ -1,6 +1,6 @@
 """Calls the linear layers and attention's parts, so that they are compiled."""
 
-from kernels import kv_cache, softmax, spans, tiles
+from kernels import kv_cache, rotate, softmax, spans, tiles
 from kernels.layout import KINDS, Floats
 
 
@@ -32,21 +32,44 @@ def main() raises:
                 256,
                 1024,
             )
-    comptime for head_dim in [64, 128, 20]:
-        var pages = List[UInt32](length=1, fill=0)
-        var one = kv_cache.Cache(
-            ImmPointer(floats.unsafe_ptr()),
-            ImmPointer(pages.unsafe_ptr()),
-            0,
-            1,
-            0,
-            1,
-            head_dim,
-        )
-        softmax.clear[head_dim](y.unsafe_ptr(), 1)
-        spans.span[head_dim](
-            y.unsafe_ptr(), floats.unsafe_ptr(), one, 1, 0, 1, 1, 0, 1, 0, 1.0
-        )
-        softmax.merge[head_dim](y.unsafe_ptr(), floats.unsafe_ptr(), 1)
-        softmax.finish[head_dim](y.unsafe_ptr(), floats.unsafe_ptr(), 1)
+    comptime for head_dim in [128, 20]:
+        attend[DType.float32, head_dim, False](y.unsafe_ptr())
+        attend[DType.bfloat16, head_dim, False](y.unsafe_ptr())
+        attend[DType.bfloat16, head_dim, True](y.unsafe_ptr())
     print(y[0])
+
+
+def attend[
+    dtype: DType, head_dim: Int, rounded: Bool
+](y: MutPointer[Float32, _]):
+    """One token and one head, in a page of 16 keys."""
+    var blocks = List[Scalar[dtype]](length=2 * 16 * head_dim, fill=0)
+    var stored = List[Scalar[dtype]](length=2 * 16 * head_dim, fill=0)
+    var token = List[Float32](length=4 * head_dim, fill=0)
+    var query = List[Float32](length=2 * head_dim, fill=0)
+    var pages = List[UInt32](length=1, fill=0)
+    var one = kv_cache.Cache(
+        ImmPointer(blocks.unsafe_ptr()),
+        ImmPointer(pages.unsafe_ptr()),
+        0,
+        16,
+        0,
+        1,
+        head_dim,
+    )
+    var x = ImmPointer(token.unsafe_ptr())
+    var q = query.unsafe_ptr()
+    rotate.rotate_and_store[head_dim, rounded](
+        q, stored.unsafe_ptr(), one, x, x, 1, 0, 1.0
+    )
+    spans.span[head_dim, rounded](
+        y, q.unsafe_bitcast[UInt32](), one, 1, 0, 1, 1, 0, 1, 0, 1.0
+    )
+    softmax.clear[head_dim](q, 1)
+    softmax.merge[head_dim](q, y, 1)
+    softmax.finish[head_dim](y, q, 1)
+    _ = blocks^
+    _ = stored^
+    _ = token^
+    _ = query^
+    _ = pages^

@@ -19,13 +19,14 @@ EPS = float(np.finfo(np.float32).eps)
 LAYERS, LAYER, SCALE = 2, 1, 0.1
 KEYS = 16  # of kv_cache.mojo
 # Name: heads, KV heads, head_dim, page size, window. 20 is no whole number of
-# vectors, 128 are more than a tile's sums hold; groups of 8, 3 and 1 rows take
+# vectors, 128 are more than a tile's sums hold; groups of 8, 4, 3, 2 and 1 rows take
 # every tile there is.
 SHAPES = {
     "grouped": (8, 1, 64, 128, None),
     "odd": (6, 2, 20, 128, None),
     "windowed": (4, 4, 128, 128, 100),
     "small_pages": (4, 2, 32, 48, 3),
+    "five_vectors": (8, 2, 80, 128, None),
 }
 # What the cache is, and whether queries and weights of values are rounded to bfloat16.
 DTYPES = [(DType.float32, False), (DType.bfloat16, False), (DType.bfloat16, True)]
@@ -265,10 +266,15 @@ def test_what_nobody_has_written_changes_nothing(run, together, monkeypatch):
 
     def with_nan(name):
         qkv, freqs, scales, blocks, table = plain(name)
-        page_size, written = SHAPES[name][3], np.zeros(blocks.shape[:4], bool)
+        *_, page_size, window = SHAPES[name]
+        written = np.zeros(blocks.shape[:4], bool)
         for (_, cached), pages in zip(BATCH, table, strict=True):
-            at = np.arange(cached)
+            # MAX gives pages back that the next token does not see, and puts the null
+            # page in their place.
+            seen = max(0, cached + 1 - (window or np.inf)) // page_size
+            at = np.arange(int(seen) * page_size, cached)
             written[pages[at // page_size], :, LAYER, at % page_size] = True
+            pages[: int(seen)] = 0
         blocks[~written] = np.nan
         return qkv, freqs, scales, blocks, table
 

@@ -325,10 +325,12 @@ def cache_inputs():
 
 
 @seam(
-    "a KV cache's blocks are `[pages, 2, layers, page_size, heads, head_dim]`, and "
-    "`rope_split_store_ragged` rounds to bfloat16 on a CPU",
+    "a KV cache's blocks are `[pages, 2, layers, page_size, heads, head_dim]`, which "
+    "MAX moves as whole pages only; `rope_split_store_ragged` rounds to bfloat16 on a "
+    "CPU",
     "kv_blocks",
-    "`kernels/kv_cache.mojo` computes a key's place from it",
+    "`kernels/kv_cache.mojo` computes a key's place from it, and has an order of its "
+    "own within a page",
 )
 def cache_blocks():
     from max.dtype import DType

@@ -27,11 +27,11 @@ def params_of(folder, values, *, prefixes=True):
     return configure(folder, values, **flags).kv_params
 
 
-def read_longest(params, memory, chunk, requests=1):
-    """Gives requests of the greatest length their pages, as MAX's scheduler does."""
+def read_longest(params, memory, chunk):
+    """Gives one request of the greatest length its pages, as MAX's scheduler does."""
     manager = load_kv_manager(
         params,
-        max_batch_size=requests,
+        max_batch_size=1,
         max_seq_len=LONGEST,
         session=None,
         available_cache_memory=memory,
@@ -39,23 +39,20 @@ def read_longest(params, memory, chunk, requests=1):
         model_name="",
         max_num_input_tokens=chunk,
     )
-    contexts = []
-    for seed in range(requests):
-        prompt = (np.arange(LONGEST - 1, dtype=np.int64) + seed) % 90
-        contexts.append(TextContext(max_length=LONGEST, tokens=TokenBuffer(prompt)))
-        manager.claim(contexts[-1])
-    while len(contexts[-1].tokens) < LONGEST:
-        for context in contexts:
-            manager.alloc(context)
-            if chunk and context.tokens.active_length > chunk:
-                context.tokens.chunk(chunk)
-            context.update(5)
-            manager.step(context)
+    prompt = np.arange(LONGEST - 1, dtype=np.int64) % 90
+    context = TextContext(max_length=LONGEST, tokens=TokenBuffer(prompt))
+    manager.claim(context)
+    while len(context.tokens) < LONGEST:
+        manager.alloc(context)
+        if chunk and context.tokens.active_length > chunk:
+            context.tokens.chunk(chunk)
+        context.update(5)
+        manager.step(context)
 
 
-def least(params, requests=1):
+def least(params):
     """The least memory that MAX accepts."""
-    return JengaKVCacheManager.memory_size(params, PLENTY, requests, LONGEST)
+    return JengaKVCacheManager.memory_size(params, PLENTY, 1, LONGEST)
 
 
 @pytest.mark.parametrize("values", [UNIFORM, MIXED], ids=["uniform", "mixed"])
@@ -106,18 +103,14 @@ def test_what_max_plans_for_one_request_is_enough(tmp_path, values, chunk):
     read_longest(params, planned, chunk)
 
 
-@pytest.mark.parametrize("values", [UNIFORM, MIXED], ids=["uniform", "mixed"])
-def test_requests_share_a_step(tmp_path, values):
-    params = params_of(tmp_path, values, prefixes=False)
-    planned = least(for_planning(params, CHUNK, 4), 4)
-    assert planned < least(for_planning(params, CHUNK), 4)
-    assert with_room(params, planned, LONGEST, CHUNK) is params
-    read_longest(params, planned, CHUNK, 4)
-
-
 def test_prefixes_are_not_reused_where_their_pages_could_lie_anywhere(tmp_path, caplog):
     params = params_of(tmp_path, MIXED)
-    one, two = (least(for_planning(params, None), requests) for requests in (1, 2))
+    one, two = (
+        JengaKVCacheManager.memory_size(
+            for_planning(params, None), PLENTY, requests, LONGEST
+        )
+        for requests in (1, 2)
+    )
     assert with_room(params, two, LONGEST, None) is params
     changed = with_room(params, one, LONGEST, None)
     assert not changed.enable_prefix_caching
@@ -137,10 +130,9 @@ def test_without_windows_max_is_right(tmp_path):
     assert for_planning(params, None) is params
 
 
-@pytest.mark.parametrize(("requests", "share"), [(None, CHUNK), (4, CHUNK // 4)])
-def test_max_plans_by_the_wider_windows(tmp_path, requests, share):
+def test_max_plans_by_the_wider_windows(tmp_path):
     flags = {"max_length": LONGEST, "max_batch_input_tokens": CHUNK}
-    config = configure(tmp_path, MIXED, **flags, max_batch_size=requests)
+    config = configure(tmp_path, MIXED, **flags)
     leaves = config.get_kv_params().leaves().values()
-    assert [leaf.group_id.window_size for leaf in leaves] == [-1, 1024 + share + 128]
+    assert [leaf.group_id.window_size for leaf in leaves] == [-1, 1024 + CHUNK + 128]
     assert config.get_kv_params().enable_prefix_caching

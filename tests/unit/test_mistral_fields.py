@@ -38,8 +38,10 @@ def test_a_random_seed_is_a_seed(plain, path, stream):
     ("body", "message"),
     [
         ({"seed": 1, "random_seed": 2}, "seed is 1 and random_seed is 2; give one"),
-        ({"random_seed": "x"}, "seed: Input should be a valid integer"),
-        ({"safe_prompt": True}, "safe_prompt is true, but no safety prompt"),
+        ({"random_seed": "x"}, "random_seed is 'x', not an integer"),
+        ({"random_seed": True}, "random_seed is True, not an integer"),
+        ({"safe_prompt": True}, "safe_prompt is True, but no safety prompt"),
+        ({"safe_prompt": 0}, "safe_prompt is 0, but no safety prompt"),
         ({"prompt_mode": "reasoning"}, "prompt_mode is 'reasoning', but prompts have"),
     ],
 )
@@ -54,6 +56,15 @@ def test_what_is_not_there_is_refused(plain, path, body, message):
 def test_what_asks_for_nothing_passes(plain, path):
     nothing = {"random_seed": None, "safe_prompt": False, "prompt_mode": None}
     assert post(plain, path, **nothing).status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_they_are_read_where_unknown_fields_pass(checkpoint, path):
+    routes = Routes(checkpoint, allow_extra_request_fields=True)
+    answer = post(routes, path, random_seed=7, colour="red", safe_prompt=False)
+    assert answer.status_code == 200, answer.text
+    assert routes.context.sampling_params.seed == 7
+    assert post(routes, path, safe_prompt=True).status_code == 400
 
 
 def test_any_tool_is_a_required_one(server):

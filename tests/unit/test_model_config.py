@@ -223,15 +223,16 @@ def test_the_kv_cache_on_a_cpu(tmp_path, monkeypatch, mode, format_, found):
     assert group.bytes_per_block == size * found.size_in_bytes
 
 
-def test_pages_of_a_size_that_the_cpu_kernel_does_not_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_pages_of_a_size_that_max_does_not_take(tmp_path, monkeypatch, mode):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", mode)
     folder = write_checkpoint(tmp_path, BASE)
-    for size in (16, 128):
+    for size in (128, 256):
         MistralConfig.initialize(make_pipeline_config(folder, kv_cache_page_size=size))
-    pipeline_config = make_pipeline_config(folder, kv_cache_page_size=40)
-    with pytest.raises(UserError, match=r"page-size is 40, but .* a multiple of 16"):
-        MistralConfig.initialize(pipeline_config)
-    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
-    MistralConfig.initialize(pipeline_config)
+    for size in (16, 192):
+        pipeline_config = make_pipeline_config(folder, kv_cache_page_size=size)
+        with pytest.raises(UserError, match=f"is {size}, but has to be a multiple of"):
+            MistralConfig.initialize(pipeline_config)
 
 
 def test_a_window_too_small_for_maxs_cpu_kernel_is_refused(tmp_path, monkeypatch):
