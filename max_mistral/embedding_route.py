@@ -63,7 +63,9 @@ async def _create_embeddings(routes: Any, request: Any) -> Any:
         await asyncio.sleep(0)
     tokens = sum(len(prompt.prompt) for prompt in prompts)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    rest = json.dumps({"model": body.model, "usage": usage})
+    # OpenAI's API has no id here; Mistral's has, and its clients want it.
+    name = f"embd-{request.state.request_id}"
+    rest = json.dumps({"id": name, "model": body.model, "usage": usage})
     text = f'{{"object":"list","data":[{",".join(data)}],{rest[1:]}'
     return routes.Response(text, media_type="application/json")
 

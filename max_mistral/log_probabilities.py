@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,6 +101,9 @@ class EchoLogProbabilities(LogProbabilitiesMixin):
 def join(context: TextContext, scores: LogProbabilities) -> LogProbabilities | None:
     """Returns the scores of all steps of a prefill, once the last one is done.
 
+    The first token's is NaN, for nothing predicts it; ``answer_shapes.py`` makes null
+    of it.
+
     Args:
         context: The request, which keeps what earlier steps gave.
         scores: What this step gave, one for each active token.
@@ -115,7 +119,8 @@ def join(context: TextContext, scores: LogProbabilities) -> LogProbabilities | N
         return None
     # What is generated is scored alone, in a prefill after a preemption too.
     context.log_probabilities_echo = False
-    parts = [kept.pop(at) for at in sorted(kept)]
+    first = LogProbabilities([math.nan], [{}], [int(context.tokens[0])])
+    parts = [first, *(kept.pop(at) for at in sorted(kept))]
     return LogProbabilities(
         [value for part in parts for value in part.token_log_probabilities],
         [value for part in parts for value in part.top_log_probabilities],

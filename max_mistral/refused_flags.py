@@ -26,6 +26,11 @@ def refuse_flags(pipeline_config: PipelineConfig) -> None:
             f"--rope-type is {model.rope_type}, but max_mistral knows how the weights "
             "lie. Leave it out."
         )
+    if model.enable_echo and pipeline_config.sampling.enable_penalties:
+        raise UserError(
+            "--enable-echo and --enable-penalties do not go together: MAX's sampler "
+            "has no penalties for a prompt's tokens. Leave one of them out."
+        )
     refuse_devices(model)
 
 

@@ -4,8 +4,8 @@ MAX 26.7 asks an architecture for its tokenizer and its parsers; what a route
 does before it has them, or with fields that it never passes on, is its own.
 Two functions and three methods of ``max.serve.router.openai_routes`` and a method of
 ``max.serve.pipelines.llm.TokenGeneratorPipeline`` are replaced, and the handler
-of ``/v1/embeddings`` by that of :mod:`.embedding_route`; chunks of a streamed chat are
-those of :mod:`.stream_chunks`:
+of ``/v1/embeddings`` by that of :mod:`.embedding_route`; :mod:`.answer_shapes` adds to
+what is answered:
 
 ``_parse_openai_request_body``, with which all routes begin
     Our part checks each body: JSON that cannot be read, an unknown model, a
@@ -40,6 +40,7 @@ from typing import Any
 from max.pipelines.context.exceptions import InputError
 from pydantic import ValidationError
 
+from .answer_shapes import hook_answers
 from .chat import read_messages, read_tool_choice, without_nulls
 from .embedding_route import hook_embeddings
 from .mistral_fields import FIELDS, as_openai
@@ -51,7 +52,6 @@ from .request_fields import (
     check_task,
 )
 from .stop_strings import TokenByToken, ends_at_stops, until_stop
-from .stream_chunks import hook_chunks
 
 # Of the errors of a body that an answer lists, and of their letters.
 _MOST, _LONGEST = 5, 500
@@ -102,7 +102,7 @@ def hook_routes() -> None:
     routes._parse_openai_request_body = parse_and_check
     routes._content_before_tool_call_marker = content_without_calls
     hook_embeddings(routes)
-    hook_chunks(routes)
+    hook_answers(routes)
 
 
 class _Reads:

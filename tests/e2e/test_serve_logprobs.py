@@ -77,8 +77,9 @@ def test_echo_rescores_what_was_generated(complete, reference, row):
     tokens = reference.tokens[row][: -(CASES["gqa"].steps - STEPS)]
     echoed = complete(tokens, echo=True, max_tokens=1).choices[0].logprobs
     want = log_probabilities(reference.logits[row], tokens)
-    # MAX gives the first token a probability too, of which there is none.
-    assert_close(echoed.token_logprobs[-len(tokens) : -1], want, reference.logits[row])
+    first, *got, _ = echoed.token_logprobs
+    assert first is echoed.top_logprobs[0] is None
+    assert_close(got, want, reference.logits[row])
 
 
 def test_chunks_and_cached_prefixes_change_nothing(complete):
@@ -105,7 +106,7 @@ def test_echo_scores_the_whole_prompt_each_time(complete):
         complete(prompt, echo=True, max_tokens=3, logprobs=2).choices[0].logprobs
         for _ in range(2)
     ]
-    assert len(echoed[0].token_logprobs) == len(prompt) + 2
+    assert len(echoed[0].token_logprobs) == len(prompt) + 3
     assert echoed[0].token_logprobs == echoed[1].token_logprobs
     assert echoed[0].top_logprobs == echoed[1].top_logprobs
 
@@ -124,9 +125,19 @@ def test_echo_scores_several_at_a_time(complete, reference):
     for future in found:
         got = future.result().choices[0].logprobs.token_logprobs
         counts.append(len(got))
-        if len(got) == len(tokens):
-            assert_close(got[:-1], want, reference.logits[2])
-    assert counts == [len(tokens), 1, len(other)] * 2
+        if len(got) == len(tokens) + 1:
+            assert_close(got[1:-1], want, reference.logits[2])
+    assert counts == [len(tokens) + 1, 1, len(other) + 1] * 2
+
+
+def test_an_echo_is_streamed_too(complete):
+    prompt = [int(t) for t in np.random.default_rng(6).integers(3, 320, 40)]
+    whole = complete(prompt, echo=True, max_tokens=3).choices[0].logprobs
+    chunks = list(complete(prompt, echo=True, max_tokens=3, stream=True))
+    scores = [s for c in chunks for s in c.choices[0].logprobs.token_logprobs]
+    assert scores[0] is None
+    assert len(scores) == len(whole.token_logprobs) == 43
+    np.testing.assert_allclose(scores[1:], whole.token_logprobs[1:], atol=1e-4)
 
 
 def test_an_empty_prompt_is_refused(complete):

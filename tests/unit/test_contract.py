@@ -697,7 +697,7 @@ def request_body():
     "a chunk of a streamed chat is a `CreateChatCompletionStreamResponse` of the "
     "module's, dumped without what is null",
     "ChatCompletionStreamResponseChoice CreateChatCompletionStreamResponse",
-    "drop `stream_chunks.py` if chunks have a `finish_reason` that is null by now",
+    "drop that part of `answer_shapes.py` if chunks have a `finish_reason` by now",
 )
 def stream_chunks():
     stream = f"{ROUTES}:OpenAIChatResponseGenerator._stream"
@@ -707,6 +707,27 @@ def stream_chunks():
         r"response = CreateChatCompletionStreamResponse\(",
         r"response\.model_dump_json\(exclude_none=True\)",
     )
+
+
+@seam(
+    "completions are `CompletionResponseChoice`s of a `CreateCompletionResponse`, or "
+    "streamed the like, with what `_process_log_probabilities` makes of an output",
+    "CompletionResponseChoice CreateCompletionResponse CompletionLogprobs "
+    "CompletionResponseStreamChoice CompletionStreamResponse "
+    "_process_log_probabilities",
+    "`answer_shapes.py` puts a null in the first token's place where a prompt echoes",
+)
+def completion_scores():
+    answers = f"{ROUTES}:OpenAICompletionResponseGenerator"
+    says(answers, r"\bCompletionResponseChoice\(", r"= CreateCompletionResponse\(")
+    says(
+        answers,
+        r"\bCompletionResponseStreamChoice\(",
+        r"= CompletionStreamResponse\(",
+        r"_process_log_probabilities\(\[chunk\]\)",
+    )
+    fields = find(f"{ROUTES}:CompletionLogprobs").model_fields
+    assert fields.keys() >= {"token_logprobs", "top_logprobs"}
 
 
 @seam(

@@ -64,7 +64,11 @@ def test_encoding_format(routes, form):
 
 
 def test_what_labels_a_request_is_ignored(routes):
-    assert embed(routes, [5], user="me") == embed(routes, [5])
+    labelled, plain = embed(routes, [5], user="me"), embed(routes, [5])
+    ids = [answer.pop("id") for answer in (labelled, plain)]
+    assert labelled == plain
+    assert ids[0] != ids[1]
+    assert all(one.startswith("embd-") for one in ids)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A prompt's scores in pieces, joined as the context goes through its steps."""
 
+import math
+
 import numpy as np
 from max.pipelines.context import LogProbabilities, TextContext, TokenBuffer
 
@@ -40,9 +42,11 @@ def prefill(context, *chunks):
 
 def assert_whole(joined, length):
     want = list(range(1, length + 1))
-    assert joined.sampled_token_ids == want
-    assert joined.token_log_probabilities == [-float(i) for i in want]
-    assert joined.top_log_probabilities == [{i: -float(i)} for i in want]
+    assert joined.sampled_token_ids == [0, *want]
+    first, *others = joined.token_log_probabilities
+    assert math.isnan(first)
+    assert others == [-float(i) for i in want]
+    assert joined.top_log_probabilities == [{}, *({i: -float(i)} for i in want)]
 
 
 def test_one_step():

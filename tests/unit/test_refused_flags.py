@@ -16,6 +16,10 @@ CPU, GPU = DeviceSpec.cpu(), DeviceSpec.accelerator(0)
     ("flags", "words"),
     [
         ({"sliding_window": 16}, "--sliding-window is 16"),
+        (
+            {"enable_echo": True, "enable_penalties": True},
+            "--enable-echo and --enable-penalties do not go together",
+        ),
         ({"rope_type": "neox"}, "--rope-type is neox"),
         ({"device_specs": [CPU, GPU]}, "--devices are cpu, gpu"),
         ({"device_specs": [CPU, CPU]}, "--devices are cpu, cpu"),
