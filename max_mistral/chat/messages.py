@@ -36,11 +36,13 @@ To call a tool, answer with a JSON object of its name and arguments between tags
 </tool_call>"""
 
 
-def check_order(messages: Sequence[Any]) -> None:
+def check_order(messages: Sequence[Any], system_anywhere: bool = False) -> None:
     """Checks that roles follow each other as Mistral's API has them.
 
     Args:
         messages: MAX's ``TextGenerationRequestMessage``, in order.
+        system_anywhere: Whether the system may speak after an answer or a result, as
+            in ChatML.
 
     Raises:
         InputError: They do not, or a tool result answers no call before it.
@@ -49,7 +51,8 @@ def check_order(messages: Sequence[Any]) -> None:
     open_calls: Counter[str | None] = Counter()
     for index, message in enumerate(messages):
         role = str(message.role)
-        if role not in _FOLLOWERS[before]:
+        anywhere = role == "system" and system_anywhere
+        if role not in _FOLLOWERS[before] and not anywhere:
             *others, last = _FOLLOWERS[before]
             raise InputError(
                 f"messages[{index}] has role {role!r} after {before}, where "

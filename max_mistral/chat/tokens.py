@@ -17,7 +17,8 @@ from . import tool_parser
 from .call_reader import ARGS_MARK, ID_MARK, MARK
 from .messages import check_order, in_words, with_mistral_ids
 from .reasoning import END, START
-from .schemas import can_hold, check_schema, check_together
+from .schema_forms import compilable
+from .schemas import can_hold, check_schema, check_size, check_together
 from .tool_grammar import ANY_OBJECT, answer_grammar
 from .vocabulary import special_tokens
 
@@ -78,7 +79,9 @@ class ChatTokens(TextTokenizer):
         Raises:
             InputError: Its messages or its JSON schemas are no good.
         """
-        check_order(request.messages)
+        check_order(
+            request.messages, system_anywhere=MARK not in special_tokens(self.delegate)
+        )
         request = replace(request, messages=with_mistral_ids(request.messages))
         if request.response_format is not None:
             checked = await asyncio.to_thread(check_schemas, request)
@@ -133,11 +136,13 @@ def check_schemas(request: Any) -> Any:
     """
     response_format = request.response_format
     if response_format.json_schema is not None:
-        check_schema(response_format.json_schema, "response_format")
+        schema = _form(response_format.json_schema)
+        check_schema(schema, "response_format")
+        response_format = replace(response_format, json_schema=schema)
     if not response_format.grammar:
         return response_format
     of_tools = {
-        tool["function"]["name"]: tool["function"]["parameters"]
+        tool["function"]["name"]: _form(tool["function"]["parameters"])
         for tool in request.tools or []
         if tool["function"].get("strict")
     }
@@ -146,13 +151,17 @@ def check_schemas(request: Any) -> Any:
         check_schema(schema, f"tool {name!r}", is_object=True)
     grammar = json.loads(response_format.grammar)
     for node in _schemas(grammar):
-        schema = node["json_schema"]
+        schema = node["json_schema"] = _form(node["json_schema"])
         if not node["reject_unsupported"]:
             if not can_hold(schema):
                 node["json_schema"] = ANY_OBJECT
         elif schema not in of_tools.values():
             check_schema(schema, "response_format")
     return replace(response_format, grammar=json.dumps(grammar))
+
+
+def _form(schema: Any) -> Any:
+    return compilable(schema, lambda found: check_size(found, ""))
 
 
 def _schemas(node: Any) -> Iterator[dict[str, Any]]:

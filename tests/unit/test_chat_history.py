@@ -60,6 +60,18 @@ def test_bad_input_is_a_400_in_words(v13, body, says):
     assert says in response.json()["detail"]
 
 
+def test_a_system_prompt_in_between(server, version):
+    """ChatML and its like have one anywhere, Mistral's chats before an answer."""
+    system = {"role": "system", "content": "Be brief."}
+    for before in (
+        [USER, {"role": "assistant", "content": "A"}],
+        [USER, CALLED, RESULT],
+    ):
+        messages = [*before, system, USER]
+        answer = server.ask(messages=messages, tools=TOOLS)
+        assert answer.status_code == (200 if version == "none" else 400), answer.text
+
+
 # History.
 
 
