@@ -115,7 +115,7 @@ def check_cache(
         devices: Where the model runs.
         kernel_mode: Which CPU kernels run.
     """
-    if page_size % PAGE_SIZES != 0:
+    if page_size < PAGE_SIZES or page_size % PAGE_SIZES != 0:
         raise UserError(
             f"--kv-cache-page-size is {page_size}, but has to be a multiple of "
             f"{PAGE_SIZES}. Leave it out."

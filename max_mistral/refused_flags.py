@@ -28,8 +28,9 @@ def refuse_flags(pipeline_config: PipelineConfig) -> None:
         )
     if model.enable_echo and pipeline_config.sampling.enable_penalties:
         raise UserError(
-            "--enable-echo and --enable-penalties do not go together: MAX's sampler "
-            "has no penalties for a prompt's tokens. Leave one of them out."
+            "--enable-echo does not go together with penalties (--enable-penalties, or "
+            "a penalty in generation_config.json): MAX's sampler has none for a "
+            "prompt's tokens. Leave one of them out."
         )
     refuse_devices(model)
 

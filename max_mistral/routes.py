@@ -115,14 +115,19 @@ class _Reads:
         return getattr(self._model, name)
 
     @property
+    def _has_seed(self) -> bool:
+        """Embeddings have none, and Mistral's API no such field of them either."""
+        return "seed" in self._model.model_fields
+
+    @property
     def model_fields(self) -> dict[str, Any]:
         """By these MAX's flag that lets unknown fields pass tells which they are."""
-        return dict(self._model.model_fields) | dict.fromkeys(FIELDS)
+        more = FIELDS if self._has_seed else ()
+        return dict(self._model.model_fields) | dict.fromkeys(more)
 
     def model_validate(self, body: Any) -> Any:
         """Returns what the model makes of a request's JSON."""
-        # Embeddings have no seed, and Mistral's API no such field of them either.
-        if isinstance(body, dict) and "seed" in self._model.model_fields:
+        if isinstance(body, dict) and self._has_seed:
             body = without_nulls(as_openai(body))
         return self._model.model_validate(body)
 

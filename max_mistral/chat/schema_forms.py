@@ -1,13 +1,14 @@
 """JSON schemas in forms that mean the same and that the grammar's compiler takes.
 
-Pydantic writes both: a union of models is ``oneOf`` references, whose targets the
-compiler does not look at to tell them apart; and it has formats of its own, such as
-``uuid4`` and ``path``, which a validator takes for notes.
+Pydantic writes both: a union of models is ``oneOf`` references, which the compiler
+does not follow to tell them apart; and it has formats of its own, such as ``uuid4``
+and ``path``, which a validator takes for notes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 from max.pipelines.context.exceptions import InputError
@@ -28,8 +29,8 @@ _FORMATS = {
     *("uuid", "uri-template", "json-pointer", "relative-json-pointer", "regex"),
 }
 _UUIDS = {f"uuid{version}" for version in range(1, 9)}
-# What may stand beside a reference that only says more of it.
-_NOTES = {"$ref", "title", "description"}
+# Choices of a union that are told apart; more stay as they are.
+_MOST_CHOICES = 64
 
 
 def compilable(schema: Schema, check: Callable[[Schema], None]) -> Schema:
@@ -39,15 +40,12 @@ def compilable(schema: Schema, check: Callable[[Schema], None]) -> Schema:
         schema: The client's, which is left as it is.
         check: Raises ``InputError`` if a schema is too large.
     """
-    found = schema
     try:
         check(schema)
-        found = _each(schema, _with_known_format)
-        inlined = _each(found, lambda node: _with_targets(node, found))
-        check(inlined)
     except InputError:
-        return found
-    return inlined
+        return schema
+    marks = _Marks(schema)
+    return _each(_each(schema, _with_known_format), marks.with_any_of)
 
 
 def _each(schema: Schema, change: Callable[[dict[str, Any]], Schema]) -> Schema:
@@ -76,22 +74,66 @@ def _with_known_format(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "format"}
 
 
-def _with_targets(node: dict[str, Any], root: Schema) -> dict[str, Any]:
-    """A schema whose ``oneOf`` has what its references refer to, in their place."""
-    choices = node.get("oneOf")
-    if not isinstance(choices, list):
+class _Marks:
+    """By what the choices of unions in a schema can be told apart."""
+
+    def __init__(self, root: Schema) -> None:
+        self._root = root
+        self._known: dict[str, tuple[str, dict[str, set[str]]]] = {}
+
+    def with_any_of(self, node: dict[str, Any]) -> dict[str, Any]:
+        """Returns a schema with ``anyOf`` for a ``oneOf`` of which two never fit."""
+        choices = node.get("oneOf")
+        if not isinstance(choices, list) or "anyOf" in node:
+            return node
+        if len(choices) > _MOST_CHOICES:
+            return node
+        marks = [self._marks(choice) for choice in choices]
+        if not all(_differ(*pair) for pair in combinations(marks, 2)):
+            return node
+        without = ("oneOf", "discriminator")
+        rest = {key: value for key, value in node.items() if key not in without}
+        return rest | {"anyOf": choices}
+
+    def _marks(self, choice: Schema) -> tuple[str, dict[str, set[str]]]:
+        """A choice's type, and what texts its required properties may be."""
+        reference = choice.get("$ref") if isinstance(choice, dict) else None
+        if not isinstance(reference, str):
+            return _marks_of(choice)
+        if reference not in self._known:
+            self._known[reference] = _marks_of(self._target(reference))
+        return self._known[reference]
+
+    def _target(self, reference: str) -> Schema:
+        node: Any = self._root if reference.startswith("#/") else None
+        for part in reference.split("/")[1:]:
+            key = part.replace("~1", "/").replace("~0", "~")
+            node = node.get(key) if isinstance(node, dict) else None
         return node
-    return node | {"oneOf": [_target(choice, root) for choice in choices]}
 
 
-def _target(choice: Schema, root: Schema) -> Schema:
-    if not isinstance(choice, dict) or not choice.keys() <= _NOTES:
-        return choice
-    reference = choice.get("$ref")
-    if not isinstance(reference, str) or not reference.startswith("#/"):
-        return choice
-    node: Any = root
-    for part in reference.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node if isinstance(node, dict) else choice
+def _marks_of(schema: Schema) -> tuple[str, dict[str, set[str]]]:
+    if not isinstance(schema, dict) or not isinstance(schema.get("type"), str):
+        return "", {}
+    texts: dict[str, set[str]] = {}
+    required, properties = schema.get("required"), schema.get("properties")
+    if isinstance(required, list) and isinstance(properties, dict):
+        for name, each in properties.items():
+            if name in required and isinstance(each, dict):
+                values = [each["const"]] if "const" in each else each.get("enum")
+                if isinstance(values, list) and all(type(v) is str for v in values):
+                    texts[name] = set(values)
+    return schema["type"], texts
+
+
+def _differ(
+    one: tuple[str, dict[str, set[str]]], other: tuple[str, dict[str, set[str]]]
+) -> bool:
+    """Whether no value fits both of two choices."""
+    kinds = {one[0], other[0]}
+    if "" in kinds:
+        return False
+    if kinds == {"object"}:
+        names = one[1].keys() & other[1].keys()
+        return any(one[1][name].isdisjoint(other[1][name]) for name in names)
+    return len(kinds) == 2 and kinds != {"integer", "number"}

@@ -26,6 +26,7 @@ MAX_CHARACTERS = 65_536
 MAX_DEPTH = 64
 MAX_CHOICES = 5_000
 MAX_NODES = 2_000
+MAX_NODES_TOGETHER = 8_000  # of all tools
 MAX_PROPERTIES = 512  # in all
 MAX_PAIRS = 128**2  # of properties of one object, over all objects
 MAX_COUNT = 10_000  # of characters and items, over all parts
@@ -103,6 +104,8 @@ def check_size(schema: object, what: str) -> None:
         nodes += 1
         if depth > MAX_DEPTH:
             _refuse(what, f"more than {MAX_DEPTH} levels", f"{MAX_DEPTH}")
+        if nodes > MAX_NODES:
+            _refuse(what, f"more than {MAX_NODES:,} parts", f"{MAX_NODES:,}")
         if not isinstance(node, dict):
             continue
         choices = node.get("enum")
@@ -118,16 +121,14 @@ def check_size(schema: object, what: str) -> None:
     except ValueError:
         message = f"The JSON schema of {what} has a number that is not finite."
         raise InputError(message) from None
+    size = len(text)
+    if size > MAX_CHARACTERS:
+        _refuse(what, f"{size:,} characters", f"{MAX_CHARACTERS:,}")
     if not is_unicode(text):
         raise InputError(
             f"The JSON schema of {what} has an invalid Unicode character (a lone "
             "surrogate such as \\ud800); leave it out."
         )
-    size = len(text)
-    if size > MAX_CHARACTERS:
-        _refuse(what, f"{size:,} characters", f"{MAX_CHARACTERS:,}")
-    if nodes > MAX_NODES:
-        _refuse(what, f"{nodes:,} parts", f"{MAX_NODES:,}")
     if pairs > MAX_PAIRS or properties > MAX_PROPERTIES:
         most = f"128 in one object, or {MAX_PROPERTIES} in small ones,"
         _refuse(what, f"{properties} properties", most)
@@ -137,19 +138,21 @@ def check_size(schema: object, what: str) -> None:
 
 
 def check_together(schemas: Collection[object]) -> None:
-    """Checks that the schemas of strict tools are not too many for one grammar.
+    """Checks that the schemas of tools are not too many for one grammar.
 
     Raises:
         InputError: They are.
     """
-    properties = choices = counts = 0
+    nodes = properties = choices = counts = 0
     for schema in schemas:
         for node, _ in _walk(schema):
+            nodes += 1
             if isinstance(node, dict):
                 properties += _length(node.get("properties"), dict)
                 choices += _length(node.get("enum"), list)
                 counts += max(_counts(node), default=0)
     for found, what, most in (
+        (nodes, "parts", MAX_NODES_TOGETHER),
         (properties, "properties", MAX_PROPERTIES),
         (choices, "choices in enums", MAX_CHOICES),
         (counts, "characters and items (maxLength, maxItems)", MAX_COUNT),

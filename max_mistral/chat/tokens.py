@@ -80,7 +80,8 @@ class ChatTokens(TextTokenizer):
             InputError: Its messages or its JSON schemas are no good.
         """
         check_order(
-            request.messages, system_anywhere=MARK not in special_tokens(self.delegate)
+            request.messages,
+            system_anywhere="[INST]" not in str(self.delegate.chat_template),
         )
         request = replace(request, messages=with_mistral_ids(request.messages))
         if request.response_format is not None:

@@ -166,17 +166,20 @@ def held(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     ``strict`` or not: llama.cpp and vLLM do the same.
     """
-    found = []
+    found, schemas = [], []
     for tool in tools:
         function = tool["function"]
-        try:
-            check_size(function.get("parameters"), "")
-        except InputError:
-            found.append(tool)
-            continue
+        schema = function.get("parameters")
+        if not function.get("strict"):
+            try:
+                check_size(schema, "")
+            except InputError:
+                found.append(tool)
+                continue
+        schemas.append(schema)
         found.append(tool | {"function": function | {HELD: True}})
     try:
-        check_together([tool["function"].get("parameters") for tool in found])
+        check_together(schemas)
     except InputError:
         return tools
     return found

@@ -1,8 +1,10 @@
 """What Mistral's own clients send and expect, over MAX's own routes."""
 
+import functools
 import json
 
 import pytest
+from max.pipelines.modeling.types import PipelineTask
 
 from max_mistral.mistral_fields import as_openai
 from tests.routes import EOS, Routes
@@ -14,6 +16,12 @@ PATHS = ("completions", "chat/completions")
 @pytest.fixture(scope="module")
 def plain(checkpoint):
     return Routes(checkpoint)
+
+
+@pytest.fixture
+def embedder(checkpoint):
+    task = PipelineTask.EMBEDDINGS_GENERATION
+    return functools.partial(Routes, checkpoint, task=task)
 
 
 def post(routes, path, **body):
@@ -65,6 +73,14 @@ def test_they_are_read_where_unknown_fields_pass(checkpoint, path):
     assert answer.status_code == 200, answer.text
     assert routes.context.sampling_params.seed == 7
     assert post(routes, path, safe_prompt=True).status_code == 400
+
+
+def test_embeddings_have_none_of_them(embedder):
+    routes = embedder(allow_extra_request_fields=True)
+    assert routes.post("embeddings", input=[5], random_seed=1).status_code == 200
+    refused = embedder().post("embeddings", input=[5], random_seed=1)
+    assert refused.status_code == 400
+    assert "random_seed" in refused.text
 
 
 def test_any_tool_is_a_required_one(server):

@@ -229,7 +229,7 @@ def test_pages_of_a_size_that_max_does_not_take(tmp_path, monkeypatch, mode):
     folder = write_checkpoint(tmp_path, BASE)
     for size in (128, 256):
         MistralConfig.initialize(make_pipeline_config(folder, kv_cache_page_size=size))
-    for size in (16, 192):
+    for size in (-128, 0, 16, 192):
         pipeline_config = make_pipeline_config(folder, kv_cache_page_size=size)
         with pytest.raises(UserError, match=f"is {size}, but has to be a multiple of"):
             MistralConfig.initialize(pipeline_config)

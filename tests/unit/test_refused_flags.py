@@ -18,7 +18,7 @@ CPU, GPU = DeviceSpec.cpu(), DeviceSpec.accelerator(0)
         ({"sliding_window": 16}, "--sliding-window is 16"),
         (
             {"enable_echo": True, "enable_penalties": True},
-            "--enable-echo and --enable-penalties do not go together",
+            "--enable-echo does not go together with penalties",
         ),
         ({"rope_type": "neox"}, "--rope-type is neox"),
         ({"device_specs": [CPU, GPU]}, "--devices are cpu, gpu"),
