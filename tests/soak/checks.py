@@ -54,10 +54,11 @@ def refusal(status: int, text: str, what: str) -> Result:
 def unanswered(status: int, text: str, what: str) -> Result:
     """Judges what came in place of an answer to a valid question.
 
-    A refusal is no better than a wrong answer. Nor is a 429: MAX sends it where its
-    queue has a limit, and this server's has none.
+    A refusal is no better than a wrong answer. A 429 says that MAX's queue is full,
+    as that of a worker that is gone becomes before the server notices: a crash.
     """
-    outcome = Outcome.CRASHED if status >= 500 else Outcome.WRONG
+    crashed = status == 429 or status >= 500
+    outcome = Outcome.CRASHED if crashed else Outcome.WRONG
     return outcome, f"{what}: {status} {text[:300]}"
 
 

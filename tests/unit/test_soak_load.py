@@ -34,7 +34,7 @@ def asked(load, kind, status, body=SENTENCE):
     ("status", "outcome"),
     [
         (400, Outcome.WRONG),
-        (429, Outcome.WRONG),
+        (429, Outcome.CRASHED),
         (204, Outcome.WRONG),
         (500, Outcome.CRASHED),
     ],
