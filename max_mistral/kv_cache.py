@@ -63,7 +63,16 @@ def make_kv_params(
         devices: All devices, replica by replica.
         data_parallel_degree: How many replicas.
         longest: The longest sequence, in tokens.
+
+    Raises:
+        UserError: (a ``ValueError``) if MAX has no pages of the size asked for.
     """
+    page_size = kv_cache_config.kv_cache_page_size
+    if page_size < PAGE_SIZES or page_size % PAGE_SIZES != 0:
+        raise UserError(
+            f"--kv-cache-page-size is {page_size}, but has to be a multiple of "
+            f"{PAGE_SIZES}. Leave it out."
+        )
     windows = effective_windows(hf.sliding_windows(config), longest)
 
     def params(window: int | None) -> KVCacheParams:
@@ -101,25 +110,18 @@ def default_cpu_dtype(kernel_mode: KernelMode) -> DType:
 
 def check_cache(
     dtype: DType,
-    page_size: int,
     windows: Sequence[int | None],
     devices: Sequence[DeviceRef],
     kernel_mode: KernelMode,
 ) -> None:
-    """Raises a ``UserError`` if MAX or the attention cannot run with a KV cache.
+    """Raises a ``UserError`` if the attention has no kernel for a KV cache.
 
     Args:
         dtype: Of keys and values.
-        page_size: Tokens of a page.
         windows: Each layer's, as it has an effect.
         devices: Where the model runs.
         kernel_mode: Which CPU kernels run.
     """
-    if page_size < PAGE_SIZES or page_size % PAGE_SIZES != 0:
-        raise UserError(
-            f"--kv-cache-page-size is {page_size}, but has to be a multiple of "
-            f"{PAGE_SIZES}. Leave it out."
-        )
     if not any(device.is_cpu() for device in devices):
         gpu = gpu_architecture()
         fp8 = dtype in (DType.float8_e4m3fn, DType.float8_e4m3fnuz)

@@ -121,14 +121,8 @@ class MistralConfig(ArchConfigWithKVCache):
         _ = self.sharing  # or raises
         if self.quantization is not None:
             self.quantization.check_runs(self.devices, self.dtype)
-        cache = self.kv_groups[0]
-        check_cache(
-            cache.dtype,
-            cache.page_size,
-            self.layer_windows,
-            self.devices,
-            self.kernel_mode,
-        )
+        dtype = self.kv_groups[0].dtype
+        check_cache(dtype, self.layer_windows, self.devices, self.kernel_mode)
 
     def finalize(
         self,
