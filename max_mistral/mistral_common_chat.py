@@ -67,10 +67,6 @@ class MistralChat:
         self._tokenizer: Any = MistralTokenizer.from_file(path)
         self.version: TokenizerVersion = self._tokenizer.version
 
-    @property
-    def _has_efforts(self) -> bool:
-        return bool(self.version.supports_model_settings)
-
     def encode_text(self, text: str) -> list[int]:
         """Returns the ids of plain text, in which nothing is a control token."""
         raw = self._tokenizer.instruct_tokenizer.tokenizer
@@ -116,10 +112,10 @@ class MistralChat:
         if unknown := options.keys() - _OPTIONS:
             raise InputError(f"this model's chats have no option {min(unknown)!r}.")
         settings: dict[str, Any] = {}
-        effort = options.get("reasoning_effort")
         # Where there are no efforts, "none" asks for nothing.
-        if effort is not None and not (effort == "none" and not self._has_efforts):
-            settings["reasoning_effort"] = effort
+        nothing = (None,) if self.version.supports_model_settings else (None, "none")
+        if options.get("reasoning_effort") not in nothing:
+            settings["reasoning_effort"] = options["reasoning_effort"]
         if "continue_final_message" in options:
             settings["continue_final_message"] = options["continue_final_message"]
         # Its errors share no base, and a message makes it raise others too.

@@ -32,7 +32,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
-import json
 import sys
 from dataclasses import replace
 from typing import Any
@@ -67,8 +66,9 @@ def hook_routes() -> None:
 
     @functools.wraps(parse)
     async def parse_and_check(request: Any, request_id: str, model: Any) -> Any:
+        reads = _Reads(model)
         try:
-            body = await parse(request, request_id, _Reads(model))
+            body = await parse(request, request_id, reads)
         except InputError:  # has words of its own
             raise
         except ValidationError as error:
@@ -85,7 +85,7 @@ def hook_routes() -> None:
                 f"model is {body.model[:256]!r}, which is not served here; "
                 "GET /v1/models says what is."
             ) from error
-        return await _checked(request, body, pipeline.tokenizer)
+        return await _checked(request, body, pipeline.tokenizer, reads.given)
 
     @functools.wraps(cut)
     def content_without_calls(parser: Any, response: str) -> str:
@@ -106,10 +106,15 @@ def hook_routes() -> None:
 
 
 class _Reads:
-    """MAX's pydantic model of a request, of JSON that clients write otherwise."""
+    """MAX's pydantic model of a request, of JSON that clients write otherwise.
+
+    Attributes:
+        given: The JSON, as the model has read it.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self.given: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -129,6 +134,7 @@ class _Reads:
         """Returns what the model makes of a request's JSON."""
         if isinstance(body, dict) and self._has_seed:
             body = without_nulls(as_openai(body))
+        self.given = body
         return self._model.model_validate(body)
 
 
@@ -196,13 +202,14 @@ def _ending_at_stops(next_token_chunk: Any) -> Any:
     return chunks
 
 
-async def _checked(request: Any, body: Any, tokenizer: Any) -> Any:
+async def _checked(request: Any, body: Any, tokenizer: Any, given: Any) -> Any:
     """Returns a body as MAX's route may go on with it.
 
     Args:
         request: The HTTP request.
         body: MAX's pydantic model of it.
         tokenizer: A ``MistralTokenizer``.
+        given: Its JSON, as the model has read it.
 
     Raises:
         InputError: (a ``ValueError``) if it asks for what cannot be done.
@@ -222,7 +229,6 @@ async def _checked(request: Any, body: Any, tokenizer: Any) -> Any:
             body.response_format = None
         body.top_logprobs = body.top_logprobs or None
         # Pydantic reads tools once only, and drops parts of messages.
-        given = as_openai(json.loads(await request.body()))
         read_tool_choice(given)
         read_messages(
             given["messages"],

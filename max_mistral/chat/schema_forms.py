@@ -48,6 +48,15 @@ def compilable(schema: Schema, check: Callable[[Schema], None]) -> Schema:
     return _each(_each(schema, _with_known_format), marks.with_any_of)
 
 
+def target(root: Schema, reference: str) -> Schema:
+    """Returns what a reference within a schema refers to; ``True`` for nothing."""
+    node = root
+    for part in reference.removeprefix("#").split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        node = node.get(key, True) if isinstance(node, dict) else True
+    return node
+
+
 def _each(schema: Schema, change: Callable[[dict[str, Any]], Schema]) -> Schema:
     """Returns a copy of a schema with it and all those in it changed."""
     if not isinstance(schema, dict):
@@ -101,15 +110,10 @@ class _Marks:
         if not isinstance(reference, str):
             return _marks_of(choice)
         if reference not in self._known:
-            self._known[reference] = _marks_of(self._target(reference))
+            here = reference.startswith("#/")
+            found = target(self._root, reference) if here else True
+            self._known[reference] = _marks_of(found)
         return self._known[reference]
-
-    def _target(self, reference: str) -> Schema:
-        node: Any = self._root if reference.startswith("#/") else None
-        for part in reference.split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            node = node.get(key) if isinstance(node, dict) else None
-        return node
 
 
 def _marks_of(schema: Schema) -> tuple[str, dict[str, set[str]]]:

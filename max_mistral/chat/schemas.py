@@ -15,6 +15,7 @@ from max.pipelines.context.exceptions import InputError
 
 from ..unicode import is_unicode
 from .patterns import repeated
+from .schema_forms import target
 from .tool_grammar import json_format
 
 # The worker compiles a grammar between two decode steps of everybody's answers:
@@ -234,7 +235,7 @@ class _Finite:
         if isinstance(reference, str):
             # Through itself a reference yields only what is endless.
             yield reference not in inside and self.has_value(
-                self._target(reference), (*inside, reference)
+                target(self._root, reference), (*inside, reference)
             )
         for key in ("anyOf", "oneOf"):
             choices = schema.get(key)
@@ -251,10 +252,3 @@ class _Finite:
         some = isinstance(least, int | float) and least > 0
         if schema.get("type") == "array" and some:
             yield self.has_value(schema.get("items", True), inside)
-
-    def _target(self, reference: str) -> Any:
-        node: Any = self._root
-        for part in reference.removeprefix("#").split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            node = node.get(key, True) if isinstance(node, dict) else True
-        return node
