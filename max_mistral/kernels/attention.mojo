@@ -10,7 +10,8 @@ from std.atomic import Atomic
 from .kv_cache import Cache, check_step, in_word
 from .plan import Plan
 from .rotate import rotate_and_store
-from .spans import SPAN, TILE, span
+from .rows import SPAN
+from .spans import TILE, span
 from .softmax import clear, finish, merge, state_size
 
 
@@ -50,9 +51,9 @@ struct Attention:
         `qkv` are `[tokens, (heads + 2 * kv_heads) * head_dim]`, `freqs_cis`
         cosines and sines, `[positions, head_dim / 2 * 2]`. `query_scales` are
         `[tokens]` if `scaled`. If `rounded`, queries and the weights of values are
-        rounded to bfloat16, of which `blocks` are then. `row_offsets` are `[requests + 1]`,
-        `cache_lengths` `[requests]`, what each has in the cache from earlier
-        steps. `page_stride` is -1 if pages are packed.
+        rounded to bfloat16, of which `blocks` are then. `row_offsets` are
+        `[requests + 1]`, `cache_lengths` `[requests]`, what each has in the cache
+        from earlier steps. `page_stride` is -1 if pages are packed.
         """
         # The rotated queries are there until what they attend to takes their place.
         var yp = y.unsafe_ptr()

@@ -2,7 +2,8 @@
 
 from std.math import ceildiv
 
-from .spans import SPAN, TILE
+from .rows import SPAN
+from .spans import TILE
 
 
 @fieldwise_init

@@ -82,7 +82,8 @@ def add_products[
     else:
         var row = x.unsafe_bitcast[Float32]()
         comptime if dtype == .float32:
-            return fma(bitcast[.float32, width](words), Floats(row.unsafe_load(i)), sums)
+            var numbers = bitcast[.float32, width](words)
+            return fma(numbers, Floats(row.unsafe_load(i)), sums)
         else:
             var first = fma(even(words), Floats(row.unsafe_load(2 * i)), sums)
             return fma(odd(words), Floats(row.unsafe_load(2 * i + 1)), first)

@@ -2,6 +2,7 @@
 
 from kernels import codes, dense, kv_cache, rotate, softmax, spans, tiles
 from kernels.layout import KINDS, ROWS, Floats, is_dense, panel_bytes
+from kernels.rows import SPAN
 from std.math import ceildiv
 
 comptime Integers = ImmPointer[Int, ImmutAnyOrigin]
@@ -153,7 +154,7 @@ def _attention[
         var rows = count * heads
         var position = a.unsafe_load(9) + first
         softmax.clear[head_dim](total, rows)
-        var begin = max(0, position - window + 1) // spans.SPAN * spans.SPAN
+        var begin = max(0, position - window + 1) // SPAN * SPAN
         while begin < position + count:
             spans.span[head_dim, False](
                 states,
@@ -169,5 +170,5 @@ def _attention[
                 0.1,
             )
             softmax.merge[head_dim](total, states, rows)
-            begin += spans.SPAN
+            begin += SPAN
         softmax.finish[head_dim](y.unsafe_offset(at), total, rows)
