@@ -10,7 +10,8 @@ from std.atomic import Atomic
 from std.math import ceildiv
 from std.utils import IndexList
 
-from .layout import KINDS, ROWS, Floats, is_dense, panel_bytes
+from . import amx_dense
+from .layout import KINDS, LINE, ROWS, Floats, is_dense, panel_bytes
 from .norm import normalize
 from .tiles import (
     Matrix,
@@ -21,6 +22,7 @@ from .tiles import (
     one_row_panels,
     rounds,
     row_bytes,
+    takes_amx,
 )
 
 # Bytes of weights that a thread takes at a time. Large shares are read in order;
@@ -77,6 +79,7 @@ struct Linear:
         kinds: Int,
         portable: Bool,
         rounded: Bool,
+        amx: Bool,
         normed: Bool,
         target: StaticString,
     ](
@@ -97,6 +100,8 @@ struct Linear:
             rounded: Whether to round the activations: to bfloat16 if the weights
                 are bfloat16, which all are or none is; to int8 if they are
                 quantized and the CPU has dot products of int8 (`dots.mojo`).
+            amx: Whether to multiply them by AMX, if they are bfloat16 and the CPU has
+                it. Columns are a multiple of `amx_dense.STEP` then.
             normed: Whether to apply RMSNorm to `x` first.
             target: Where the op runs, a CPU.
 
@@ -113,12 +118,19 @@ struct Linear:
         comptime assert count < 8, "an integer has seven bytes beside its sign"
         comptime dense_weights = is_dense[_kind(kinds, 0)]()
         comptime rounds_x = rounded and rounds[_kind(kinds, 0), portable]()
-        comptime max_mr = max_rows[_kind(kinds, 0), portable, rounds_x]()
+        comptime by_amx = amx and takes_amx[_kind(kinds, 0), rounds_x]()
+        comptime max_mr = max_rows[_kind(kinds, 0), portable, rounds_x, by_amx]()
         var tokens = x.dim_size(0)
         var columns = x.dim_size(1)
         var x_row = row_bytes[dense_weights, rounds_x](columns)
-        var store = List[UInt8](unsafe_uninit_length=tokens * x_row + 64)
-        var buffer = store.unsafe_ptr()
+        comptime if by_amx:
+            if columns % amx_dense.STEP:
+                raise Error(t"AMX cannot multiply {columns} columns.")
+        var store = List[UInt8](unsafe_uninit_length=tokens * x_row + 2 * LINE)
+        # A row of AMX's is a line.
+        var buffer = store.unsafe_ptr().unsafe_offset(
+            -Int(store.unsafe_ptr()) & (LINE - 1)
+        )
         var tiles = ceildiv(tokens, max_mr)
 
         @inline(.always)
@@ -150,7 +162,7 @@ struct Linear:
                         columns,
                         epsilon,
                     )
-            interleave_rows[_kind(kinds, 0), portable, rounds_x](
+            interleave_rows[_kind(kinds, 0), portable, rounds_x, by_amx](
                 buffer.unsafe_offset(begin * x_row), floats, end - begin, columns
             )
             _ = scratch^
@@ -169,10 +181,13 @@ struct Linear:
             var n = Int(rows.unsafe_ptr().unsafe_load(i))
             matrices.append(Matrix(panel_bytes[kind](columns), n, first))
             first += n
-        comptime unit = max(
+        var unit = max(
             one_row_panels[_kind(kinds, 0), portable, rounds_x](),
             max_panels[_kind(kinds, 0), portable, rounds_x](),
         )
+        comptime if by_amx:
+            if tokens > amx_dense.MAX_ROWS:
+                unit = amx_dense.GROUP
         var threads = parallelism_level(None)
         var shares = _shares(matrices, unit, threads)
         # A thread takes the next share when it is done with one: memory serves
@@ -197,7 +212,9 @@ struct Linear:
                 var share = shares[i]
                 comptime for k in range(count):
                     if share.matrix == k:
-                        multiply_panels[_kind(kinds, k), portable, rounds_x](
+                        multiply_panels[
+                            _kind(kinds, k), portable, rounds_x, by_amx
+                        ](
                             write,
                             buffer,
                             weights[k].unsafe_ptr(),

@@ -25,7 +25,7 @@ def row_bytes[rounded: Bool](columns: Int) -> Int:
 
 def _part_bytes[rounded: Bool]() -> Int:
     """Bytes of one row of activations in a part."""
-    comptime sums = 2 * 4
+    comptime sums = 3 * 4
     return PART + 4 + sums if rounded else PART * 4 + sums
 
 
@@ -38,7 +38,8 @@ def interleave_rows[
       rounded   [8][MR][4] int8, [MR] float32 scales
       else      [32][MR] float32
 
-    and then `[2][MR]` float32: the sums of its first and of its last 16 columns.
+    and then `[3][MR]` float32: less the sum of its first 16 columns, of its last, and
+    of all. Negated here, for the compiler would shuffle what it has to negate later.
     """
     for b in range(columns // PART):
         var base = dst.unsafe_offset(b * _part_bytes[rounded]() * MR)
@@ -61,16 +62,20 @@ def interleave_rows[
                 rest.unsafe_store(m, scale)
                 var low = q.slice[16, offset=0]().reduce_add()
                 var high = q.slice[16, offset=16]().reduce_add()
-                rest.unsafe_store(MR + m, scale * low.cast[.float32]())
-                rest.unsafe_store(2 * MR + m, scale * high.cast[.float32]())
+                var first = -(scale * low.cast[.float32]())
+                var last = -(scale * high.cast[.float32]())
+                rest.unsafe_store(MR + m, first)
+                rest.unsafe_store(2 * MR + m, last)
+                rest.unsafe_store(3 * MR + m, first + last)
             else:
                 var floats = base.unsafe_bitcast[Float32]()
                 comptime for i in range(PART):
                     floats.unsafe_store(i * MR + m, v[i])
-                var low = v.slice[16, offset=0]().reduce_add()
-                var high = v.slice[16, offset=16]().reduce_add()
+                var low = -v.slice[16, offset=0]().reduce_add()
+                var high = -v.slice[16, offset=16]().reduce_add()
                 floats.unsafe_store(PART * MR + m, low)
                 floats.unsafe_store((PART + 1) * MR + m, high)
+                floats.unsafe_store((PART + 2) * MR + m, low + high)
 
 
 @inline(.always)
@@ -148,10 +153,9 @@ def add_products[
     var found = fma(products, factor, sums)
     # Signed codes need no minimum.
     comptime if not (rounded and signs_codes[kind]()):
-        var total = rest.unsafe_load(skip + half * MR + m)
-        comptime if encoding[kind]().scale_columns == PART:
-            total += rest.unsafe_load(skip + MR + m)
-        found = fma(minimum, Floats(-total), found)
+        comptime which = 2 if encoding[kind]().scale_columns == PART else half
+        var total = rest.unsafe_load(skip + which * MR + m)
+        found = fma(minimum, Floats(total), found)
     return found
 
 

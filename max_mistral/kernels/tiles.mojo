@@ -2,7 +2,8 @@
 
 from std.sys.info import CompilationTarget
 
-from . import dense, quantized, unpacked
+from . import amx_dense, dense, quantized, unpacked
+from .amx import has_bfloat16
 from .dots import HAS, NO_DOTS
 from .layout import ROWS, Floats, encoding, is_dense, panel_bytes
 
@@ -26,14 +27,21 @@ def rounds[kind: Int, portable: Bool]() -> Bool:
         return not portable and HAS != NO_DOTS
 
 
+def takes_amx[kind: Int, rounded: Bool]() -> Bool:
+    """Whether the tiles of a kind of weight can be AMX's."""
+    return rounded and is_dense[kind]() and has_bfloat16()
+
+
 def _unpacks[kind: Int, rounded: Bool]() -> Bool:
     """Whether tiles of enough rows are those of `unpacked.mojo`."""
     return rounded and not is_dense[kind]() and unpacked.PREFERRED
 
 
-def max_rows[kind: Int, portable: Bool, rounded: Bool]() -> Int:
+def max_rows[kind: Int, portable: Bool, rounded: Bool, amx: Bool]() -> Int:
     """Rows of activations in a tile; the same for all kinds that are not dense."""
-    comptime if _unpacks[kind, rounded]():
+    comptime if amx:
+        return amx_dense.MAX_ROWS
+    elif _unpacks[kind, rounded]():
         return unpacked.MAX_ROWS
     else:
         # As many as the registers hold.
@@ -69,7 +77,7 @@ def row_bytes[dense_weights: Bool, rounded: Bool](columns: Int) -> Int:
 
 @inline(.always)
 def interleave_rows[
-    kind: Int, portable: Bool, rounded: Bool
+    kind: Int, portable: Bool, rounded: Bool, amx: Bool = False
 ](
     dst: MutPointer[UInt8, _],
     x: ImmPointer[Float32, _],
@@ -78,7 +86,10 @@ def interleave_rows[
 ):
     """Interleaves rows of activations, as the tiles of `multiply_panels` read them.
     """
-    comptime max_mr = max_rows[kind, portable, rounded]()
+    comptime if amx:
+        amx_dense.interleave_rows(dst, x, tokens, columns)
+        return
+    comptime max_mr = max_rows[kind, portable, rounded, False]()
     var x_row = row_bytes[is_dense[kind](), rounded](columns)
     var m = 0
     comptime for step in range(TILE_SIZES):
@@ -159,7 +170,7 @@ def _panels[
     x_row: Int,
 ):
     """Multiplies all rows of activations by `NR` panels, which stay in the cache."""
-    comptime max_mr = max_rows[kind, portable, rounded]()
+    comptime max_mr = max_rows[kind, portable, rounded, False]()
     var m = 0
     comptime for step in range(TILE_SIZES):
         comptime MR = max_mr >> step
@@ -183,6 +194,7 @@ def multiply_panels[
     kind: Int,
     portable: Bool,
     rounded: Bool,
+    amx: Bool = False,
 ](
     write: Write,
     xp: ImmPointer[UInt8, _],
@@ -208,6 +220,18 @@ def multiply_panels[
         columns: Columns of the weight.
         x_row: Bytes of an interleaved row.
     """
+    comptime if amx:
+        amx_dense.multiply_panels(
+            write,
+            xp,
+            w.unsafe_offset(begin * matrix.panel),
+            end - begin,
+            matrix.first + begin * ROWS,
+            matrix.rows - begin * ROWS,
+            tokens,
+            columns,
+        )
+        return
     comptime max_nr = max_panels[kind, portable, rounded]()
     comptime several = one_row_panels[kind, portable, rounded]()
     var p = begin

@@ -30,6 +30,8 @@ from ..kernels import KernelMode
 from ..kernels.packing import Encoding, packed_shape
 
 CPU = DeviceRef.CPU()
+# `STEP` in `amx_dense.mojo`.
+AMX_COLUMNS = 32
 
 
 def packed_weight(encoding: Encoding, rows: int, columns: int) -> Weight:
@@ -80,6 +82,7 @@ class PackedLinear(Module):
         weight: Weight | None = None,
     ) -> None:
         super().__init__()
+        self.in_dim = in_dim
         self.out_dim = out_dim
         self.encoding = encoding
         self.mode = mode
@@ -118,7 +121,14 @@ def linear(x: Activations, layers: Sequence[PackedLinear]) -> TensorValue:
         [layer.out_dim for layer in layers],
         portable=mode == "portable",
         rounded=rounded,
+        amx=rounded and takes_amx(encodings[0], layers[0].in_dim),
     )
+
+
+def takes_amx(encoding: Encoding, in_dim: int) -> bool:
+    """Whether AMX multiplies rounded activations by a weight."""
+    wide = in_dim % AMX_COLUMNS == 0
+    return encoding == Encoding.BF16 and wide and kernels.has_amx()
 
 
 def rounds(encoding: Encoding, mode: KernelMode) -> bool:
@@ -144,6 +154,7 @@ def multiply(
     *,
     portable: bool = False,
     rounded: bool = False,
+    amx: bool = False,
 ) -> TensorValue:
     """Returns ``x @ weight.T`` of each packed weight, side by side.
 
@@ -156,6 +167,7 @@ def multiply(
         rounded: Whether to round ``x``: to bfloat16 beside bfloat16 weights, which
             all are then; to int8 beside quantized ones, where the CPU has
             dot products of int8.
+        amx: Whether AMX multiplies them, which then :func:`takes_amx`.
 
     Returns:
         float32 ``[tokens, sum(out_dims)]``.
@@ -169,6 +181,7 @@ def multiply(
         sum(out_dims),
         portable=portable,
         rounded=rounded,
+        amx=amx,
     )
 
 
@@ -179,8 +192,9 @@ def multiply_any(
     rows: TensorValue,
     out_dim: DimLike,
     *,
-    portable: bool,
-    rounded: bool,
+    portable: bool = False,
+    rounded: bool = False,
+    amx: bool = False,
 ) -> TensorValue:
     """Does what :func:`multiply` does, with weights of any number of rows.
 
@@ -207,6 +221,7 @@ def multiply_any(
             "kinds": kinds,
             "portable": portable,
             "rounded": rounded,
+            "amx": amx,
             "normed": normed,
         },
     )[0].tensor

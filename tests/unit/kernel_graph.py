@@ -30,7 +30,7 @@ HOWS = {
     "portable": lambda encoding: {"portable": True},
 }
 # Outputs beside those of each encoding.
-ROUNDED = ["rounded", "rounded, portable"]
+ROUNDED = ["rounded", "rounded, portable", "amx"]
 NAMED = ["dense", "mixed", "fused", *ROUNDED, "normed"]
 
 
@@ -49,26 +49,25 @@ def compiled():
         TensorType(DType.float32, [f"in_{WIDTHS[0]}"], HOST),
     ]
     types += [
-        TensorType(DType.uint8, ["panels", f"panel_{encoding.name}"], HOST)
-        for encoding in Encoding
+        TensorType(DType.uint8, ["panels", f"panel_{name}"], HOST)
+        for name in [*Encoding.__members__, "wide"]
     ]
     with Graph(
         "kernels", input_types=types, custom_extensions=[kernels.library()]
     ) as graph:
         values = [value.tensor for value in graph.inputs]
         xs = dict(zip(WIDTHS, values, strict=False))
-        ids, more, rows, norm, *packed = values[len(WIDTHS) :]
+        ids, more, rows, norm, *packed, wide = values[len(WIDTHS) :]
 
-        def linear(x, encodings, *, portable=False, rounded=False):
+        def linear(x, encodings, weights=None, **how):
             count = len(encodings)
             return multiply_any(
                 x,
-                [packed[int(encoding)] for encoding in encodings],
+                weights or [packed[int(encoding)] for encoding in encodings],
                 encodings,
                 ops.concat([rows] * count),
                 count * more.shape[0],
-                portable=portable,
-                rounded=rounded,
+                **how,
             )
 
         outputs = []
@@ -86,6 +85,8 @@ def compiled():
         for portable in (False, True):
             bfloat16 = [Encoding.BF16]
             outputs.append(linear(dense, bfloat16, portable=portable, rounded=True))
+        amx = kernels.has_amx()
+        outputs.append(linear(quantized, bfloat16, [wide], rounded=True, amx=amx))
         normed = Normed(dense, norm, EPSILON)
         outputs.append(linear(normed, [Encoding.F32]))
         graph.output(*outputs)
@@ -94,7 +95,7 @@ def compiled():
     return session.load(graph)
 
 
-def run(xs, ids, more, norm, weights):
+def run(xs, ids, more, norm, weights, wide):
     """Runs it.
 
     Args:
@@ -103,12 +104,13 @@ def run(xs, ids, more, norm, weights):
         more: float32 ``[rows]``, added to what is called ``fused``.
         norm: float32 ``[columns]``, of the first of ``xs``.
         weights: Packed ones by their encoding, ``rows`` rows each.
+        wide: A bfloat16 weight of as many columns as the quantized ones, for AMX.
 
     Returns:
         encoding -> how -> output, and outputs by name.
     """
     arrays = [*(xs[width] for width in WIDTHS), ids, more, np.array([len(more)]), norm]
-    arrays += [weights[encoding] for encoding in Encoding]
+    arrays += [*(weights[encoding] for encoding in Encoding), wide]
     found = compiled().execute(*map(Buffer.from_numpy, arrays))
     rest = iter([output.to_numpy() for output in found])
     each = {e: {how: next(rest) for how in [*HOWS, "embedding"]} for e in Encoding}

@@ -113,8 +113,8 @@ def activations(tokens, width):
     return np.random.default_rng(1).standard_normal((tokens, width)).astype(np.float32)
 
 
-# 16 + 8 + 4 + 1: a tile of every size that a CPU has.
-MANY = 29
+# 32 + 16 + 8 + 4 + 1: a tile of every size that a CPU has.
+MANY = 61
 TOKENS = np.array([0, 17, 99, 5, 17], np.int64)
 
 
@@ -130,6 +130,8 @@ def more():
 def run():
     """Runs every kernel on ``tokens`` rows, as ``kernel_graph.run`` does."""
     weights = {e: pack(random_weight(e)[0], e, columns(e)) for e in Encoding}
+    data = random_weight(Encoding.BF16, width=QUANTIZED_COLUMNS)[0]
+    wide = pack(data, Encoding.BF16, QUANTIZED_COLUMNS)
 
     def run(tokens, ids=TOKENS, other=None):
         """Runs it on other weights, by their encoding, if there are any."""
@@ -140,7 +142,8 @@ def run():
             for width in WIDTHS
         }
         ids = np.array(ids, np.int64)
-        return kernel_graph.run(xs, ids, more(), norm_weight(), weights | (other or {}))
+        norm, packed = norm_weight(), weights | (other or {})
+        return kernel_graph.run(xs, ids, more(), norm, packed, wide)
 
     return run
 
@@ -184,8 +187,9 @@ def test_a_linear_layer(many, encoding, how):
 
 @pytest.mark.parametrize("name", ROUNDED)
 def test_activations_rounded_to_bfloat16(many, name):
-    weight = random_weight(Encoding.BF16)[1]
-    x = activations(MANY, DENSE_COLUMNS).astype(np.float64)
+    width = QUANTIZED_COLUMNS if name == "amx" else DENSE_COLUMNS
+    weight = random_weight(Encoding.BF16, width=width)[1]
+    x = activations(MANY, width).astype(np.float64)
     exact = rounding(Encoding.BF16, weight, x)
     # A bfloat16 has 8 bits, so an activation differs by 2^-9 to 2^-8 at most.
     bound = exact + 2.0**-8 * (np.abs(x) @ np.abs(weight).T)
@@ -280,7 +284,7 @@ def test_a_token_without_a_row_raises(run, token):
     run(1)
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 32, 33])
 def test_a_row_is_the_same_in_any_batch(run, many, tokens):
     few = run(tokens)
     for encoding in Encoding:

@@ -21,6 +21,9 @@ SHAPES = [
     (9, 17, {1: 17, 32: 32, 256: 256}),
     (17, 33, {1: 33, 32: 160, 256: 256}),
     (0, 31, {1: 3, 32: 32, 256: 256}),
+    # More than `DEPTH`, `GROUP` and `TOKENS` of `amx_dense.mojo`.
+    (49, 300, {1: 1, 32: 32, 256: 1280}),
+    (1057, 20, {1: 1, 32: 32, 256: 768}),
 ]
 
 
@@ -32,7 +35,12 @@ def test_a_shape(tokens, rows, widths):
     packed = {e: pack(data, e, columns[e]) for e, (data, _) in weights.items()}
     ids = np.arange(rows)[::-1].copy()
     ones, norm = np.ones(rows, np.float32), np.ones(widths[1], np.float32)
-    found = run(xs, ids, ones, norm, packed)
+    wide, values = random_weight(Encoding.BF16, rows, widths[256])
+    found = run(xs, ids, ones, norm, packed, pack(wide, Encoding.BF16, widths[256]))
+    x = xs[256].astype(np.float64)
+    # As in `test_activations_rounded_to_bfloat16`.
+    bound = rounding(Encoding.BF16, values, x) + 2.0**-8 * (np.abs(x) @ abs(values).T)
+    assert (np.abs(found["amx"] - x @ values.T) <= bound).all()
     for encoding, (_, weight) in weights.items():
         x = xs[encoding.block_columns].astype(np.float64)
         fast, portable = found[encoding]["fast"], found[encoding]["portable"]
