@@ -30,8 +30,8 @@ comptime MAX_PANELS = 2
 """Panels that they are multiplied by."""
 comptime BLOCK_BYTES = 4 * TILE_BYTES
 """Bytes of their sums."""
-comptime DEPTH = 512
-comptime GROUP = 8
+comptime DEPTH = 1024
+comptime GROUP = 16
 comptime TOKENS = 1024
 
 
@@ -70,6 +70,7 @@ def _add_products[
     columns: Int,
     panel: Int,
     first: Bool,
+    fetches: Bool,
 ):
     """Adds to `sums` the products of rows of activations and of panels.
 
@@ -85,6 +86,7 @@ def _add_products[
         columns: How many columns.
         panel: Bytes from one panel to the next.
         first: Whether `sums` are zero so far.
+        fetches: Whether the panels come from memory, not from a cache.
     """
     comptime for half in range(halves):
         comptime for r in range(NR):
@@ -99,7 +101,8 @@ def _add_products[
             load[FIRST_A + half](x.unsafe_offset(half * TILE_BYTES))
         comptime for r in range(NR):
             var at = w.unsafe_offset(r * panel + step * TILE_BYTES)
-            fetch_ahead[TILE_BYTES](at)
+            if fetches:
+                fetch_ahead[TILE_BYTES](at)
             load[FIRST_B + r](at)
             comptime for half in range(halves):
                 add_product[2 * half + r, FIRST_A + half, FIRST_B + r]()
@@ -134,7 +137,8 @@ def multiply_panels[
         columns: Columns of the weight.
     """
     # Few rows stay in the cache whole.
-    var depth = columns if tokens <= MAX_ROWS else DEPTH
+    var few = tokens <= MAX_ROWS
+    var depth = columns if few else DEPTH
     var panel = panel_bytes(columns)
     var blocks = ceildiv(min(tokens, TOKENS), MAX_ROWS)
     var pairs = ceildiv(min(panels, GROUP), MAX_PANELS)
@@ -159,25 +163,23 @@ def multiply_panels[
                     )
                     for p in range(group, min(panels, group + GROUP), MAX_PANELS):
                         var wp = w.unsafe_offset(p * panel + k * 2 * ROWS)
+                        var pair = min(MAX_PANELS, panels - p)
                         comptime for halves in range(1, 3):
                             comptime for NR in range(1, MAX_PANELS + 1):
-                                var this = (
-                                    ceildiv(count, TILE_ROWS) == halves
-                                    and min(MAX_PANELS, panels - p) == NR
-                                )
-                                if this:
+                                if ceildiv(count, TILE_ROWS) == halves and pair == NR:
                                     _add_products[halves, NR](
-                                        sum, x, wp, count, deep, panel, k == 0
+                                        sum, x, wp, count, deep, panel, k == 0, few
                                     )
-                                    if k + deep == columns:
-                                        _write_sums[NR](
-                                            write,
-                                            ImmPointer(sum),
-                                            token,
-                                            column + p * ROWS,
-                                            count,
-                                            rows - p * ROWS,
-                                        )
+                        if k + deep == columns:
+                            _write_sums(
+                                write,
+                                ImmPointer(sum),
+                                token,
+                                column + p * ROWS,
+                                count,
+                                rows - p * ROWS,
+                                pair,
+                            )
                         sum = sum.unsafe_offset(BLOCK_BYTES)
     release()
     _ = memory^
@@ -185,7 +187,7 @@ def multiply_panels[
 
 @inline(.always)
 def _write_sums[
-    Write: def(Int, Int, Floats, Int) -> None, //, NR: Int
+    Write: def(Int, Int, Floats, Int) -> None, //
 ](
     write: Write,
     sums: ImmPointer[UInt8, _],
@@ -193,13 +195,14 @@ def _write_sums[
     column: Int,
     count: Int,
     rows: Int,
+    panels: Int,
 ):
-    """Writes the sums of `count` tokens from `token` on, and of `rows` columns at most
-    from `column` on.
+    """Writes the sums of `count` tokens from `token` on and of one panel or two, which
+    are for the columns from `column` on, `rows` of them at most.
     """
     var floats = sums.unsafe_bitcast[Float32]()
     for m in range(count):
-        comptime for r in range(NR):
+        for r in range(panels):
             var tile = m // TILE_ROWS * 2 + r
             write(
                 token + m,

@@ -181,14 +181,17 @@ struct Linear:
             var n = Int(rows.unsafe_ptr().unsafe_load(i))
             matrices.append(Matrix(panel_bytes[kind](columns), n, first))
             first += n
-        var unit = max(
+        comptime fewest = max(
             one_row_panels[_kind(kinds, 0), portable, rounds_x](),
             max_panels[_kind(kinds, 0), portable, rounds_x](),
         )
+        var threads = parallelism_level(None)
+        var unit = fewest
         comptime if by_amx:
             if tokens > amx_dense.MAX_ROWS:
-                unit = amx_dense.GROUP
-        var threads = parallelism_level(None)
+                # As many as are fast together, but something for each thread.
+                var share = first // ROWS // (2 * threads) // fewest * fewest
+                unit = max(fewest, min(amx_dense.GROUP, share))
         var shares = _shares(matrices, unit, threads)
         # A thread takes the next share when it is done with one: memory serves
         # some threads faster than others.

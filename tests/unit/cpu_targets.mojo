@@ -14,24 +14,30 @@ def main() raises:
     def write(token: Int, column: Int, sums: Floats, count: Int) {imm}:
         out.unsafe_store(column, sums)
 
+    @inline(.always)
+    def multiply[kind: Int, portable: Bool, rounded: Bool, amx: Bool]() {mut}:
+        var matrix = tiles.Matrix(65536, 16, 0)
+        tiles.interleave_rows[kind, portable, rounded, amx](
+            packed.unsafe_ptr(), floats.unsafe_ptr(), 1, 256
+        )
+        tiles.multiply_panels[kind, portable, rounded, amx](
+            write,
+            packed.unsafe_ptr(),
+            packed.unsafe_ptr(),
+            matrix,
+            0,
+            1,
+            1,
+            256,
+            1024,
+        )
+
     comptime for kind in range(KINDS):
         comptime for portable in [False, True]:
             comptime rounded = tiles.rounds[kind, portable]()
-            var matrix = tiles.Matrix(65536, 16, 0)
-            tiles.interleave_rows[kind, portable, rounded](
-                packed.unsafe_ptr(), floats.unsafe_ptr(), 1, 256
-            )
-            tiles.multiply_panels[kind, portable, rounded](
-                write,
-                packed.unsafe_ptr(),
-                packed.unsafe_ptr(),
-                matrix,
-                0,
-                1,
-                1,
-                256,
-                1024,
-            )
+            multiply[kind, portable, rounded, False]()
+            comptime if not portable and tiles.takes_amx[kind, rounded]():
+                multiply[kind, portable, rounded, True]()
     comptime for head_dim in [128, 20]:
         attend[DType.float32, head_dim, False](y.unsafe_ptr())
         attend[DType.bfloat16, head_dim, False](y.unsafe_ptr())

@@ -14,7 +14,8 @@ TARGETS = {
     "haswell": (X86, ["vfmadd", "ymm", "vpmaddubsw"], ["zmm", "vpdpbusd"]),
     "alderlake": (X86, ["vfmadd", "vpdpbusd"], ["zmm", "vpmaddubsw"]),
     "cascadelake": (X86, ["vfmadd", "vpdpbusd", "zmm"], ["vpmaddubsw", "vdpbf16ps"]),
-    "znver4": (X86, ["vfmadd", "vpdpbusd", "vdpbf16ps", "zmm"], ["vpmaddubsw"]),
+    "znver4": (X86, ["vfmadd", "vpdpbusd", "vdpbf16ps", "zmm"], ["vpmaddubsw", "tmm"]),
+    "sapphirerapids": (X86, ["vpdpbusd", "vdpbf16ps", "tdpbf16ps"], ["vpmaddubsw"]),
     "neoverse-n1": ("aarch64-unknown-linux-gnu", ["fmla", "sdot"], []),
     "apple-m1": ("arm64-apple-macosx", ["fmla", "sdot"], []),
 }

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import gguf
 import ml_dtypes
@@ -22,7 +23,13 @@ from max_mistral.kernels.packing import (
     packed_shape,
     panel_bytes,
 )
-from max_mistral.layers.packed import PackedLinear, PackedQKV, linear, rounds
+from max_mistral.layers.packed import (
+    PackedLinear,
+    PackedQKV,
+    linear,
+    rounds,
+    takes_amx,
+)
 from max_mistral.weights.gguf_encode import encode, encoding_of
 from tests.harness import store
 from tests.unit import kernel_graph
@@ -343,6 +350,31 @@ def test_what_is_rounded_beside_which_weights(mode, bfloat16, rounded, monkeypat
     monkeypatch.setattr(kernels, "has_bfloat16", lambda: bfloat16)
     encodings = [Encoding.F32, Encoding.BF16, Encoding.F16, Encoding.Q8_0]
     assert [e for e in encodings if rounds(e, mode)] == rounded
+
+
+@pytest.mark.parametrize(("amx", "in_dim"), [(True, 64), (True, 80), (False, 64)])
+def test_amx_multiplies_whole_tiles_of_bfloat16(amx, in_dim, monkeypatch):
+    monkeypatch.setattr(kernels, "has_amx", lambda: amx)
+    found = [e for e in Encoding if takes_amx(e, in_dim)]
+    assert found == ([Encoding.BF16] if amx and in_dim == 64 else [])
+
+
+def test_amx_is_used_where_linux_grants_it(monkeypatch):
+    asked = []
+
+    def asks(answer):
+        library = SimpleNamespace(syscall=lambda *given: asked.append(given) or answer)
+        monkeypatch.setattr(kernels.ctypes, "CDLL", lambda name: library)
+        return kernels.has_amx.__wrapped__()
+
+    flags = frozenset({"avx512f", "amx_tile", "amx_bf16"})
+    monkeypatch.setattr(kernels, "_cpu_flags", lambda: flags)
+    assert asks(0)
+    assert not asks(-1)
+    assert asked == [(158, 0x1023, 18)] * 2
+    monkeypatch.setattr(kernels, "_cpu_flags", lambda: flags - {"amx_bf16"})
+    assert not asks(0)
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(("mode", "operations"), [("exact", 1), ("on", 2)])
