@@ -7,8 +7,9 @@ that the model does not choose are thrown away, so answers stay what they are,
 token for token, at any temperature.
 
 The idea is prompt lookup decoding (A. Saxena, 2023; ``ngram`` in vLLM).
-:mod:`.drafts` finds drafts, :mod:`.odds` decides how many are worth their rows,
-:mod:`.rows` lays them out for the graph, and :mod:`.pipeline` runs the step.
+:mod:`.drafts` finds what followed last time, :mod:`.follower` makes drafts of it and
+learns which names an answer changes, :mod:`.odds` decides how many are worth their
+rows, :mod:`.rows` lays them out for the graph, and :mod:`.pipeline` runs the step.
 """
 
 from ..switches import is_on

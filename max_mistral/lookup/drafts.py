@@ -1,4 +1,4 @@
-"""Finds drafts: what followed the last time that a text went on as it ends now."""
+"""What a draft is, and where one is found: where a text stood before as it ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int64]
 
 SHORTEST, LONGEST = 2, 32
 """How many tokens before a draft must agree, and how many are looked at."""
@@ -19,30 +21,43 @@ class Draft(NamedTuple):
 
     Attributes:
         tokens: int64 ``[any]``.
-        agreed: How many tokens before them agree, at most ``LONGEST``.
+        agreed: How many tokens before them agree.
     """
 
-    tokens: npt.NDArray[np.int64]
+    tokens: Tokens
     agreed: int
 
 
 NONE = Draft(np.empty(0, np.int64), 0)
 
 
-def propose(text: npt.NDArray[np.int64], most: int) -> Draft:
-    """Returns what followed where most of the text's last tokens stood before.
+class Place(NamedTuple):
+    """Where a text goes on as it may go on at its end.
+
+    Attributes:
+        next: The index of the token that may come next.
+        agreed: How many tokens before it are those at the text's end, at most
+            ``LONGEST``.
+    """
+
+    next: int
+    agreed: int
+
+
+def find(text: Tokens) -> Place | None:
+    """Returns where most of a text's last tokens stood before.
 
     Of several such places the last one counts. A text that has begun to repeat
     itself goes on doing so.
 
     Args:
         text: Token ids, ``[length]``, prompt and answer.
-        most: How many tokens to draft.
     """
-    text = text[-SEARCHED:]
+    skipped = max(len(text) - SEARCHED, 0)
+    text = text[skipped:]
     end = len(text) - 1
-    if most < 1 or end < SHORTEST:
-        return NONE
+    if end < SHORTEST:
+        return None
     # Where the last tokens stood before: the place of the last of them.
     places = np.flatnonzero(text[:end] == text[end])
     agreed = 1
@@ -54,6 +69,5 @@ def propose(text: npt.NDArray[np.int64], most: int) -> Draft:
         places = longer
         agreed += 1
     if agreed < SHORTEST:
-        return NONE
-    followed = text[places[-1] + 1 :]
-    return Draft(np.resize(followed, most), agreed)
+        return None
+    return Place(skipped + int(places[-1]) + 1, agreed)

@@ -18,8 +18,8 @@ MARGIN = 1.03
 
 
 def _kind(agreed: int) -> int:
-    """Drafts are alike whose agreed tokens are 2 to 3, 4 to 7, 8 to 15, or more."""
-    return min(agreed.bit_length() - 2, 3)
+    """Drafts are alike whose agreed tokens are 0 to 1, 2 to 3, 4 to 7, ..., from 16."""
+    return min(max(agreed, 1).bit_length() - 1, 4)
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Odds:
     compared with what came.
     """
 
-    right: list[float] = field(default_factory=lambda: [0.2, 0.4, 0.7, 0.85])
+    right: list[float] = field(default_factory=lambda: [0.15, 0.2, 0.4, 0.7, 0.85])
     """The odds of one more token for each kind of draft; first guesses."""
 
     PACE = 0.15

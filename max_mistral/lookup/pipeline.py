@@ -29,10 +29,11 @@ from max.pipelines.speculative.utils import _SpeculativeDecodingMetrics
 
 from . import enabled
 from .counts import Counts, only_count
-from .drafts import Draft, propose
+from .drafts import Draft
+from .follower import Follower
 from .grammar import Mask, masks_of_rows
 from .greedy import GreedySampler, likeliest
-from .odds import MOST, Candidate, Cost, Odds, how_many
+from .odds import MOST, Candidate, Cost, how_many
 from .rows import sampled_rows, with_drafts
 from .samplers import samplers_together
 
@@ -55,7 +56,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         self._sampler_without_bitmask = plain
         self._drafts = enabled()
         self._cost = Cost()
-        self._odds: dict[RequestID, Odds] = {}
+        self._followers: dict[RequestID, Follower] = {}
         self._counts: Counts | None = None
 
     def batch_spec_decode_metrics(self) -> _SpeculativeDecodingMetrics | None:
@@ -64,7 +65,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
 
     def release(self, request_id: RequestID) -> None:
         """Forgets a request."""
-        self._odds.pop(request_id, None)
+        self._followers.pop(request_id, None)
         super().release(request_id)
 
     def _execute(
@@ -80,11 +81,17 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             return found
         began = time.perf_counter()
         before = [len(context.tokens) for context in batch]
-        proposed = [self._propose(context) for context in batch]
-        odds = [self._odds.setdefault(c.request_id, Odds()) for c in batch]
+        followers = [
+            self._followers.setdefault(context.request_id, Follower())
+            for context in batch
+        ]
+        proposed = [
+            self._propose(context, follower)
+            for context, follower in zip(batch, followers, strict=True)
+        ]
         candidates = [
-            Candidate(draft.agreed, len(draft.tokens), each)
-            for draft, each in zip(proposed, odds, strict=True)
+            Candidate(draft.agreed, len(draft.tokens), follower.odds)
+            for draft, follower in zip(proposed, followers, strict=True)
         ]
         chosen = how_many(candidates, self._cost)
         rows = len(batch) + sum(chosen)
@@ -92,11 +99,11 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             draft.tokens[:count] for draft, count in zip(proposed, chosen, strict=True)
         ]
         outputs = self._step(inputs, drafts)
-        for context, draft, each, length in zip(
-            batch, proposed, odds, before, strict=True
+        for context, draft, follower, length in zip(
+            batch, proposed, followers, before, strict=True
         ):
             came = context.tokens.all[length:].tolist()
-            each.learn(draft.agreed, draft.tokens.tolist(), came)
+            follower.odds.learn(draft.agreed, draft.tokens.tolist(), came)
         seconds = time.perf_counter() - began
         self._cost.observe(rows, seconds, drafts=any(chosen))
         return outputs
@@ -113,13 +120,13 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             and not (sampling.enable_min_tokens and context.min_tokens)
         )
 
-    def _propose(self, context: TextContext) -> Draft:
+    def _propose(self, context: TextContext, follower: Follower) -> Draft:
         """Returns a draft as long as the rest of the context's page."""
         tokens = context.tokens
         page = self._kv_manager.params.page_size
         room = page - 1 - tokens.processed_length % page
         room = min(room, context.max_length - len(tokens) - 1, MOST)
-        draft = propose(tokens.all, room)
+        draft = follower.propose(tokens.all, room)
         # Nothing comes after an end.
         ends = context.eos_tracker.eos_token_ids
         for i, token in enumerate(draft.tokens.tolist()):

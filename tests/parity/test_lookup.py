@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from max_mistral.lookup import pipeline
 from max_mistral.lookup.drafts import Draft
+from max_mistral.lookup.follower import Follower
 from workbench.batch import Batch, Request
 from workbench.demo import GGUF
 from workbench.lookup_texts import KINDS, texts
@@ -118,13 +119,13 @@ def test_tokens_are_drawn_by_their_chances(batch, ask, monkeypatch):
     tokens = np.full((2 * ANSWERS, LENGTH), -1)
     rng, right = np.random.default_rng(3), 0
 
-    def propose(text, room):
+    def propose(self, text, room):
         # What most answers without drafts have there.
         places = tokens[:ANSWERS, len(text) - len(prompt) :].T
         likely = [np.bincount(place[place >= 0]).argmax() for place in places]
         return Draft(np.array(likely[:room], np.int64), 2)
 
-    monkeypatch.setattr(pipeline, "propose", propose)
+    monkeypatch.setattr(Follower, "propose", propose)
     for at in range(0, 2 * ANSWERS, 8):
         # Other seeds for each: the samples know nothing of each other.
         requests = [

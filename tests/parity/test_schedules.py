@@ -27,6 +27,7 @@ from max.serve.scheduler.text_generation_scheduler import TokenGenerationSchedul
 from max_mistral.kv_room import for_planning, with_room
 from max_mistral.lookup import pipeline as lookup
 from max_mistral.lookup.drafts import Draft
+from max_mistral.lookup.follower import Follower
 from max_mistral.lookup.odds import MOST
 from tests.reference import CASES
 from workbench.checkpoints import CONFIGS
@@ -214,7 +215,7 @@ class Drafts:
     def __init__(self, monkeypatch):
         self.rng = np.random.default_rng(11)
         self.texts, self.most = [], 0
-        monkeypatch.setattr(lookup, "propose", self.propose)
+        monkeypatch.setattr(Follower, "propose", lambda _, *text: self.propose(*text))
         monkeypatch.setattr(lookup, "how_many", self.how_many)
 
     def propose(self, text, room):
