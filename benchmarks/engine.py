@@ -104,8 +104,11 @@ class Stopped:
             # Engines print lines of their own, too.
             if line.startswith(f'{{"{what}":'):
                 return json.loads(line)[what]
+        status = self.process.wait()
+        # Of an instruction that the CPU does not have there is nothing else to read.
+        how = signal.strsignal(-status) if status < 0 else f"exit status {status}"
         self.errors.seek(0)
-        sys.exit(f"{self.engine} failed:\n{self.errors.read()[-3000:]}")
+        sys.exit(f"{self.engine} failed ({how}):\n{self.errors.read()[-3000:]}")
 
 
 def work(answer: Callable[[str, int, int], Any]) -> None:

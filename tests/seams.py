@@ -1,7 +1,7 @@
 """What we rely on in MAX and others beyond their documented interface.
 
-A seam is checked by a function in ``tests/unit/test_contract.py`` and is a row of
-the table in CONTRIBUTING.md, which this module writes::
+A seam is checked by a function in ``tests/contract`` and is a row of the table in
+CONTRIBUTING.md, which this module writes::
 
     python -m tests.seams
 """
@@ -200,5 +200,5 @@ def contributing(text: str) -> str:
 if __name__ == "__main__":
     # Under its own name, which the seams register with.
     ours = importlib.import_module("tests.seams")
-    importlib.import_module("tests.unit.test_contract")
+    importlib.import_module("tests.contract").load()
     CONTRIBUTING.write_text(ours.contributing(CONTRIBUTING.read_text()))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .drafts import NONE, SHORTEST, Draft, Place, Tokens, find
+from .drafts import LONGEST, NONE, SHORTEST, Draft, Place, Tokens, find
 from .odds import MOST, Odds
 
 LONGEST_NAME = 4
@@ -72,7 +72,9 @@ class Follower:
         """
         self._drop_names(text)
         self._follow(text)
-        found = find(text)
+        place = self._place
+        at_best = place is not None and place.agreed >= LONGEST
+        found = None if at_best else find(text)
         if self._parting is not None:
             self._learn_name(text, self._parting, found)
         self._choose(text, found)
@@ -154,6 +156,11 @@ class Follower:
         most = (MOST + 1) * LONGEST_NAME
         copied = np.resize(text[start : start + most], most).tolist()
         expected = _spelled(self._rest, start)
+        if not self._names:
+            copied = copied[: MOST + 1]
+            return expected + [
+                Expected(token, (), start + i % rest) for i, token in enumerate(copied, 1)
+            ]
         at = 0
         while len(expected) <= MOST:
             old: Name = (copied[at],)

@@ -1,0 +1,107 @@
+"""The context that the max-mistral command takes: what fits the memory."""
+
+import json
+
+import pytest
+
+from max_mistral import host_memory
+from max_mistral.command import memory, plan
+from max_mistral.command.checkpoint import read_checkpoint
+from max_mistral.command.memory import gigabytes
+from tests.commands import have_gpus, in_bfloat16, value
+from workbench.checkpoints import (
+    BASE,
+    write_checkpoint,
+)
+from workbench.quantized import LAYOUTS, write_quantized
+
+
+@pytest.mark.parametrize(("mode", "number"), [("on", 2), ("exact", 4)])
+def test_the_context_is_a_power_of_two_that_fits(
+    run, folder, monkeypatch, mode, number
+):
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", mode)
+    config = json.loads((folder / "config.json").read_text())
+    width = config["num_hidden_layers"] * config["num_key_value_heads"]
+    token = 2 * width * config["head_dim"] * number
+    weights = (folder / "model.safetensors").stat().st_size
+
+    def free(tokens):
+        """Such that half of what is left of 90 % holds this many tokens."""
+        return int((weights + 2 * tokens * token) / 0.9) + 8
+
+    for tokens, context in ((600, 512), (512, 512), (511, 256), (256, 256)):
+        monkeypatch.setattr(memory, "free_memory", lambda t=tokens: free(t))
+        _, found, err = run("generate", folder)
+        assert value(found, "--max-length") == str(context)
+    assert "context 256 (its limit is 512;" in err
+    # Too few tokens, and a memory that the weights alone exceed.
+    for size in (free(255), 0):
+        monkeypatch.setattr(memory, "free_memory", lambda size=size: size)
+        status, _, err = run("generate", folder)
+        assert status == 1
+        assert "leaves no room for a context" in err
+    # The user may know better.
+    _, found, _ = run("generate", folder, "--max-length", "512")
+    assert value(found, "--max-length") == "512"
+
+
+@pytest.mark.parametrize(("keep", "doubled"), [("bfloat16", True), ("keep", False)])
+def test_fp8_that_a_gpu_does_not_keep_counts_twice(
+    run, tmp_path, monkeypatch, keep, doubled
+):
+    folder = write_checkpoint(tmp_path / "static", BASE)
+    write_quantized(folder, LAYOUTS["static"])
+    file = folder / "model.safetensors"
+    have_gpus(monkeypatch, 1)
+    monkeypatch.setattr("max_mistral.gpu.gpu_architecture", lambda: "sm_90a")
+    monkeypatch.setenv("MAX_MISTRAL_FP8", keep)
+    _, _, err = run("serve", folder)
+    sizes = [gigabytes(file.stat().st_size), gigabytes(in_bfloat16(file))]
+    assert sizes[0] != sizes[1]
+    assert f"{sizes[doubled]} of weights" in err
+
+
+def test_the_format_of_the_cache_counts(run, folder, monkeypatch):
+    weights = (folder / "model.safetensors").stat().st_size
+    config = plan._read_config(folder)
+    token = memory._token_bytes(config, plan._read_devices("cpu"), "bfloat16")
+    free = int((weights + 2 * 256 * token) / 0.9) + 8
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
+    _, found, _ = run("generate", folder, "--kv-cache-format", "bfloat16")
+    assert value(found, "--max-length") == "256"
+    # Of twice the size half as many would fit, which is too few.
+    status, _, err = run("generate", folder, "--kv-cache-format", "float32")
+    assert status == 1
+    assert "leaves no room for a context" in err
+
+
+def test_without_the_kernels_weights_are_float32(folder, monkeypatch):
+    checkpoint = read_checkpoint(folder)
+    config = plan._read_config(folder)
+    devices = plan._read_devices("cpu")
+    packed = memory.fit_context(checkpoint, config, devices, "float32").weights
+    monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
+    wide = memory.fit_context(checkpoint, config, devices, "float32").weights
+    # The file is bfloat16 and has a header.
+    assert wide < 2 * packed < wide + 20_000
+
+
+def test_a_containers_limit_counts(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(host_memory, "CONTAINER_LIMIT", limit)
+    free = memory.free_memory()
+    assert free > 10**6
+    limit.write_text("1000000\n")
+    assert memory.free_memory() == 10**6
+    # More than the machine has is no promise of it.
+    limit.write_text(f"{2**60}\n")
+    assert 10**6 < memory.free_memory() < 2**60
+    limit.write_text("max\n")
+    assert memory.free_memory() > 10**6
+
+
+def test_sizes_as_people_say_them():
+    assert gigabytes(14_483_498_224) == "14.5 GB"
+    assert gigabytes(98_400_000) == "98.4 MB"
