@@ -1,4 +1,4 @@
-"""What tests ask of a command that max-mistral made."""
+"""The machine and the files of the command's tests, and what they ask of it."""
 
 import math
 

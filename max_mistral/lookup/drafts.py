@@ -1,4 +1,4 @@
-"""What a draft is, and where one is found: where a text stood before as it ends."""
+"""Drafts, and where they are found: where the text's last tokens stood before."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy.typing as npt
 Tokens = npt.NDArray[np.int64]
 
 SHORTEST, LONGEST = 2, 32
-"""How many tokens before a draft must agree, and how many are looked at."""
+"""How many tokens must agree where a draft is found, and how many are looked at."""
 
 SEARCHED = 1 << 16
 """How far back a text is searched, in tokens: about 0.1 ms."""
 
 FEW = 64
-"""Of how many places each is followed back at once."""
+"""Up to how many places are compared all at once."""
 
 
 class Draft(NamedTuple):
@@ -24,7 +24,7 @@ class Draft(NamedTuple):
 
     Attributes:
         tokens: int64 ``[any]``.
-        agreed: How many tokens before them agree.
+        agreed: How many tokens before them came as expected.
     """
 
     tokens: Tokens
@@ -51,10 +51,10 @@ def find(text: Tokens) -> Place | None:
     """Returns where most of a text's last tokens stood before.
 
     Of several such places the last one counts. A text that has begun to repeat
-    itself goes on doing so.
+    itself goes on doing so. ``None`` if fewer than ``SHORTEST`` agree anywhere.
 
     Args:
-        text: Token ids, ``[length]``, prompt and answer.
+        text: Token ids, ``[length]``, prompt and answer. Its last ``SEARCHED`` count.
     """
     skipped = max(len(text) - SEARCHED, 0)
     text = text[skipped:]
@@ -64,7 +64,7 @@ def find(text: Tokens) -> Place | None:
     # Where the last tokens stood before: the place of the last of them.
     places = np.flatnonzero(text[:end] == text[end])
     agreed = 1
-    while agreed < SHORTEST or FEW < len(places) and agreed < LONGEST:
+    while agreed < SHORTEST or (len(places) > FEW and agreed < LONGEST):
         longer = places[places >= agreed]
         longer = longer[text[longer - agreed] == text[end - agreed]]
         if not len(longer):
@@ -73,6 +73,9 @@ def find(text: Tokens) -> Place | None:
         agreed += 1
     if agreed < SHORTEST:
         return None
+    if len(places) > FEW:
+        # So many agree in the same tokens, and none in more.
+        return Place(skipped + int(places[-1]) + 1, agreed)
     # [places, tokens back]
     back = np.arange(min(LONGEST, end))
     before = places[:, None] - back

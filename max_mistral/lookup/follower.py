@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from .drafts import LONGEST, NONE, SHORTEST, Draft, Place, Tokens, find
+from .drafts import LONGEST, NONE, SHORTEST, Draft, Tokens, find
 from .odds import MOST, Odds
 
 LONGEST_NAME = 4
 """Most tokens of a name, the old or the new one."""
 
 MOST_NAMES = 16
-"""How many new names are known at a time."""
+"""How many names are known at a time."""
 
 Name = tuple[int, ...]
 
@@ -24,7 +25,7 @@ class Expected(NamedTuple):
     Attributes:
         token: Its id.
         rest: What is left of a new name after it.
-        next: The place in the text of what is copied after that.
+        next: Where the copied text goes on after the name.
     """
 
     token: int
@@ -32,19 +33,37 @@ class Expected(NamedTuple):
     next: int
 
 
-class Parting(NamedTuple):
-    """Where an answer left what it copied: the places of the two tokens that differ."""
+class Spot(NamedTuple):
+    """Two places in the text: in what is copied, and in the answer."""
 
     copied: int
     answer: int
 
 
+@dataclass
+class Copy:
+    """What the answer is copying.
+
+    Attributes:
+        next: The index in the text of the token that may come next.
+        agreed: How many tokens came as expected.
+        began: Where that began.
+        rest: What is left of a new name, before ``next``.
+    """
+
+    next: int
+    agreed: int
+    began: Spot
+    rest: Name = ()
+
+
 class Follower:
     """Follows one request's text, and drafts what comes next.
 
-    Mostly a draft is what followed the last time (:func:`.drafts.find`). An answer
-    that parts from it by one token may have put a new name for an old one: then the
-    draft goes on behind the name. Once that was so, drafts have the new name too.
+    Mostly a draft is what followed the last time (:func:`.drafts.find`). Where an
+    answer parts from what it copies, it may write a new name in place of an old one:
+    the draft goes on behind the old name. When the two texts agree again, the names
+    are known, and later drafts have the new one.
 
     Attributes:
         odds: How often its drafts were right.
@@ -52,128 +71,148 @@ class Follower:
 
     def __init__(self) -> None:
         self.odds = Odds()
-        self._length = 0
-        self._place: Place | None = None
-        # What the answer has still to write before it copies on from there.
-        self._rest: Name = ()
+        self._length: int | None = None
+        self._copy: Copy | None = None
         self._expected: list[Expected] = []
-        self._parting: Parting | None = None
-        self._names: dict[Name, Name] = {}
-        # Old names that the answer writes as well.
-        self._kept: set[Name] = set()
+        self._parting: Spot | None = None
+        # By the old name the new one, or the same where the answer writes both.
+        self._new_names: dict[Name, Name] = {}
 
     def propose(self, text: Tokens, most: int) -> Draft:
         """Returns a draft.
 
         Args:
-            text: Token ids, ``[length]``, prompt and answer; the same as at the last
-                call, and what came since.
+            text: Token ids, ``[length]``, prompt and answer; as a rule the same as at
+                the last call, and what came since.
             most: How many tokens to draft, up to ``MOST``.
         """
-        self._drop_names(text)
         self._follow(text)
-        place = self._place
-        at_best = place is not None and place.agreed >= LONGEST
-        found = None if at_best else find(text)
-        if self._parting is not None:
-            self._learn_name(text, self._parting, found)
-        self._choose(text, found)
-        if self._place is None:
+        self._choose(text)
+        self._settle(text, len(text))
+        if self._copy is None:
             self._expected = []
             return NONE
-        self._expected = self._walk(text, self._place.next)
+        self._expected = self._walk(text, self._copy)
         tokens = [token for token, *_ in self._expected[: max(min(most, MOST), 0)]]
-        return Draft(np.array(tokens, np.int64), self._place.agreed)
-
-    def _drop_names(self, text: Tokens) -> None:
-        """Forgets a new name where the answer has written the old one."""
-        for old in list(self._names):
-            came = text[max(self._length - len(old) + 1, 0) :].tolist()
-            starts = range(len(came) - len(old) + 1)
-            if any(tuple(came[i : i + len(old)]) == old for i in starts):
-                del self._names[old]
-                self._kept.add(old)
+        return Draft(np.array(tokens, np.int64), self._copy.agreed)
 
     def _follow(self, text: Tokens) -> None:
-        """Goes on by the tokens that came, or parts where they are others."""
-        came = text[self._length :].tolist()
-        place, before = self._place, self._length
-        self._length = len(text)
-        if place is None:
+        """Takes in the tokens that came."""
+        before, self._length = self._length, len(text)
+        if before is None or not before <= len(text) <= before + MOST + 1:
+            # A new text, or steps that others have run.
+            self._copy = self._parting = None
             return
-        if len(came) > len(self._expected):
-            self._place = self._parting = None
-            return
-        for i, (token, expected) in enumerate(zip(came, self._expected, strict=False)):
-            if token != expected.token:
-                if place.agreed >= SHORTEST:
-                    self._parting = Parting(place.next, before + i)
-                self._place = None
+        self._keep_names(text[max(before - LONGEST_NAME + 1, 0) :].tolist())
+        expected = self._expected
+        for place, token in enumerate(text[before:].tolist(), before):
+            if self._copy is None:
                 return
-            self._place = place = Place(expected.next, place.agreed + 1)
-            self._rest = expected.rest
+            if not expected or token != expected[0].token:
+                self._part(place)
+                return
+            (_, rest, behind), *expected = expected
+            self._copy.agreed += 1
+            self._copy.rest, self._copy.next = rest, behind
+            if self._settle(text, place + 1):
+                expected = self._walk(text, self._copy)
 
-    def _learn_name(self, text: Tokens, parting: Parting, found: Place | None) -> None:
-        """Takes what stands between a parting and where texts agree again for names."""
-        for place in (self._place, found):
-            if place is None or place.agreed < SHORTEST:
-                continue
-            old = text[parting.copied : place.next - place.agreed].tolist()
-            new = text[parting.answer : len(text) - place.agreed].tolist()
+    def _part(self, place: int) -> None:
+        """Leaves what was copied, at a place in the answer."""
+        assert self._copy is not None
+        if self._parting is None and self._copy.agreed >= SHORTEST:
+            self._parting = Spot(self._copy.next, place)
+        self._copy = None
+
+    def _settle(self, text: Tokens, length: int) -> bool:
+        """Learns a name if the texts agree again behind it, or gives it up.
+
+        Args:
+            text: The text.
+            length: How much of it has been followed.
+
+        Returns:
+            Whether a name was learned.
+        """
+        parting, copy = self._parting, self._copy
+        if parting is None:
+            return False
+        if copy is not None and copy.agreed >= SHORTEST:
+            old, new = _differing(text, parting, copy.began)
             if 0 < len(old) <= LONGEST_NAME and 0 < len(new) <= LONGEST_NAME:
-                self._add_name(tuple(old), tuple(new))
+                self._learn(tuple(old.tolist()), tuple(new.tolist()))
+                self._parting = None
+                return True
+        if length - parting.answer > LONGEST_NAME + SHORTEST:
             self._parting = None
-            return
-        if len(text) - parting.answer > LONGEST_NAME + SHORTEST:
-            self._parting = None
+        return False
 
-    def _add_name(self, old: Name, new: Name) -> None:
+    def _learn(self, old: Name, new: Name) -> None:
         """Takes a name, and forgets the oldest one of too many."""
-        if old not in self._kept:
-            self._names[old] = new
-        if len(self._names) > MOST_NAMES:
-            del self._names[next(iter(self._names))]
+        known = self._new_names.pop(old, None)
+        self._new_names[old] = old if known == old else new
+        if len(self._new_names) > MOST_NAMES:
+            del self._new_names[next(iter(self._new_names))]
 
-    def _choose(self, text: Tokens, found: Place | None) -> None:
-        """Stays where the answer is, unless more tokens agree elsewhere."""
-        place = self._place
-        if place is not None and (found is None or found.agreed <= place.agreed):
-            return
-        self._place, self._rest = found, ()
-        if found is None and self._parting is not None:
+    def _keep_names(self, came: list[int]) -> None:
+        """Leaves those names as they are whose old one the answer writes too."""
+        for size in range(1, LONGEST_NAME + 1):
+            for i in range(len(came) - size + 1):
+                name = tuple(came[i : i + size])
+                if name in self._new_names:
+                    self._new_names[name] = name
+
+    def _choose(self, text: Tokens) -> None:
+        """Goes on with what is copied, unless more tokens agree elsewhere."""
+        agreed = -1 if self._copy is None else self._copy.agreed
+        found = find(text) if agreed < LONGEST else None
+        if found is not None and found.agreed > agreed:
+            began = Spot(found.next - found.agreed, len(text) - found.agreed)
+            self._copy = Copy(found.next, found.agreed, began)
+        elif self._copy is None and self._parting is not None:
             # As if as many tokens of the old name had been written as of the new.
             behind = self._parting.copied + len(text) - self._parting.answer
             if behind < len(text) - 1:
-                self._place = Place(behind, 0)
+                self._copy = Copy(behind, 0, Spot(behind, len(text)))
 
-    def _walk(self, text: Tokens, start: int) -> list[Expected]:
-        """Returns what comes if the text is copied from ``start`` with new names.
+    def _walk(self, text: Tokens, copy: Copy) -> list[Expected]:
+        """Returns what comes if a text is copied on, with new names.
 
         Where it ends, what was copied follows itself.
         """
-        rest = len(text) - start
+        size = len(text) - copy.next
         # Each token that is expected takes at most a name of what is copied.
         most = (MOST + 1) * LONGEST_NAME
-        copied = np.resize(text[start : start + most], most).tolist()
-        expected = _spelled(self._rest, start)
-        if not self._names:
-            copied = copied[: MOST + 1]
-            return expected + [
-                Expected(token, (), start + i % rest) for i, token in enumerate(copied, 1)
-            ]
+        copied = np.resize(text[copy.next : copy.next + most], most).tolist()
+        expected = _spelled(copy.rest, copy.next)
+        if not self._new_names:
+            tokens = enumerate(copied[: MOST + 1], 1)
+            return expected + [Expected(t, (), copy.next + i % size) for i, t in tokens]
         at = 0
         while len(expected) <= MOST:
-            old: Name = (copied[at],)
-            new = old
-            for name in self._names:
-                if tuple(copied[at : at + len(name)]) == name:
-                    old, new = name, self._names[name]
-                    break
+            old = self._old_name(copied, at)
+            new = self._new_names.get(old, old)
             at += len(old)
-            expected += _spelled(new, start + at % rest)
+            expected += _spelled(new, copy.next + at % size)
         return expected
+
+    def _old_name(self, copied: list[int], at: int) -> Name:
+        """Returns the longest name at a place, or its token."""
+        for size in range(LONGEST_NAME, 1, -1):
+            name = tuple(copied[at : at + size])
+            if name in self._new_names:
+                return name
+        return (copied[at],)
 
 
 def _spelled(name: Name, behind: int) -> list[Expected]:
     """Returns a name's tokens, before the place ``behind``."""
     return [Expected(token, name[i + 1 :], behind) for i, token in enumerate(name)]
+
+
+def _differing(text: Tokens, begin: Spot, end: Spot) -> tuple[Tokens, Tokens]:
+    """Returns what is copied and what the answer has, without an end that both have."""
+    old, new = text[begin.copied : end.copied], text[begin.answer : end.answer]
+    while len(old) and len(new) and old[-1] == new[-1]:
+        old, new = old[:-1], new[:-1]
+    return old, new

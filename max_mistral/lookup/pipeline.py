@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from max.driver import Buffer
 from max.pipelines.context import (
     LogProbabilities,
@@ -29,16 +27,13 @@ from max.pipelines.speculative.utils import _SpeculativeDecodingMetrics
 
 from . import enabled
 from .counts import Counts, only_count
-from .drafts import Draft
+from .drafts import NONE, Draft, Tokens
 from .follower import Follower
 from .grammar import Mask, masks_of_rows
 from .greedy import GreedySampler, likeliest
 from .odds import MOST, Candidate, Cost, how_many
 from .rows import sampled_rows, with_drafts
 from .samplers import samplers_together
-
-Tokens = npt.NDArray[np.int64]
-_NONE: Tokens = np.empty(0, np.int64)
 
 
 class LookupPipeline(TextGenerationPipeline[TextContext]):
@@ -76,7 +71,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         if not batch or not all(self._may_draft(context) for context in batch):
             return super()._execute(inputs)
         if not self._drafts:
-            found = self._step(inputs, [_NONE] * len(batch))
+            found = self._step(inputs, [NONE.tokens] * len(batch))
             self._counts = None
             return found
         began = time.perf_counter()

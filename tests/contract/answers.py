@@ -1,4 +1,4 @@
-"""What becomes of a request that is served, and when it ends."""
+"""The server around a request: embeddings, thinking, stops, and its worker."""
 
 import dataclasses
 import inspect

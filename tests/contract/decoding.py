@@ -25,20 +25,6 @@ def kept_log_probabilities():
 
 
 @seam(
-    "MAX makes a pipeline by the architecture's `pipeline_cls(pipeline_config=, ...)`, "
-    "or by what `get_pipeline_for_task(task, config)` returns",
-    "pipeline_cls get_pipeline_for_task",
-    "see `retrieve_factory` in MAX's `pipelines/lib/registry.py`; `make_pipeline` in "
-    "`lookup/choice.py` stands for a class",
-)
-def pipeline_of_an_architecture():
-    registry = "max.pipelines.lib.registry"
-    takes(f"{registry}:get_pipeline_for_task", 2)
-    says(registry, "pipeline_class = arch.pipeline_cls", r"pipeline_class = get_pipel")
-    says(registry, r"partial\(pipeline_class, \*\*factory_kwargs\)")
-
-
-@seam(
     "a decode step of MAX's pipeline for CPUs, `TextGenerationPipeline._execute`: what "
     "it reads, and in which order it masks, runs, samples, scores and commits",
     "_execute _launch_forward_pass _structured_output _sampler_with_bitmask "

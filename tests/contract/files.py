@@ -1,4 +1,4 @@
-"""What is read from files, and by whom: Hugging Face's, Mistral's."""
+"""Others' readers of files: of configs, tokenizers, chat templates and GGUF."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Layers of max.nn that ours extend, or call in one way only."""
+"""Layers of max.nn that ours extend or call in one way only, and GPUs' matmuls."""
 
 from tests.seams import find, has, says, seam, takes
 

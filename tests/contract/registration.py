@@ -1,4 +1,4 @@
-"""Registration and configs."""
+"""Registration, configs, and how MAX plans memory."""
 
 import dataclasses
 import inspect
@@ -151,3 +151,17 @@ def room_for_a_step():
             f"max.pipelines.lib.pipeline_variants.{name}",
             r"kv_params = self._pipeline_model.kv_params",
         )
+
+
+@seam(
+    "MAX makes a pipeline by the architecture's `pipeline_cls(pipeline_config=, ...)`, "
+    "or by what `get_pipeline_for_task(task, config)` returns",
+    "pipeline_cls get_pipeline_for_task",
+    "see `retrieve_factory` in MAX's `pipelines/lib/registry.py`; `make_pipeline` in "
+    "`lookup/choice.py` stands for a class",
+)
+def pipeline_of_an_architecture():
+    registry = "max.pipelines.lib.registry"
+    takes(f"{registry}:get_pipeline_for_task", 2)
+    says(registry, "pipeline_class = arch.pipeline_cls", r"pipeline_class = get_pipel")
+    says(registry, r"partial\(pipeline_class, \*\*factory_kwargs\)")

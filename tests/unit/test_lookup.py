@@ -1,6 +1,7 @@
 """Prompt lookup without a model: drafts, how many are worth it, rows and grammars."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,8 +17,7 @@ from max.pipelines.sampling.seeds import request_row_seed
 from max_mistral.errors import UserError
 from max_mistral.kernels import library
 from max_mistral.lookup import choice, drafts, enabled
-from max_mistral.lookup.drafts import LONGEST, SHORTEST, find
-from max_mistral.lookup.follower import LONGEST_NAME, MOST_NAMES, Follower
+from max_mistral.lookup.drafts import FEW, LONGEST, SHORTEST, find
 from max_mistral.lookup.grammar import masks_of_rows
 from max_mistral.lookup.greedy import GreedySampler
 from max_mistral.lookup.odds import (
@@ -56,11 +56,12 @@ def agreement(text, end):
     return count
 
 
-@given(TEXTS)
-def test_the_place_found_is_that_of_the_longest_agreement(text):
+@given(TEXTS, st.sampled_from([0, 1, 3, FEW]))
+def test_the_place_found_is_that_of_the_longest_agreement(text, few):
     agreed = [agreement(text, end) for end in range(len(text) - 1)]
     best = max(agreed, default=0)
-    place = find(np.array(text, np.int64))
+    with mock.patch.object(drafts, "FEW", few):
+        place = find(np.array(text, np.int64))
     if best < SHORTEST:
         assert place is None
         return
@@ -73,93 +74,6 @@ def test_only_the_end_of_a_long_text_is_searched(monkeypatch):
     text = np.array([1, 2, 3, 0, 0, 0, 0, 0, 0, 1, 2])
     assert find(text) is None
     assert find(np.array([7, 7, 7, 1, 2, 3, 0, 1, 2])) == (5, 2)
-
-
-@given(TEXTS, st.integers(-1, 20))
-def test_a_draft_is_what_followed(text, most):
-    found = Follower().propose(np.array(text, np.int64), most)
-    place = find(np.array(text, np.int64))
-    if place is None:
-        assert not len(found.tokens)
-        return
-    want = list(text)
-    # What followed, and where that ends, what would follow it in turn.
-    for _ in range(max(min(most, MOST), 0)):
-        want.append(want[place.next + len(want) - len(text)])
-    assert found.agreed == place.agreed
-    assert found.tokens.tolist() == want[len(text) :]
-
-
-def drafts_of(prompt, answer, follower=None):
-    """What is drafted before each token of an answer."""
-    follower, text = follower or Follower(), np.array(prompt + answer)
-    lengths = range(len(prompt), len(text))
-    return [follower.propose(text[:n], MOST).tokens.tolist() for n in lengths]
-
-
-# A name of one token, 1, in a text without any repetition.
-SOURCE = [50, 51, 52, 1, 53, 54, 55, 56, 1, 57, 58, 59, 1, 60, 61, 62, 63, 64]
-
-
-def renamed(old, new):
-    return [t for token in SOURCE for t in (new if token == 1 else [token])]
-
-
-@pytest.mark.parametrize("old", [[1], [1, 2], [1, 2, 3, 4]])
-@pytest.mark.parametrize("new", [[7], [7, 8], [7, 8, 9, 10]])
-def test_a_new_name_is_drafted_once_it_was_seen(old, new):
-    prompt, answer = renamed(1, old), renamed(1, new)
-    found = drafts_of([*prompt, 90], answer)
-    # The name's first mention comes as a surprise, and ends where two tokens agree.
-    at = answer.index(7) + len(new) + SHORTEST
-    for place in range(at, len(answer)):
-        draft, rest = found[place], answer[place:]
-        # Behind the source stands what is not in the answer.
-        assert draft[: len(rest)] == rest[: len(draft)], place
-        assert len(draft) == MOST
-
-
-def test_a_token_may_differ_without_being_a_name():
-    # Behind it the draft goes on at once, and the old token stays where it came back.
-    answer = renamed(1, [7])[:8] + renamed(1, [1])[8:]
-    found = drafts_of([*SOURCE, 90], answer)
-    assert found[4][:4] == answer[4:8]
-    assert found[8][0] == 7
-    assert found[9][:3] == answer[9:12]
-    assert found[12][:6] == answer[12:]
-
-
-def test_names_longer_than_some_tokens_are_not_learned():
-    follower, new = Follower(), list(range(100, 101 + LONGEST_NAME))
-    drafts_of([*SOURCE, 90], renamed(1, new), follower)
-    assert not follower._names
-
-
-def test_the_oldest_names_are_forgotten():
-    # Each name stands once, between tokens that stay.
-    count = MOST_NAMES + 3
-    kept = [[1000 + 3 * i, 1001 + 3 * i, 1002 + 3 * i] for i in range(count)]
-    prompt = [t for i, three in enumerate(kept) for t in (*three, i)]
-    answer = [t for i, three in enumerate(kept) for t in (*three, 500 + i)]
-    follower = Follower()
-    drafts_of([*prompt, 90], answer, follower)
-    # The last one's end was not seen.
-    assert list(follower._names) == [(i,) for i in range(2, count - 1)]
-
-
-@given(
-    st.lists(st.integers(0, 5), min_size=1, max_size=60),
-    st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=40), max_size=12),
-    st.lists(st.integers(-1, 20), min_size=12, max_size=12),
-)
-def test_any_text_can_be_followed(prompt, steps, most):
-    # Steps without drafts, of any length, come between.
-    follower, text = Follower(), np.array(prompt, np.int64)
-    for came, room in zip(steps, most, strict=False):
-        draft = follower.propose(text, room)
-        assert len(draft.tokens) in (0, max(min(room, MOST), 0))
-        assert np.isin(draft.tokens, text).all()
-        text = np.concatenate([text, came])
 
 
 def test_odds_learn_what_came():

@@ -1,4 +1,7 @@
-"""The max-mistral command in a process that stays. Nothing compiles."""
+"""The max-mistral command in a process that stays. Nothing compiles.
+
+``machine`` is for all tests of this folder.
+"""
 
 import os
 
@@ -8,10 +11,7 @@ from max_mistral import command
 from max_mistral.command import memory, plan
 from tests.commands import PLENTY
 from tests.unit.test_gguf import write_gguf
-from workbench.checkpoints import (
-    BASE,
-    write_checkpoint,
-)
+from workbench.checkpoints import BASE, write_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """What the max-mistral command prepares, and keeps for the next time."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,12 +11,10 @@ import pytest
 
 from max_mistral import own_folders
 from max_mistral.command import model_cache
+from max_mistral.errors import UserError
 from tests.commands import value
 from tests.unit.test_gguf import write_gguf
-from workbench.checkpoints import (
-    BASE,
-    write_native,
-)
+from workbench.checkpoints import BASE, write_native
 
 
 def test_a_changed_file_is_prepared_anew(run, gguf):
@@ -141,3 +140,14 @@ def test_a_failure_leaves_nothing(run, tmp_path):
     assert run("serve", source)[0] == 1
     models = tmp_path / "cache" / "max_mistral" / "models"
     assert [path.name for path in models.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_cache_that_is_full(gguf, monkeypatch, number):
+    def fail(source, folder):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(model_cache, "prepare", fail)
+    full = number == errno.ENOSPC
+    with pytest.raises(UserError if full else OSError, match=r"no folder|error"):
+        model_cache.prepared(gguf, print)

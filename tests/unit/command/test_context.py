@@ -9,10 +9,7 @@ from max_mistral.command import memory, plan
 from max_mistral.command.checkpoint import read_checkpoint
 from max_mistral.command.memory import gigabytes
 from tests.commands import have_gpus, in_bfloat16, value
-from workbench.checkpoints import (
-    BASE,
-    write_checkpoint,
-)
+from workbench.checkpoints import BASE, write_checkpoint
 from workbench.quantized import LAYOUTS, write_quantized
 
 

@@ -1,25 +1,17 @@
 """What the max-mistral command does with the user's flags."""
 
-import errno
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from max_mistral.command import model_cache
 from max_mistral.command.checkpoint import read_checkpoint
 from max_mistral.command.errors import UsageError
 from max_mistral.command.flags import Flags
-from max_mistral.errors import UserError
 from tests.commands import value
 from tests.unit.test_gguf import write_gguf
-from workbench.checkpoints import (
-    BASE,
-    write_checkpoint,
-    write_native,
-)
+from workbench.checkpoints import BASE, write_checkpoint, write_native
 
 
 def test_other_flags_go_through_unchanged(run, folder):
@@ -120,17 +112,6 @@ def test_an_adapter_beside_the_weights_is_none_of_them(folder):
     (folder / "adapter_model.safetensors").write_bytes(b"an adapter")
     (file,) = read_checkpoint(folder).weights
     assert file.name == "model.safetensors"
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_a_cache_that_is_full(gguf, monkeypatch, number):
-    def fail(source, folder):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(model_cache, "prepare", fail)
-    full = number == errno.ENOSPC
-    with pytest.raises(UserError if full else OSError, match=r"no folder|error"):
-        model_cache.prepared(gguf, print)
 
 
 def test_a_tokenizer_of_the_users_own(run, gguf, folder, tmp_path):

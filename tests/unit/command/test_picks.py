@@ -7,12 +7,7 @@ from pathlib import Path
 from max_mistral.command import memory
 from max_mistral.command.memory import gigabytes
 from tests.commands import have_gpus, in_bfloat16, value
-from workbench.checkpoints import (
-    BASE,
-    write_checkpoint,
-    write_headless,
-    write_native,
-)
+from workbench.checkpoints import BASE, write_checkpoint, write_headless, write_native
 from workbench.quantized import LAYOUTS, write_quantized
 
 
