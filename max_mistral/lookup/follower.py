@@ -103,26 +103,22 @@ class Follower:
             # A new text, or steps that others have run.
             self._copy = self._parting = None
             return
-        self._keep_names(text[max(before - LONGEST_NAME + 1, 0) :].tolist())
-        expected = self._expected
+        if self._new_names:
+            self._keep_names(text[max(before - LONGEST_NAME + 1, 0) :].tolist())
+        copy, expected = self._copy, iter(self._expected)
+        if copy is None:
+            return
         for place, token in enumerate(text[before:].tolist(), before):
-            if self._copy is None:
+            right = next(expected, None)
+            if right is None or right.token != token:
+                if self._parting is None and copy.agreed >= SHORTEST:
+                    self._parting = Spot(copy.next, place)
+                self._copy = None
                 return
-            if not expected or token != expected[0].token:
-                self._part(place)
-                return
-            (_, rest, behind), *expected = expected
-            self._copy.agreed += 1
-            self._copy.rest, self._copy.next = rest, behind
+            copy.agreed += 1
+            copy.rest, copy.next = right.rest, right.next
             if self._settle(text, place + 1):
-                expected = self._walk(text, self._copy)
-
-    def _part(self, place: int) -> None:
-        """Leaves what was copied, at a place in the answer."""
-        assert self._copy is not None
-        if self._parting is None and self._copy.agreed >= SHORTEST:
-            self._parting = Spot(self._copy.next, place)
-        self._copy = None
+                expected = iter(self._walk(text, copy))
 
     def _settle(self, text: Tokens, length: int) -> bool:
         """Learns a name if the texts agree again behind it, or gives it up.
@@ -186,6 +182,7 @@ class Follower:
         copied = np.resize(text[copy.next : copy.next + most], most).tolist()
         expected = _spelled(copy.rest, copy.next)
         if not self._new_names:
+            # As most texts have it; the loop below would take longer.
             tokens = enumerate(copied[: MOST + 1], 1)
             return expected + [Expected(t, (), copy.next + i % size) for i, t in tokens]
         at = 0

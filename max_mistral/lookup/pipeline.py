@@ -120,7 +120,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         tokens = context.tokens
         page = self._kv_manager.params.page_size
         room = page - 1 - tokens.processed_length % page
-        room = min(room, context.max_length - len(tokens) - 1, MOST)
+        room = min(room, context.max_length - len(tokens) - 1)
         draft = follower.propose(tokens.all, room)
         # Nothing comes after an end.
         ends = context.eos_tracker.eos_token_ids

@@ -19,9 +19,7 @@ from max_mistral.matmuls import (
     choose,
     use_right_matmul,
 )
-from max_mistral.products import (
-    Product,
-)
+from max_mistral.products import Product
 from max_mistral.self_check import Wrong
 from tests.unit.test_self_check import PRODUCTS
 from workbench.demo import ROOT
