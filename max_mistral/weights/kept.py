@@ -91,7 +91,7 @@ class KeptMatrices:
     def matrix(
         self, name: str, shape: tuple[int, int], make: Callable[[], Bytes]
     ) -> Bytes:
-        """Returns a packed matrix, mapped if it was kept, or else made and kept.
+        """Returns a packed matrix: mapped, once it was made and kept.
 
         Args:
             name: What tells it from the checkpoint's others, also if they were
@@ -116,11 +116,12 @@ class KeptMatrices:
         self._check()
         try:
             _write(path, made)
+            found = _mapped(path, shape)
         except OSError as error:
             logger.warning("Packed weights cannot be kept: %s", error)
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-        return made
+        return made if found is None else found
 
 
 def state_of(paths: Sequence[Path]) -> State:
@@ -226,6 +227,10 @@ def _mapped(path: Path, shape: tuple[int, int]) -> Bytes | None:
         pages = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
     finally:
         os.close(descriptor)
+    # Decoding reads every page each token: in pages of 4 KiB it is a tenth slower.
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # This Linux has none.
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8).reshape(shape)
 
 

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import re
 import shutil
 import stat
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,6 +73,22 @@ def test_it_is_packed_once(checkpoint, cache):
     matrix(checkpoint, packer)
     assert packer.runs == 1
     assert [path.name for path in files(cache)] == ["a"]
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(),
+    reason="this system has no huge pages",
+)
+def test_it_is_mapped_in_huge_pages_where_they_fit(checkpoint, cache):
+    """At its first start and at the next ones; what smaps calls ``hg``."""
+    kept = [matrix(checkpoint, Packer()) for _ in range(2)]
+    (file,) = files(cache)
+    mappings = re.split(
+        r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(), flags=re.M
+    )
+    ours = [text for text in mappings if str(file) in text]
+    assert len(ours) == len(kept)
+    assert all(" hg " in text.partition("VmFlags:")[2] for text in ours)
 
 
 def test_each_has_its_own(checkpoint):
