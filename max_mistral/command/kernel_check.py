@@ -11,7 +11,7 @@ from max.graph import DeviceRef, Graph, TensorType
 from .. import kernels
 from ..errors import UserError
 from ..kernels.packing import Encoding, pack, packed_shape
-from ..layers.packed import multiply
+from ..layers.packed_ops import multiply
 
 _TOKENS, _ROWS, _COLUMNS = 3, 64, 32
 # 32 roundings to 2^-24 of sums that stay below 50.

@@ -47,12 +47,19 @@ def row_bytes(columns: Int) -> Int:
 
 @inline(.always)
 def interleave_rows(
-    dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], rows: Int, columns: Int
+    dst: MutPointer[UInt8, _],
+    x: ImmPointer[Float32, _],
+    rows: Int,
+    columns: Int,
+    begin: Int,
+    end: Int,
 ):
-    """Interleaves at most `MAX_ROWS` rows: `[columns / 32][rows][32]` bfloat16."""
+    """Interleaves columns `begin` to `end - 1`, multiples of 32, of at most `MAX_ROWS`
+    rows: `[columns / 32][rows][32]` bfloat16.
+    """
     var d = dst.unsafe_bitcast[BFloat16]()
     for row in range(rows):
-        for k in range(0, columns, STEP):
+        for k in range(begin, end, STEP):
             d.unsafe_store(
                 k * rows + row * STEP,
                 x.unsafe_load[width=STEP](row * columns + k).cast[.bfloat16](),

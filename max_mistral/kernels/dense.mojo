@@ -25,8 +25,15 @@ def row_bytes[rounded: Bool](columns: Int) -> Int:
 @inline(.always)
 def interleave_rows[
     rounded: Bool, MR: Int
-](dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], columns: Int):
-    """Interleaves `MR` rows of activations. An odd column is followed by zeros.
+](
+    dst: MutPointer[UInt8, _],
+    x: ImmPointer[Float32, _],
+    columns: Int,
+    begin: Int,
+    end: Int,
+):
+    """Interleaves columns `begin` to `end - 1` of `MR` rows. `begin` is a multiple of
+    16. An odd last column is followed by zeros.
 
       rounded   [ceil(columns / 2)][MR][2] bfloat16
       else      [ceil(columns / 2)][2][MR] float32
@@ -35,17 +42,17 @@ def interleave_rows[
         var d = dst.unsafe_bitcast[UInt32]()
         comptime for m in range(MR):
             var row = x.unsafe_offset(m * columns)
-            var k = 0
-            while k + ROWS <= columns:
+            var k = begin
+            while k + ROWS <= end:
                 var pairs = bitcast[.uint32, ROWS // 2](
                     row.unsafe_load[width=ROWS](k).cast[.bfloat16]()
                 )
                 comptime for i in range(ROWS // 2):
                     d.unsafe_store((k // 2 + i) * MR + m, pairs[i])
                 k += ROWS
-            while k < columns:
+            while k < end:
                 var pair = SIMD[.float32, 2](row.unsafe_load(k), 0)
-                if k + 1 < columns:
+                if k + 1 < end:
                     pair[1] = row.unsafe_load(k + 1)
                 d.unsafe_store(
                     k // 2 * MR + m, bitcast[.uint32, 1](pair.cast[.bfloat16]())
@@ -53,12 +60,12 @@ def interleave_rows[
                 k += 2
     else:
         var d = dst.unsafe_bitcast[Float32]()
-        for k in range(columns):
+        for k in range(begin, end):
             comptime for m in range(MR):
                 d.unsafe_store(k * MR + m, x.unsafe_load(m * columns + k))
-        if columns % 2 == 1:
+        if end % 2 == 1:
             comptime for m in range(MR):
-                d.unsafe_store(columns * MR + m, 0)
+                d.unsafe_store(end * MR + m, 0)
 
 
 @inline(.always)

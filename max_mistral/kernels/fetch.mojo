@@ -13,6 +13,8 @@ from .layout import LINE
 # level of cache.
 comptime AHEAD = 3072
 comptime SOON = PrefetchOptions().for_read().high_locality()
+# Into the second level of cache, where it does not push out what is in use.
+comptime LATER = PrefetchOptions().for_read().low_locality()
 
 
 @inline(.always)
@@ -20,3 +22,10 @@ def fetch_ahead[bytes: Int](w: ImmPointer[UInt8, _]):
     """Fetches `bytes` from `AHEAD` after `w`; what is not there is not fetched."""
     comptime for line in range(ceildiv(bytes, LINE)):
         prefetch[SOON](w.unsafe_offset(AHEAD + line * LINE))
+
+
+@inline(.always)
+def fetch_later[bytes: Int](w: ImmPointer[UInt8, _]):
+    """Fetches `bytes` that will be read when this thread has waited."""
+    comptime for line in range(ceildiv(bytes, LINE)):
+        prefetch[LATER](w.unsafe_offset(line * LINE))

@@ -10,8 +10,19 @@ def normalize(
     weight: ImmPointer[Float32, _],
     columns: Int,
     epsilon: Float32,
+    begin: Int,
+    end: Int,
 ):
-    """Replaces `x` with `x * weight / sqrt(mean(x * x) + epsilon)`."""
+    """Replaces columns of `x` with `x * weight / sqrt(mean(x * x) + epsilon)`.
+
+    Args:
+        x: The whole row, `[columns]`.
+        weight: RMSNorm's.
+        columns: How many there are.
+        epsilon: RMSNorm's.
+        begin: The first column that is replaced, a multiple of 16.
+        end: The column after the last.
+    """
     var squares = Floats(0)
     var k = 0
     while k + ROWS <= columns:
@@ -23,8 +34,8 @@ def normalize(
         sum += x.unsafe_load(k) * x.unsafe_load(k)
         k += 1
     var inverse = 1.0 / sqrt(sum / Float32(columns) + epsilon)
-    k = 0
-    while k + ROWS <= columns:
+    k = begin
+    while k + ROWS <= end:
         x.unsafe_store(
             k,
             x.unsafe_load[width=ROWS](k)
@@ -32,7 +43,7 @@ def normalize(
             * weight.unsafe_load[width=ROWS](k),
         )
         k += ROWS
-    while k < columns:
+    while k < end:
         x.unsafe_store(
             k, x.unsafe_load(k) * inverse * weight.unsafe_load(k)
         )

@@ -32,8 +32,14 @@ def _part_bytes[rounded: Bool]() -> Int:
 @inline(.always)
 def interleave_rows[
     rounded: Bool, MR: Int
-](dst: MutPointer[UInt8, _], x: ImmPointer[Float32, _], columns: Int):
-    """Interleaves `MR` rows of activations. Each part is
+](
+    dst: MutPointer[UInt8, _],
+    x: ImmPointer[Float32, _],
+    columns: Int,
+    begin: Int,
+    end: Int,
+):
+    """Interleaves columns `begin` to `end - 1` of `MR` rows. Each part is
 
       rounded   [8][MR][4] int8, [MR] float32 scales
       else      [32][MR] float32
@@ -41,7 +47,7 @@ def interleave_rows[
     and then `[3][MR]` float32: less the sum of its first 16 columns, of its last, and
     of all. Negated here, for the compiler would shuffle what it has to negate later.
     """
-    for b in range(columns // PART):
+    for b in range(begin // PART, end // PART):
         var base = dst.unsafe_offset(b * _part_bytes[rounded]() * MR)
         comptime for m in range(MR):
             var v = x.unsafe_load[width=PART](m * columns + b * PART)

@@ -83,11 +83,21 @@ def interleave_rows[
     x: ImmPointer[Float32, _],
     tokens: Int,
     columns: Int,
+    begin: Int,
+    end: Int,
 ):
     """Interleaves rows of activations, as the tiles of `multiply_panels` read them.
+
+    Args:
+        dst: Where to.
+        x: `[tokens, columns]`, of which only the columns named are read.
+        tokens: How many rows.
+        columns: Columns of the weight.
+        begin: The first column, a multiple of 32.
+        end: The column after the last: a multiple of 32, or `columns`.
     """
     comptime if amx:
-        amx_dense.interleave_rows(dst, x, tokens, columns)
+        amx_dense.interleave_rows(dst, x, tokens, columns, begin, end)
         return
     comptime max_mr = max_rows[kind, portable, rounded, False]()
     var x_row = row_bytes[is_dense[kind](), rounded](columns)
@@ -99,9 +109,13 @@ def interleave_rows[
                 var to = dst.unsafe_offset(m * x_row)
                 var rows = x.unsafe_offset(m * columns)
                 comptime if is_dense[kind]():
-                    dense.interleave_rows[rounded, MR](to, rows, columns)
+                    dense.interleave_rows[rounded, MR](
+                        to, rows, columns, begin, end
+                    )
                 else:
-                    quantized.interleave_rows[rounded, MR](to, rows, columns)
+                    quantized.interleave_rows[rounded, MR](
+                        to, rows, columns, begin, end
+                    )
                 m += MR
 
 

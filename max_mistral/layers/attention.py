@@ -23,11 +23,14 @@ from max.nn.layer import Module
 
 from ..kernels import KernelMode
 from ..model_config import MistralConfig
-from .packed import CPU, Activations, PackedLinear, PackedQKV, rounds_to_bfloat16
+from .packed import PackedLinear, PackedQKV
+from .packed_ops import CPU, Activations, rounds_to_bfloat16
 
 
 class MistralAttention(Module):
     """Causal attention over the paged KV cache; HF ``MistralAttention``.
+
+    The block calls :attr:`o_proj` itself.
 
     Args:
         qkv_proj: Maps activations to ``[tokens, (heads + 2 * kv_heads) * head_dim]``.
@@ -102,7 +105,7 @@ class MistralAttention(Module):
         input_row_offsets: TensorValue,
         query_scale: TensorValue | None,
     ) -> TensorValue:
-        """Maps hidden states to hidden states; writes keys and values to the cache.
+        """Attends with all heads; writes keys and values to the cache.
 
         Args:
             layer_idx: uint32 scalar, the layer's place in the KV cache.
@@ -115,7 +118,7 @@ class MistralAttention(Module):
                 :func:`.query_scale.query_scale`, or ``None``.
 
         Returns:
-            ``[total_seq_len, hidden_size]``.
+            What :attr:`o_proj` takes, ``[total_seq_len, heads * head_dim]``.
         """
         qkv = self.qkv_proj(x)
         attend: Callable[..., TensorValue] = max_attention
@@ -134,10 +137,9 @@ class MistralAttention(Module):
             window=self.window,
         )
         # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
-        attended = attended.reshape(
+        return attended.reshape(
             (qkv.shape[0], self.num_heads * self.kv_params.head_dim)
         )
-        return self.o_proj(attended)
 
     @property
     def sharding_strategy(self) -> ShardingStrategy | None:

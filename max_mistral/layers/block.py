@@ -11,7 +11,7 @@ from max.nn.transformer.distributed_transformer import forward_sharded_layers
 from ..model_config import MistralConfig
 from .attention import MistralAttention
 from .mlp import make_mlp
-from .packed import PackedNorm
+from .packed import PackedMLP, PackedNorm, finish_block
 from .sharding import shard
 
 
@@ -130,7 +130,15 @@ class MistralBlock(Module):
                 strict=True,
             )
         ]
-        hs = [h + x for h, x in zip(hs, all_reduce(attended), strict=True)]
+        if isinstance(self.mlp, PackedMLP):  # on one CPU
+            assert isinstance(self.post_attention_layernorm, PackedNorm)
+            o_proj, norm = self.self_attn.o_proj, self.post_attention_layernorm
+            return [finish_block(hs[0], attended[0], o_proj, norm, self.mlp)]
+        projected = [
+            attention.o_proj(x)
+            for attention, x in zip(self._attention, attended, strict=True)
+        ]
+        hs = [h + x for h, x in zip(hs, all_reduce(projected), strict=True)]
         normed = forward_sharded_layers(self._post_norm, hs)
         fed = all_reduce(forward_sharded_layers(self._mlp, normed))
         state = [*hs, *fed]

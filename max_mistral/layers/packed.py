@@ -8,30 +8,26 @@ sums are float32, except where the kernel mode says otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from max.dtype import DType
-from max.graph import (
-    BufferValue,
-    DeviceRef,
-    DimLike,
-    TensorType,
-    TensorValue,
-    Weight,
-    ops,
-)
+from max.graph import BufferValue, TensorValue, Weight, ops
 from max.nn.layer import Module
 from max.nn.norm import RMSNorm
 
-from .. import kernels
 from ..formats.qkv import QKVProjections
 from ..kernels import KernelMode
 from ..kernels.packing import Encoding, packed_shape
-
-CPU = DeviceRef.CPU()
-# `STEP` in `amx_dense.mojo`.
-AMX_COLUMNS = 32
+from .packed_ops import (
+    CPU,
+    Activations,
+    Normed,
+    after_attention,
+    embed,
+    multiply,
+    rounds,
+    takes_amx,
+)
 
 
 def packed_weight(encoding: Encoding, rows: int, columns: int) -> Weight:
@@ -40,26 +36,12 @@ def packed_weight(encoding: Encoding, rows: int, columns: int) -> Weight:
     return Weight("weight", DType.uint8, list(shape), CPU)
 
 
-@dataclass(frozen=True)
-class Normed:
-    """Activations whose RMSNorm the next linear op will apply."""
-
-    x: TensorValue
-    """float32 ``[tokens, hidden_size]``."""
-    weight: TensorValue
-    """float32 ``[hidden_size]``."""
-    epsilon: float
-
-
 class PackedNorm(RMSNorm):
     """An RMSNorm that the next linear op computes."""
 
     def __call__(self, x: TensorValue) -> Normed:  # type: ignore[override]
         """Takes float32 ``[tokens, hidden_size]``."""
         return Normed(x, self.weight, self.eps)
-
-
-Activations = TensorValue | Normed
 
 
 class PackedLinear(Module):
@@ -91,6 +73,16 @@ class PackedLinear(Module):
         else:
             self.set_shared_weight("weight", weight)
 
+    @property
+    def rounded(self) -> bool:
+        """Whether the kernel rounds activations."""
+        return rounds(self.encoding, self.mode)
+
+    @property
+    def amx(self) -> bool:
+        """Whether AMX multiplies them."""
+        return self.rounded and takes_amx(self.encoding, self.in_dim)
+
     def __call__(self, x: Activations) -> TensorValue:
         """Maps float32 ``[tokens, in_dim]`` to float32 ``[tokens, out_dim]``."""
         return linear(x, [self])
@@ -110,149 +102,22 @@ def linear(x: Activations, layers: Sequence[PackedLinear]) -> TensorValue:
         float32 ``[tokens, sum(out_dims)]``.
     """
     (mode,) = {layer.mode for layer in layers}
-    encodings = [layer.encoding for layer in layers]
-    rounded = rounds(encodings[0], mode)
-    if len({(e.is_dense, rounds(e, mode)) for e in encodings}) > 1:
+    if not are_alike(layers):
         return ops.concat([layer(x) for layer in layers], axis=-1)
     return multiply(
         x,
         [layer.weight for layer in layers],
-        encodings,
+        [layer.encoding for layer in layers],
         [layer.out_dim for layer in layers],
         portable=mode == "portable",
-        rounded=rounded,
-        amx=rounded and takes_amx(encodings[0], layers[0].in_dim),
+        rounded=layers[0].rounded,
+        amx=layers[0].amx,
     )
 
 
-def takes_amx(encoding: Encoding, in_dim: int) -> bool:
-    """Whether AMX multiplies rounded activations by a weight."""
-    wide = in_dim % AMX_COLUMNS == 0
-    return encoding == Encoding.BF16 and wide and kernels.has_amx()
-
-
-def rounds(encoding: Encoding, mode: KernelMode) -> bool:
-    """Whether the activations beside a weight may be rounded.
-
-    Beside bfloat16 weights to bfloat16, beside quantized ones to int8.
-    """
-    if encoding.is_dense:
-        return encoding == Encoding.BF16 and rounds_to_bfloat16(mode)
-    return mode == "on"
-
-
-def rounds_to_bfloat16(mode: KernelMode) -> bool:
-    """Whether what meets bfloat16 numbers is rounded to bfloat16, to be faster."""
-    return mode == "on" and kernels.has_bfloat16()
-
-
-def multiply(
-    x: Activations,
-    weights: Sequence[TensorValue],
-    encodings: Sequence[Encoding],
-    out_dims: Sequence[int],
-    *,
-    portable: bool = False,
-    rounded: bool = False,
-    amx: bool = False,
-) -> TensorValue:
-    """Returns ``x @ weight.T`` of each packed weight, side by side.
-
-    Args:
-        x: float32 ``[tokens, in_dim]``.
-        weights: uint8, as ``packing.pack`` lays them out.
-        encodings: Theirs; all dense or none.
-        out_dims: Their rows.
-        portable: Whether to do without AVX-512.
-        rounded: Whether to round ``x``: to bfloat16 beside bfloat16 weights, which
-            all are then; to int8 beside quantized ones, where the CPU has
-            dot products of int8.
-        amx: Whether AMX multiplies them, which then :func:`takes_amx`.
-
-    Returns:
-        float32 ``[tokens, sum(out_dims)]``.
-    """
-    rows = ops.constant(np.array(out_dims, np.int64), device=CPU)
-    return multiply_any(
-        x,
-        weights,
-        encodings,
-        rows,
-        sum(out_dims),
-        portable=portable,
-        rounded=rounded,
-        amx=amx,
-    )
-
-
-def multiply_any(
-    x: Activations,
-    weights: Sequence[TensorValue],
-    encodings: Sequence[Encoding],
-    rows: TensorValue,
-    out_dim: DimLike,
-    *,
-    portable: bool = False,
-    rounded: bool = False,
-    amx: bool = False,
-) -> TensorValue:
-    """Does what :func:`multiply` does, with weights of any number of rows.
-
-    ``rows`` has each weight's, int64 ``[weights]``, and ``out_dim`` is their sum.
-    """
-    kinds = sum(int(encoding) << 8 * i for i, encoding in enumerate(encodings))
-    normed = isinstance(x, Normed)
-    if isinstance(x, Normed):
-        norm, epsilon, x = x.weight, x.epsilon, x.x
-    else:
-        norm, epsilon = ops.constant(np.zeros(1, np.float32), device=CPU), 0.0
-    return ops.custom(
-        "mistral_linear",
-        CPU,
-        [
-            x,
-            norm,
-            ops.constant(epsilon, DType.float32, device=CPU),
-            rows,
-            *weights,
-        ],
-        [TensorType(DType.float32, [x.shape[0], out_dim], CPU)],
-        parameters={
-            "kinds": kinds,
-            "portable": portable,
-            "rounded": rounded,
-            "amx": amx,
-            "normed": normed,
-        },
-    )[0].tensor
-
-
-def embed(
-    tokens: TensorValue,
-    weight: TensorValue,
-    encoding: Encoding,
-    rows: TensorValue,
-    hidden_size: DimLike,
-) -> TensorValue:
-    """Returns rows of a packed weight.
-
-    Args:
-        tokens: int64 ``[tokens]``, which rows.
-        weight: uint8, as ``packing.pack`` lays it out.
-        encoding: Its.
-        rows: How many rows it has, int64 ``[1]``; others raise.
-        hidden_size: Its columns.
-
-    Returns:
-        float32 ``[tokens, hidden_size]``.
-    """
-    return ops.custom(
-        "mistral_embedding",
-        CPU,
-        [tokens, rows, weight],
-        [TensorType(DType.float32, [tokens.shape[0], hidden_size], CPU)],
-        parameters={"kind": int(encoding)},
-    )[0].tensor
+def are_alike(layers: Sequence[PackedLinear]) -> bool:
+    """Whether an operation can multiply the same rows by the weights of layers."""
+    return len({(layer.encoding.is_dense, layer.rounded) for layer in layers}) == 1
 
 
 class PackedQKV(QKVProjections):
@@ -291,6 +156,44 @@ class PackedMLP(Module):
         width = self.gate_proj.out_dim
         both = linear(x, [self.gate_proj, self.up_proj])
         return self.down_proj(ops.silu(both[:, :width]) * both[:, width:])
+
+
+def finish_block(
+    x: TensorValue,
+    attended: TensorValue,
+    o_proj: PackedLinear,
+    norm: PackedNorm,
+    mlp: PackedMLP,
+) -> TensorValue:
+    """Returns what a block makes of its attention, in one operation if it can be one.
+
+    Between operations threads wait for each other; a small block has little else to
+    do.
+
+    Args:
+        x: The block's input, float32 ``[tokens, hidden_size]``.
+        attended: float32 ``[tokens, heads * head_dim]``.
+        o_proj: Maps it to ``[tokens, hidden_size]``.
+        norm: Comes before the MLP.
+        mlp: The MLP.
+
+    Returns:
+        As ``x``.
+    """
+    if not are_alike([mlp.gate_proj, mlp.up_proj]):
+        x = x + o_proj(attended)
+        return x + mlp(norm(x))
+    layers = [o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    return after_attention(
+        norm(x),
+        attended,
+        [layer.weight for layer in layers],
+        [layer.encoding for layer in layers],
+        [layer.out_dim for layer in layers],
+        portable=o_proj.mode == "portable",
+        rounded=[layer.rounded for layer in layers],
+        amx=[layer.amx for layer in layers],
+    )
 
 
 class PackedEmbedding(Module):

@@ -66,7 +66,9 @@ def _linear[
         for i in range(min(count, ROWS)):
             y.unsafe_store(token * rows + column + i, sums[i])
 
-    tiles.interleave_rows[kind, False, rounded](scratch, x, tokens, columns)
+    tiles.interleave_rows[kind, False, rounded](
+        scratch, x, tokens, columns, 0, columns
+    )
     tiles.multiply_panels[kind, False, rounded](
         write,
         scratch,

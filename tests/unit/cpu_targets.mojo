@@ -18,7 +18,7 @@ def main() raises:
     def multiply[kind: Int, portable: Bool, rounded: Bool, amx: Bool]() {mut}:
         var matrix = tiles.Matrix(65536, 16, 0)
         tiles.interleave_rows[kind, portable, rounded, amx](
-            packed.unsafe_ptr(), floats.unsafe_ptr(), 1, 256
+            packed.unsafe_ptr(), floats.unsafe_ptr(), 1, 256, 0, 256
         )
         tiles.multiply_panels[kind, portable, rounded, amx](
             write,

@@ -23,13 +23,8 @@ from max_mistral.kernels.packing import (
     packed_shape,
     panel_bytes,
 )
-from max_mistral.layers.packed import (
-    PackedLinear,
-    PackedQKV,
-    linear,
-    rounds,
-    takes_amx,
-)
+from max_mistral.layers.packed import PackedLinear, PackedQKV, linear
+from max_mistral.layers.packed_ops import rounds, takes_amx
 from max_mistral.weights.gguf_encode import encode, encoding_of
 from tests.harness import store
 from tests.unit import kernel_graph

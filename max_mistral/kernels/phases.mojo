@@ -1,0 +1,92 @@
+"""Work that threads do together, in phases that need the one before.
+
+A phase is cut into shares. A thread takes the next share when it is done with one:
+memory serves some threads faster than others. Only a thread that has a share waits for
+the phase before, and so only for threads that run: none waits for one that the system
+has not started. While it waits it fetches what its share will read.
+"""
+
+from std.atomic import Atomic
+from std.ffi import external_call
+from std.sys import llvm_intrinsic
+from std.sys.info import CompilationTarget
+
+# Counters are two lines of cache apart, so that none slows another down.
+comptime STRIDE = 16
+# How often a thread looks before it lets another one have its CPU.
+comptime PATIENCE = 4096
+
+
+struct Phases:
+    """How far each phase is."""
+
+    var shares: List[Int]
+    """Of each phase."""
+    var _counters: List[Int64]
+    """For each phase, how many shares are taken, and how many are done."""
+
+    def __init__(out self, var shares: List[Int]):
+        self._counters = List[Int64](length=2 * len(shares) * STRIDE, fill=0)
+        self.shares = shares^
+
+    def _counter(self, i: Int) -> MutPointer[Atomic[Int64], MutUntrackedOrigin]:
+        return (
+            self._counters.unsafe_ptr()
+            .unsafe_offset(i * STRIDE)
+            .unsafe_mut_cast[True]()
+            .unsafe_origin_cast[MutUntrackedOrigin]()
+            .unsafe_bitcast[Atomic[Int64]]()
+        )
+
+    def most_shares(self) -> Int:
+        """Shares of the phase that has the most."""
+        var most = 0
+        for shares in self.shares:
+            most = max(most, shares)
+        return most
+
+    @inline(.always)
+    def run[
+        Work: def(Int) -> None,
+        Fetch: def(Int, Int) -> None,
+        //,
+    ](self, phase: Int, work: Work, fetch: Fetch):
+        """Does shares of a phase until none is left to take. Every thread calls it, for
+        each phase in order.
+
+        Args:
+            phase: Which.
+            work: Does a share.
+            fetch: Fetches a little of what a share will read: it takes the share, and
+                how many times it was called for it.
+        """
+        var taken = self._counter(2 * phase)
+        var done = self._counter(2 * phase + 1)
+        while True:
+            var share = Int(taken[].fetch_add(1))
+            if share >= self.shares[phase]:
+                return
+            var turn = 0
+            while not self._is_done(phase - 1):
+                fetch(share, turn)
+                _pause()
+                turn += 1
+                if turn % PATIENCE == 0:
+                    _ = external_call["sched_yield", Int32]()
+            work(share)
+            _ = done[].fetch_add(1)
+
+    @inline(.always)
+    def _is_done(self, phase: Int) -> Bool:
+        if phase < 0:
+            return True
+        return Int(self._counter(2 * phase + 1)[].load()) == self.shares[phase]
+
+
+@inline(.always)
+def _pause():
+    """Tells the CPU that this thread waits."""
+    comptime if CompilationTarget.is_x86():
+        llvm_intrinsic["llvm.x86.sse2.pause", NoneType]()
+    else:
+        llvm_intrinsic["llvm.aarch64.hint", NoneType](Int32(1))
