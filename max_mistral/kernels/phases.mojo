@@ -62,12 +62,16 @@ struct Phases:
         """
         var taken = self._counter(2 * phase)
         var done = self._counter(2 * phase + 1)
+        var before = phase - 1
+        # Nobody has waited in a phase without shares.
+        while before >= 0 and self.shares[before] == 0:
+            before -= 1
         while True:
             var share = Int(taken[].fetch_add(1))
             if share >= self.shares[phase]:
                 return
             var turn = 0
-            while not self._is_done(phase - 1):
+            while not self._is_done(before):
                 fetch(share, turn)
                 _pause()
                 turn += 1

@@ -7,6 +7,7 @@ from .fetch import fetch_later
 from .layout import KINDS, LINE, PART, ROWS, Floats, is_dense, panel_bytes
 from .norm import normalize
 from .phases import Phases
+from .shares import Share, cut
 from .tiles import (
     Matrix,
     interleave_rows,
@@ -19,10 +20,6 @@ from .tiles import (
     takes_amx,
 )
 
-# Bytes of weights that a thread takes at a time. Large shares are read in order;
-# the last ones are small, so that no thread waits long for another.
-comptime LARGEST_SHARE = 256 * 1024
-comptime SMALLEST_SHARE = 32 * 1024
 # Bytes of a share that a thread fetches at most while it waits, and at a time.
 comptime MOST_FETCHED = 128 * 1024
 comptime FETCHED = 16 * LINE
@@ -36,16 +33,6 @@ def kind_of(kinds: Int, i: Int) -> Int:
     """The kind of weight `i`; `kinds` holds a byte for each."""
     comptime assert KINDS <= 256, "a byte is too small"
     return (kinds >> (8 * i)) & 255
-
-
-@fieldwise_init
-struct Share(ImplicitlyCopyable):
-    """Panels `begin` to `end - 1` of one of the weights."""
-
-    var matrix: Int
-    """Which weight."""
-    var begin: Int
-    var end: Int
 
 
 struct Stage[
@@ -129,7 +116,7 @@ struct Stage[
             var most = max(1, columns // FEWEST_COLUMNS)
             self.pieces = min(ceildiv(threads, max(1, tiles)), most)
         var unit = Self._unit(tokens, first, threads)
-        self.shares = _shares(self.matrices, unit, threads)
+        self.shares = cut(self.matrices, unit, threads)
 
     @staticmethod
     def _unit(tokens: Int, rows: Int, threads: Int) -> Int:
@@ -304,28 +291,3 @@ struct Stage[
                     panels.begin * panel + turn * FETCHED
                 )
             )
-
-
-def _shares(matrices: List[Matrix], unit: Int, threads: Int) -> List[Share]:
-    """Cuts the weights into multiples of `unit` panels, smaller towards the end.
-    """
-    var left = 0
-    for matrix in matrices:
-        left += ceildiv(matrix.rows, ROWS) * matrix.panel
-    # Those of the last size come on top.
-    var shares = List[Share](
-        capacity=len(matrices) + left // LARGEST_SHARE + 16 * threads
-    )
-    for i in range(len(matrices)):
-        var panel = matrices[i].panel
-        var panels = ceildiv(matrices[i].rows, ROWS)
-        var begin = 0
-        while begin < panels:
-            var size = min(LARGEST_SHARE, left // (2 * threads))
-            size = max(SMALLEST_SHARE, size)
-            var count = max(1, size // (panel * unit)) * unit
-            var end = min(panels, begin + count)
-            shares.append(Share(i, begin, end))
-            left -= (end - begin) * panel
-            begin = end
-    return shares^

@@ -11,7 +11,8 @@ from max.nn.transformer.distributed_transformer import forward_sharded_layers
 from ..model_config import MistralConfig
 from .attention import MistralAttention
 from .mlp import make_mlp
-from .packed import PackedMLP, PackedNorm, finish_block
+from .packed import PackedMLP, PackedNorm
+from .packed_block import packed_block
 from .sharding import shard
 
 
@@ -36,7 +37,7 @@ def carries_delta(config: MistralConfig) -> bool:
     first two has as many kernels either way, before the last nothing is carried.
     ``scripts/list_kernels.py`` lists them.
 
-    Packed weights on a CPU gain nothing: their norm is part of the next projection.
+    On packed weights, on a CPU, a block is one operation.
     """
     return not config.encodings and len(config.devices) == 1
 
@@ -117,6 +118,20 @@ class MistralBlock(Module):
 
         hs = add_delta(state, len(self._attention))
         scales: list[TensorValue | None] = [*query_scales] or [None] * len(hs)
+        if isinstance(self.mlp, PackedMLP):  # on one CPU
+            return [
+                packed_block(
+                    hs[0],
+                    self.self_attn,
+                    self.mlp,
+                    [*self._input_norm, *self._post_norm],
+                    layer_idx=layer_idx,
+                    kv_collection=kv_collections[0],
+                    freqs_cis=freqs_cis[0],
+                    input_row_offsets=input_row_offsets[0],
+                    query_scale=scales[0],
+                )
+            ]
         normed = forward_sharded_layers(self._input_norm, hs)
         attended = [
             attention(layer_idx, x, kv, freqs, rows, scale)
@@ -130,10 +145,6 @@ class MistralBlock(Module):
                 strict=True,
             )
         ]
-        if isinstance(self.mlp, PackedMLP):  # on one CPU
-            assert isinstance(self.post_attention_layernorm, PackedNorm)
-            o_proj, norm = self.self_attn.o_proj, self.post_attention_layernorm
-            return [finish_block(hs[0], attended[0], o_proj, norm, self.mlp)]
         projected = [
             attention.o_proj(x)
             for attention, x in zip(self._attention, attended, strict=True)

@@ -22,7 +22,6 @@ from .packed_ops import (
     CPU,
     Activations,
     Normed,
-    after_attention,
     embed,
     multiply,
     rounds,
@@ -156,44 +155,6 @@ class PackedMLP(Module):
         width = self.gate_proj.out_dim
         both = linear(x, [self.gate_proj, self.up_proj])
         return self.down_proj(ops.silu(both[:, :width]) * both[:, width:])
-
-
-def finish_block(
-    x: TensorValue,
-    attended: TensorValue,
-    o_proj: PackedLinear,
-    norm: PackedNorm,
-    mlp: PackedMLP,
-) -> TensorValue:
-    """Returns what a block makes of its attention, in one operation if it can be one.
-
-    Between operations threads wait for each other; a small block has little else to
-    do.
-
-    Args:
-        x: The block's input, float32 ``[tokens, hidden_size]``.
-        attended: float32 ``[tokens, heads * head_dim]``.
-        o_proj: Maps it to ``[tokens, hidden_size]``.
-        norm: Comes before the MLP.
-        mlp: The MLP.
-
-    Returns:
-        As ``x``.
-    """
-    if not are_alike([mlp.gate_proj, mlp.up_proj]):
-        x = x + o_proj(attended)
-        return x + mlp(norm(x))
-    layers = [o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    return after_attention(
-        norm(x),
-        attended,
-        [layer.weight for layer in layers],
-        [layer.encoding for layer in layers],
-        [layer.out_dim for layer in layers],
-        portable=o_proj.mode == "portable",
-        rounded=[layer.rounded for layer in layers],
-        amx=[layer.amx for layer in layers],
-    )
 
 
 class PackedEmbedding(Module):

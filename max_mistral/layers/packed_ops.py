@@ -124,7 +124,7 @@ def multiply_any(
         ],
         [TensorType(DType.float32, [x.shape[0], out_dim], CPU)],
         parameters={
-            "kinds": _kinds(encodings),
+            "kinds": kinds_of(encodings),
             "portable": portable,
             "rounded": rounded,
             "amx": amx,
@@ -133,63 +133,9 @@ def multiply_any(
     )[0].tensor
 
 
-def after_attention(
-    x: Normed,
-    attended: TensorValue,
-    weights: Sequence[TensorValue],
-    encodings: Sequence[Encoding],
-    out_dims: Sequence[int],
-    *,
-    portable: bool = False,
-    rounded: Sequence[bool] = (False,) * 4,
-    amx: Sequence[bool] = (False,) * 4,
-) -> TensorValue:
-    """Returns what a block makes of its attention.
-
-    That is ``h + down(silu(gate(n)) * up(n))``, where ``h = x + o(attended)`` and
-    ``n`` is its RMSNorm.
-
-    Args:
-        x: float32 ``[tokens, hidden_size]``, and the norm that ``h`` gets.
-        attended: float32 ``[tokens, heads * head_dim]``.
-        weights: Of o, gate, up and down, uint8, as ``packing.pack`` lays them out.
-        encodings: Theirs; those of gate and up are both dense or neither is.
-        out_dims: Their rows.
-        portable: Whether to do without AVX-512.
-        rounded: For each whether its activations are rounded, as :func:`multiply`
-            does it; the same for gate and up.
-        amx: For each whether AMX multiplies them.
-
-    Returns:
-        float32 ``[tokens, hidden_size]``.
-    """
-    return ops.custom(
-        "mistral_after_attention",
-        CPU,
-        [
-            x.x,
-            attended,
-            x.weight,
-            ops.constant(x.epsilon, DType.float32, device=CPU),
-            ops.constant(np.array(out_dims, np.int64), device=CPU),
-            *weights,
-        ],
-        [TensorType(DType.float32, x.x.shape, CPU)],
-        parameters={
-            "kinds": _kinds(encodings),
-            "portable": portable,
-            "rounded": _bits(rounded),
-            "amx": _bits(amx),
-        },
-    )[0].tensor
-
-
-def _kinds(encodings: Sequence[Encoding]) -> int:
+def kinds_of(encodings: Sequence[Encoding]) -> int:
+    """Returns encodings as a kernel takes them, a byte each, the first lowest."""
     return sum(int(encoding) << 8 * i for i, encoding in enumerate(encodings))
-
-
-def _bits(flags: Sequence[bool]) -> int:
-    return sum(flag << i for i, flag in enumerate(flags))
 
 
 def embed(

@@ -51,7 +51,7 @@ def order_of_trees():
     "`KVCacheInputsPerDevice`: blocks, lengths, lookup table, the two maxima, then "
     "the page stride",
     "KVCacheInputsPerDevice PagedCacheValues page_stride",
-    "the kernels `mistral_attention` (Mojo) and `packed_attention` take four of them",
+    "the kernels that attend (Mojo) and `packed_attention.py` take four of them",
 )
 def cache_inputs():
     fields = dataclasses.fields(find("max.nn.kv_cache:KVCacheInputsPerDevice"))

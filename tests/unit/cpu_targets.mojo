@@ -1,7 +1,8 @@
-"""Calls the linear layers and attention's parts, so that they are compiled."""
+"""Calls the linear layers, attention's parts and what waits, to have them compiled."""
 
 from kernels import kv_cache, rotate, softmax, spans, tiles
 from kernels.layout import KINDS, Floats
+from kernels.phases import Phases
 
 
 def main() raises:
@@ -42,6 +43,18 @@ def main() raises:
         attend[DType.float32, head_dim, False](y.unsafe_ptr())
         attend[DType.bfloat16, head_dim, False](y.unsafe_ptr())
         attend[DType.bfloat16, head_dim, True](y.unsafe_ptr())
+    var phases = Phases([1, 1])
+
+    @inline(.always)
+    def work(share: Int) {imm}:
+        out.unsafe_store(share, 1)
+
+    @inline(.always)
+    def fetch(share: Int, turn: Int) {imm}:
+        pass
+
+    phases.run(0, work, fetch)
+    phases.run(1, work, fetch)
     print(y[0])
 
 

@@ -191,7 +191,7 @@ def run():
                     "head_dim": head_dim,
                     "window": window or 2**31,
                     "scaled": name in SCALED,
-                    "rounded": narrow,
+                    "narrow": narrow,
                 },
             )
         graph.output(*outputs)

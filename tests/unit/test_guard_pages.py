@@ -14,7 +14,7 @@ from workbench.demo import ROOT
 
 KERNELS = [
     f"tests/unit/test_{name}.py"
-    for name in ("kernels", "odd_shapes", "attention_kernel")
+    for name in ("kernels", "odd_shapes", "block", "attention_kernel")
 ]
 # A guarded copy of a cache has no pages beyond it; the library needs no buffers.
 LEFT_OUT = "not beyond_32_bits and not library"

@@ -1,0 +1,44 @@
+"""Rows of float32 between the stages of an op."""
+
+from std.math import exp
+
+from .layout import ROWS, Floats
+
+
+@inline(.always)
+def load_row(row: ImmPointer[Float32, _], count: Int) -> Floats:
+    """Returns the first `count` numbers, and nothing that is looked at."""
+    if count >= ROWS:
+        return row.unsafe_load[width=ROWS](0)
+    var found = Floats(0)
+    for i in range(count):
+        found[i] = row.unsafe_load(i)
+    return found
+
+
+@inline(.always)
+def store_row(row: MutPointer[Float32, _], numbers: Floats, count: Int):
+    """Stores the first `count` numbers."""
+    if count >= ROWS:
+        row.unsafe_store(0, numbers)
+        return
+    for i in range(count):
+        row.unsafe_store(i, numbers[i])
+
+
+@inline(.always)
+def silu(x: Floats) -> Floats:
+    """The sigmoid linear unit (https://arxiv.org/abs/1702.03118)."""
+    return x / (1 + exp(-x))
+
+
+@fieldwise_init
+struct Numbers(ImplicitlyCopyable):
+    """Rows of float32 that an op reads and writes in vectors of 16."""
+
+    var first: MutPointer[Float32, MutUntrackedOrigin]
+    var columns: Int
+
+    @inline(.always)
+    def at(self, row: Int, column: Int) -> MutPointer[Float32, MutUntrackedOrigin]:
+        return self.first.unsafe_offset(row * self.columns + column)
