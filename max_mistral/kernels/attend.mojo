@@ -197,9 +197,9 @@ struct Attending[
         def fetch_nothing(share: Int, turn: Int) {imm}:
             pass
 
-        phases.run(phase, store, fetch_nothing)
-        phases.run(phase + 1, attend, fetch_nothing)
-        phases.run(phase + 2, merge_heads, fetch_nothing)
+        phases.run(phase, thread, store, fetch_nothing)
+        phases.run(phase + 1, thread, attend, fetch_nothing)
+        phases.run(phase + 2, thread, merge_heads, fetch_nothing)
 
     @inline(.always)
     def _states(self) -> Outputs:

@@ -229,13 +229,15 @@ struct Block:
         def run(thread: Int) {imm}:
             var first = input_norm.unsafe_ptr()
             var second = norm.unsafe_ptr()
-            qkv.run[True](phases, 0, load_input, keep_projected, first, epsilon)
-            attending.run(phases, 2, thread)
-            o.run(phases, 5, load_attended, add_to_input, second)
-            gate_up.run[True](
-                phases, 7, load_output, keep_between, second, epsilon
+            qkv.run[True](
+                phases, 0, thread, load_input, keep_projected, first, epsilon
             )
-            down.run(phases, 9, load_between, add_to_output, second)
+            attending.run(phases, 2, thread)
+            o.run(phases, 5, thread, load_attended, add_to_input, second)
+            gate_up.run[True](
+                phases, 7, thread, load_output, keep_between, second, epsilon
+            )
+            down.run(phases, 9, thread, load_between, add_to_output, second)
 
         ctx.enqueue_cpu_range(run, count=min(threads, phases.most_shares()))
         ctx.synchronize()

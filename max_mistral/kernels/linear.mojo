@@ -89,7 +89,7 @@ struct Linear:
         @inline(.always)
         def run(thread: Int) {imm}:
             stage.run[normed](
-                phases, 0, load, write, norm.unsafe_ptr(), epsilon
+                phases, 0, thread, load, write, norm.unsafe_ptr(), epsilon
             )
 
         ctx.enqueue_cpu_range(run, count=min(threads, phases.most_shares()))

@@ -1,9 +1,9 @@
 """Work that threads do together, in phases that need the one before.
 
 A phase is cut into shares. A thread takes the next share when it is done with one:
-memory serves some threads faster than others. Only a thread that has a share waits for
-the phase before, and so only for threads that run: none waits for one that the system
-has not started. While it waits it fetches what its share will read.
+memory serves some threads faster than others. It waits for the phase before, but only
+for shares that were taken, and so by threads that run: none waits for one that the
+system has not started. While it waits it fetches what it will read first.
 """
 
 from std.atomic import Atomic
@@ -50,12 +50,13 @@ struct Phases:
         Work: def(Int) -> None,
         Fetch: def(Int, Int) -> None,
         //,
-    ](self, phase: Int, work: Work, fetch: Fetch):
+    ](self, phase: Int, thread: Int, work: Work, fetch: Fetch):
         """Does shares of a phase until none is left to take. Every thread calls it, for
         each phase in order.
 
         Args:
             phase: Which.
+            thread: Which of the threads calls it.
             work: Does a share.
             fetch: Fetches a little of what a share will read: it takes the share, and
                 how many times it was called for it.
@@ -66,17 +67,19 @@ struct Phases:
         # Nobody has waited in a phase without shares.
         while before >= 0 and self.shares[before] == 0:
             before -= 1
+        # It takes none before it may begin: another process may get its CPU.
+        var turn = 0
+        while not self._is_done(before):
+            if thread < self.shares[phase]:
+                fetch(thread, turn)
+            _pause()
+            turn += 1
+            if turn % PATIENCE == 0:
+                _ = external_call["sched_yield", Int32]()
         while True:
             var share = Int(taken[].fetch_add(1))
             if share >= self.shares[phase]:
                 return
-            var turn = 0
-            while not self._is_done(before):
-                fetch(share, turn)
-                _pause()
-                turn += 1
-                if turn % PATIENCE == 0:
-                    _ = external_call["sched_yield", Int32]()
             work(share)
             _ = done[].fetch_add(1)
 

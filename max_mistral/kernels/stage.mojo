@@ -155,6 +155,7 @@ struct Stage[
         self,
         phases: Phases,
         phase: Int,
+        thread: Int,
         load: Load,
         write: Write,
         norm: ImmPointer[Float32, _],
@@ -171,6 +172,7 @@ struct Stage[
         Args:
             phases: All of the op.
             phase: The first of the two.
+            thread: Which of the threads this is.
             load: Takes a row, a column and how many numbers to return from there on;
                 the rest of the 16 are not looked at.
             write: As `multiply_panels` takes it.
@@ -194,8 +196,8 @@ struct Stage[
         def fetch(share: Int, turn: Int) {imm}:
             self.fetch(share, turn)
 
-        phases.run(phase, interleave, fetch_nothing)
-        phases.run(phase + 1, multiply, fetch)
+        phases.run(phase, thread, interleave, fetch_nothing)
+        phases.run(phase + 1, thread, multiply, fetch)
 
     @inline(.always)
     def interleave[

@@ -53,8 +53,8 @@ def main() raises:
     def fetch(share: Int, turn: Int) {imm}:
         pass
 
-    phases.run(0, work, fetch)
-    phases.run(1, work, fetch)
+    phases.run(0, 0, work, fetch)
+    phases.run(1, 0, work, fetch)
     print(y[0])
 
 
