@@ -9,7 +9,7 @@ What it can do, and where:
 - queries scaled by position (Ministral 3)          layers/query_scale.py
 - tied embeddings                                   layers/embed_head.py
 - FP8, NVFP4 and GPTQ on GPUs                       formats/
-- packed weights on a CPU, in any GGUF encoding     layers/packed.py, kernels/
+- packed weights on a CPU, in any GGUF encoding     layers/packed_block.py, kernels/
 - tensor-parallel, with copied key-value heads      sharing.py, layers/sharding.py
 - replicas                                          data_parallel.py
 - embeddings of texts in place of logits            layers/pooling.py, embeddings/

@@ -15,7 +15,7 @@ from .stage import Stage, Weight, kind_of
 
 @extensibility.register("mistral_block")
 struct Block:
-    """A decoder block, but for what `attend.mojo` says of attention:
+    """A decoder block, whose `attention` is what `Attending` does:
 
         h = x + attention(rms_norm(x) @ qkv.T) @ o.T
         n = rms_norm(h)
@@ -98,8 +98,16 @@ struct Block:
         comptime for i in range(1, 3):
             width += Int(counts.unsafe_load(i))
         var wide = Int(counts.unsafe_load(4))
-        if (queries + 2 * blocks.dim_size(4) * head_dim) != width:
+        if (
+            queries % head_dim != 0
+            or queries + 2 * blocks.dim_size(4) * head_dim != width
+        ):
             raise Error(width, " rows of q, k and v do not fit the KV cache's heads")
+        for i in range(3, 7, 3):
+            if Int(counts.unsafe_load(i)) != hidden:
+                raise Error("o and down do not have ", hidden, " rows")
+        if Int(counts.unsafe_load(5)) != wide:
+            raise Error("gate has ", wide, " rows, up has not")
         comptime untracked = MutUntrackedOrigin
         var pointers = List[Weight](capacity=7)
         comptime for i in range(7):

@@ -14,7 +14,7 @@ from .layout import LINE
 comptime AHEAD = 3072
 comptime SOON = PrefetchOptions().for_read().high_locality()
 # Into the second level of cache, where it does not push out what is in use.
-comptime LATER = PrefetchOptions().for_read().low_locality()
+comptime LATER = PrefetchOptions().for_read().medium_locality()
 
 
 @inline(.always)

@@ -3,7 +3,7 @@
 A phase is cut into shares. A thread takes the next share when it is done with one:
 memory serves some threads faster than others. It waits for the phase before, but only
 for shares that were taken, and so by threads that run: none waits for one that the
-system has not started. While it waits it fetches what it will read first.
+system has not started. While it waits it fetches what it is likely to read first.
 """
 
 from std.atomic import Atomic
@@ -58,18 +58,14 @@ struct Phases:
             phase: Which.
             thread: Which of the threads calls it.
             work: Does a share.
-            fetch: Fetches a little of what a share will read: it takes the share, and
-                how many times it was called for it.
+            fetch: Fetches a little of what a share will read, for a thread that waits:
+                it takes the share and how many times it was called.
         """
         var taken = self._counter(2 * phase)
         var done = self._counter(2 * phase + 1)
-        var before = phase - 1
-        # Nobody has waited in a phase without shares.
-        while before >= 0 and self.shares[before] == 0:
-            before -= 1
         # It takes none before it may begin: another process may get its CPU.
         var turn = 0
-        while not self._is_done(before):
+        while not self._is_done(phase - 1):
             if thread < self.shares[phase]:
                 fetch(thread, turn)
             _pause()

@@ -99,7 +99,7 @@ struct Stage[
         self.columns = columns
         self.weights = weights^
         self.x_row = row_bytes[Self.dense, Self.rounds_x](columns)
-        # Uninitialized; a row of AMX's is a line.
+        # Room to begin at a line, as a row of AMX's does.
         self._store = List[UInt8](
             unsafe_uninit_length=tokens * self.x_row + 2 * LINE
         )

@@ -36,7 +36,7 @@ def packed_weight(encoding: Encoding, rows: int, columns: int) -> Weight:
 
 
 class PackedNorm(RMSNorm):
-    """An RMSNorm that the next linear op computes."""
+    """An RMSNorm that the next op computes."""
 
     def __call__(self, x: TensorValue) -> Normed:  # type: ignore[override]
         """Takes float32 ``[tokens, hidden_size]``."""

@@ -53,6 +53,8 @@ def packed_block(
         step = kv_collection, freqs_cis, input_row_offsets, query_scale
         x = x + attention.o_proj(attention(layer_idx, norms[0](x), *step))
         return x + mlp(norms[1](x))
+    (epsilon,) = {norm.eps for norm in norms}
+    (mode,) = {layer.mode for layer in layers}
     inputs, parameters = attention_arguments(
         freqs_cis,
         query_scale,
@@ -62,9 +64,8 @@ def packed_block(
         kv_params=attention.kv_params,
         scale=attention.scale,
         window=attention.window,
-        mode=mlp.down_proj.mode,
+        mode=mode,
     )
-    (epsilon,) = {norm.eps for norm in norms}
     return ops.inplace_custom(
         "mistral_block",
         CPU,
@@ -82,7 +83,7 @@ def packed_block(
         parameters=parameters
         | {
             "kinds": kinds_of([layer.encoding for layer in layers]),
-            "portable": mlp.down_proj.mode == "portable",
+            "portable": mode == "portable",
             "rounded": _bits([layer.rounded for layer in layers]),
             "amx": _bits([layer.amx for layer in layers]),
         },

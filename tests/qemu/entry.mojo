@@ -52,7 +52,7 @@ def kernel(
 def _linear[
     kind: Int, rounded: Bool
 ](a: Integers, activations: Input, weight: Input, output: Output, scratch: Output):
-    """As `linear.mojo`, in one thread. `a` are 0 or 3, kind, tokens, rows, columns."""
+    """As `stage.mojo`, in one thread. `a` are 0 or 3, kind, tokens, rows, columns."""
     var tokens = a.unsafe_load(2)
     var rows = a.unsafe_load(3)
     var columns = a.unsafe_load(4)
@@ -109,7 +109,7 @@ def _attention[
     output: Output,
     scratch: Output,
 ):
-    """As `attention.mojo`, of one request and in one thread. `new` are each token's
+    """As `attend.mojo`, of one request and in one thread. `new` are each token's
     queries, keys and values, its cosines and sines, and its queries' scale.
 
     `a` are 2 or, of a cache in bfloat16, 4; head_dim, tokens, heads, kv_heads, page_size, window, layer, layers,

@@ -1,5 +1,6 @@
 """The CPU kernels compile for other machines, to what those can run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,5 +31,7 @@ def test_kernels_compile_for(cpu, tmp_path):
     command += [str(PROGRAM), "-o", str(target)]
     subprocess_run_mojo(command, check=True, capture_output=True, text=True)
     assembly = target.read_text()
+    # A thread that waits says so.
+    assert re.search(r"^\s+(pause|yield|hint\s+#0x1)$", assembly, re.M)
     assert all(word in assembly for word in present)
     assert not any(word in assembly for word in absent)

@@ -79,7 +79,7 @@ def test_it_is_packed_once(checkpoint, cache):
     not Path("/sys/kernel/mm/transparent_hugepage").exists(),
     reason="this system has no huge pages",
 )
-def test_it_is_mapped_in_huge_pages_where_they_fit(checkpoint, cache):
+def test_huge_pages_are_asked_for(checkpoint, cache):
     """At its first start and at the next ones; what smaps calls ``hg``."""
     kept = [matrix(checkpoint, Packer()) for _ in range(2)]
     (file,) = files(cache)
