@@ -30,7 +30,8 @@ def test_a_plot_says_what_made_each_row():
 )
 def test_the_reports_of_before_are_read(path, tmp_path):
     report = json.loads(path.read_text())
-    assert plot.days(report) in plot.origins(report)
+    first, *last = plot.days(report).split(" to ")
+    assert all(day in plot.origins(report) for day in [first, *last])
     assert "max_mistral" not in plot.markdown(report)
     assert plot.spread(report).startswith("apart: ")
     plot.draw(report, tmp_path / "a.png")
@@ -40,7 +41,7 @@ def test_an_engine_that_failed_end_to_end_is_left_out(tmp_path):
     rates = {"prefill": [10.0], "decode": [3.0]}
     ours = rates | {"end_to_end": [2.0]}
     report = {"cpu": "a CPU", "300M q4_0": {"max_mistral": ours, "llama.cpp": rates}}
-    assert plot.markdown(report).endswith("| 3 (1.00x) |  |  |  |")
+    assert plot.markdown(report).endswith("| 3 (1.00x) |  |")
     assert "end to end" not in plot.spread(report)
     plot.draw(report, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
