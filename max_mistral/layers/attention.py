@@ -6,18 +6,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Self
 
-from max.graph import (
-    DeviceRef,
-    ShardingStrategy,
-    TensorValue,
-    ops,
-)
+from max.graph import DeviceRef, ShardingStrategy, TensorValue, ops
 from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
-from max.nn.kv_cache import KVCacheParams, PagedCacheValues
+from max.nn.kv_cache import KVCacheParams
 from max.nn.layer import Module
 
 from ..model_config import MistralConfig
+from .attention_step import AttentionStep
 from .packed import PackedLinear, PackedQKV
 from .packed_attention import packed_attention
 from .packed_ops import Activations
@@ -92,26 +88,12 @@ class MistralAttention(Module):
             window=config.layer_windows[layer],
         )
 
-    def __call__(
-        self,
-        layer_idx: TensorValue,
-        x: Activations,
-        kv_collection: PagedCacheValues,
-        freqs_cis: TensorValue,
-        input_row_offsets: TensorValue,
-        query_scale: TensorValue | None,
-    ) -> TensorValue:
+    def __call__(self, x: Activations, step: AttentionStep) -> TensorValue:
         """Attends with all heads; writes keys and values to the cache.
 
         Args:
-            layer_idx: uint32 scalar, the layer's place in the KV cache.
             x: ``[total_seq_len, hidden_size]``.
-            kv_collection: The paged KV cache.
-            freqs_cis: Rotary cosines and sines, ``[positions, head_dim]``, of the
-                activations' dtype.
-            input_row_offsets: uint32 ``[batch + 1]``.
-            query_scale: float32 ``[total_seq_len]`` from
-                :func:`.query_scale.query_scale`, or ``None``.
+            step: The rest.
 
         Returns:
             What :attr:`o_proj` takes, ``[total_seq_len, heads * head_dim]``.
@@ -122,11 +104,7 @@ class MistralAttention(Module):
             attend = partial(packed_attention, mode=self.o_proj.mode)
         attended = attend(
             qkv,
-            freqs_cis,
-            query_scale,
-            kv_collection,
-            layer_idx,
-            input_row_offsets,
+            step,
             kv_params=self.kv_params,
             num_heads=self.num_heads,
             scale=self.scale,
@@ -172,11 +150,7 @@ class MistralAttention(Module):
 
 def max_attention(
     qkv: TensorValue,
-    freqs_cis: TensorValue,
-    query_scale: TensorValue | None,
-    kv_collection: PagedCacheValues,
-    layer_idx: TensorValue,
-    input_row_offsets: TensorValue,
+    step: AttentionStep,
     *,
     kv_params: KVCacheParams,
     num_heads: int,
@@ -190,18 +164,18 @@ def max_attention(
     queries = rope_split_store_ragged(
         kv_params=kv_params,
         qkv=qkv,
-        input_row_offsets=input_row_offsets,
-        freqs_cis=freqs_cis,
-        kv_collection=kv_collection,
-        layer_idx=layer_idx,
+        input_row_offsets=step.input_row_offsets,
+        freqs_cis=step.freqs_cis,
+        kv_collection=step.kv_collection,
+        layer_idx=step.layer_idx,
         n_heads=num_heads,
         # HF checkpoints pair dimension i with i + head_dim / 2.
         interleaved=False,
     )
     # [tokens, heads * head_dim] -> [tokens, heads, head_dim]
     queries = queries.reshape((-1, num_heads, kv_params.head_dim))
-    if query_scale is not None:
-        factor = ops.cast(query_scale, queries.dtype)
+    if step.query_scale is not None:
+        factor = ops.cast(step.query_scale, queries.dtype)
         # [tokens] -> [tokens, 1, 1]
         queries *= ops.unsqueeze(ops.unsqueeze(factor, -1), -1)
     # The mask variant and the window only act together: one without the other
@@ -211,9 +185,9 @@ def max_attention(
         kv_params,
         # The kernel wants queries of the cache's dtype.
         input=ops.cast(queries, kv_params.dtype),
-        kv_collection=kv_collection,
-        layer_idx=layer_idx,
-        input_row_offsets=input_row_offsets,
+        kv_collection=step.kv_collection,
+        layer_idx=step.layer_idx,
+        input_row_offsets=step.input_row_offsets,
         mask_variant=MHAMaskVariant.CAUSAL_MASK if window is None else windowed,
         scale=scale,
         local_window_size=-1 if window is None else window,

@@ -10,6 +10,7 @@ from max.nn.transformer.distributed_transformer import forward_sharded_layers
 
 from ..model_config import MistralConfig
 from .attention import MistralAttention
+from .attention_step import AttentionStep
 from .mlp import make_mlp
 from .packed import PackedMLP, PackedNorm
 from .packed_block import packed_block
@@ -118,32 +119,19 @@ class MistralBlock(Module):
 
         hs = add_delta(state, len(self._attention))
         scales: list[TensorValue | None] = [*query_scales] or [None] * len(hs)
+        steps = [
+            AttentionStep(layer_idx, kv, freqs, rows, scale)
+            for kv, freqs, rows, scale in zip(
+                kv_collections, freqs_cis, input_row_offsets, scales, strict=True
+            )
+        ]
         if isinstance(self.mlp, PackedMLP):  # on one CPU
-            return [
-                packed_block(
-                    hs[0],
-                    self.self_attn,
-                    self.mlp,
-                    [*self._input_norm, *self._post_norm],
-                    layer_idx=layer_idx,
-                    kv_collection=kv_collections[0],
-                    freqs_cis=freqs_cis[0],
-                    input_row_offsets=input_row_offsets[0],
-                    query_scale=scales[0],
-                )
-            ]
+            norms = [*self._input_norm, *self._post_norm]
+            return [packed_block(hs[0], self.self_attn, self.mlp, norms, steps[0])]
         normed = forward_sharded_layers(self._input_norm, hs)
         attended = [
-            attention(layer_idx, x, kv, freqs, rows, scale)
-            for attention, x, kv, freqs, rows, scale in zip(
-                self._attention,
-                normed,
-                kv_collections,
-                freqs_cis,
-                input_row_offsets,
-                scales,
-                strict=True,
-            )
+            attention(x, step)
+            for attention, x, step in zip(self._attention, normed, steps, strict=True)
         ]
         projected = [
             attention.o_proj(x)

@@ -7,19 +7,16 @@ from typing import Any
 import numpy as np
 from max.dtype import DType
 from max.graph import TensorType, TensorValue, ops
-from max.nn.kv_cache import KVCacheParams, PagedCacheValues
+from max.nn.kv_cache import KVCacheParams
 
 from ..kernels import KernelMode
+from .attention_step import AttentionStep
 from .packed_ops import CPU, rounds_to_bfloat16
 
 
 def packed_attention(
     qkv: TensorValue,
-    freqs_cis: TensorValue,
-    query_scale: TensorValue | None,
-    kv_collection: PagedCacheValues,
-    layer_idx: TensorValue,
-    input_row_offsets: TensorValue,
+    step: AttentionStep,
     *,
     kv_params: KVCacheParams,
     num_heads: int,
@@ -34,12 +31,7 @@ def packed_attention(
 
     Args:
         qkv: float32 ``[tokens, (heads + 2 * kv_heads) * head_dim]``.
-        freqs_cis: Rotary cosines and sines, float32 ``[positions, head_dim]``.
-        query_scale: float32 ``[tokens]``, what queries are multiplied by, or ``None``.
-        kv_collection: The paged KV cache, float32 or bfloat16; this step's keys and
-            values are written to it, in an order of their own.
-        layer_idx: uint32 scalar, the layer's place in it.
-        input_row_offsets: uint32 ``[batch + 1]``.
+        step: The rest. The KV cache is float32 or bfloat16, in an order of its own.
         kv_params: The cache's parameters.
         num_heads: Heads of queries.
         scale: What ``queries @ keys`` is multiplied by.
@@ -48,15 +40,7 @@ def packed_attention(
             and weights of values become bfloat16, as keys and values are.
     """
     inputs, parameters = attention_arguments(
-        freqs_cis,
-        query_scale,
-        kv_collection,
-        layer_idx,
-        input_row_offsets,
-        kv_params=kv_params,
-        scale=scale,
-        window=window,
-        mode=mode,
+        step, kv_params=kv_params, scale=scale, window=window, mode=mode
     )
     return ops.inplace_custom(
         "mistral_attention",
@@ -68,11 +52,7 @@ def packed_attention(
 
 
 def attention_arguments(
-    freqs_cis: TensorValue,
-    query_scale: TensorValue | None,
-    kv_collection: PagedCacheValues,
-    layer_idx: TensorValue,
-    input_row_offsets: TensorValue,
+    step: AttentionStep,
     *,
     kv_params: KVCacheParams,
     scale: float,
@@ -83,24 +63,25 @@ def attention_arguments(
 
     See :func:`packed_attention` for the arguments.
     """
-    scaled = query_scale is not None
+    query_scale = step.query_scale
     if query_scale is None:
         query_scale = ops.constant(np.ones(1, np.float32), device=CPU)
+    cache = step.kv_collection
     inputs = [
-        freqs_cis,
+        step.freqs_cis,
         query_scale,
-        input_row_offsets,
-        kv_collection.kv_blocks,
-        kv_collection.cache_lengths,
-        kv_collection.lookup_table,
-        kv_collection.page_stride,
-        layer_idx,
+        step.input_row_offsets,
+        cache.kv_blocks,
+        cache.cache_lengths,
+        cache.lookup_table,
+        cache.page_stride,
+        step.layer_idx,
         ops.constant(scale, DType.float32, device=CPU),
     ]
     narrow = kv_params.dtype == DType.bfloat16
     return inputs, {
         "head_dim": kv_params.head_dim,
         "window": 2**31 if window is None else window,
-        "scaled": scaled,
+        "scaled": step.query_scale is not None,
         "narrow": narrow and rounds_to_bfloat16(mode),
     }

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from max.dtype import DType
 from max.graph import TensorType, TensorValue, ops
-from max.nn.kv_cache import PagedCacheValues
 
 from .attention import MistralAttention
+from .attention_step import AttentionStep
 from .packed import PackedLinear, PackedMLP, PackedNorm, are_alike
 from .packed_attention import attention_arguments
 from .packed_ops import CPU, kinds_of
@@ -24,12 +24,7 @@ def packed_block(
     attention: MistralAttention,
     mlp: PackedMLP,
     norms: Sequence[PackedNorm],
-    *,
-    layer_idx: TensorValue,
-    kv_collection: PagedCacheValues,
-    freqs_cis: TensorValue,
-    input_row_offsets: TensorValue,
-    query_scale: TensorValue | None,
+    step: AttentionStep,
 ) -> TensorValue:
     """Maps hidden states to hidden states; writes keys and values to the cache.
 
@@ -38,11 +33,7 @@ def packed_block(
         attention: The block's.
         mlp: The block's.
         norms: What comes before each.
-        layer_idx: uint32 scalar, the layer's place in the KV cache.
-        kv_collection: The paged KV cache.
-        freqs_cis: Rotary cosines and sines, float32 ``[positions, head_dim]``.
-        input_row_offsets: uint32 ``[batch + 1]``.
-        query_scale: float32 ``[tokens]``, or ``None``.
+        step: What attention takes beside.
 
     Returns:
         As ``x``.
@@ -50,17 +41,12 @@ def packed_block(
     qkv: list[PackedLinear] = attention.qkv_proj.projections
     layers = [*qkv, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     if not (are_alike(qkv) and are_alike([mlp.gate_proj, mlp.up_proj])):
-        step = kv_collection, freqs_cis, input_row_offsets, query_scale
-        x = x + attention.o_proj(attention(layer_idx, norms[0](x), *step))
+        x = x + attention.o_proj(attention(norms[0](x), step))
         return x + mlp(norms[1](x))
     (epsilon,) = {norm.eps for norm in norms}
     (mode,) = {layer.mode for layer in layers}
     inputs, parameters = attention_arguments(
-        freqs_cis,
-        query_scale,
-        kv_collection,
-        layer_idx,
-        input_row_offsets,
+        step,
         kv_params=attention.kv_params,
         scale=attention.scale,
         window=attention.window,

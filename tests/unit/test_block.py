@@ -17,6 +17,7 @@ from max_mistral.graph_cache import find_at_once
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.layers import packed_block as module
 from max_mistral.layers.attention import MistralAttention
+from max_mistral.layers.attention_step import AttentionStep
 from max_mistral.layers.packed import PackedLinear, PackedMLP, PackedNorm, PackedQKV
 from max_mistral.layers.packed_block import packed_block
 from tests.unit.test_kernels import random_weight
@@ -144,16 +145,18 @@ class Block(Module):
                         self.self_attn,
                         self.mlp,
                         [self.first, self.second],
-                        layer_idx=ops.constant(LAYER, DType.uint32, device=HOST),
-                        kv_collection=SimpleNamespace(
-                            kv_blocks=cache.buffer,
-                            cache_lengths=lengths,
-                            lookup_table=table,
-                            page_stride=stride,
+                        AttentionStep(
+                            ops.constant(LAYER, DType.uint32, device=HOST),
+                            SimpleNamespace(
+                                kv_blocks=cache.buffer,
+                                cache_lengths=lengths,
+                                lookup_table=table,
+                                page_stride=stride,
+                            ),
+                            freqs.tensor,
+                            ends,
+                            scales.tensor if self.case.scaled else None,
                         ),
-                        freqs_cis=freqs.tensor,
-                        input_row_offsets=ends,
-                        query_scale=scales.tensor if self.case.scaled else None,
                     )
                 )
         return found
