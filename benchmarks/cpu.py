@@ -12,7 +12,8 @@ llama-cpp-python gets it, each in a process of its own, without prompt lookup.
 "exact" is max_mistral with ``MAX_MISTRAL_KERNELS=exact``, where that differs. MAX's
 own Llama runs through ``max generate``, in float32, which is what it has on a CPU.
 ik_llama.cpp is there once ``scripts/build_ik_llama.sh`` has built it, with and without
-``-rtr``, which interleaves its weights at load; torch where it is installed. 7B has 4
+``-rtr``, which interleaves its weights at load; torch where it is installed.
+``--kv-8-bits`` adds max_mistral and llama.cpp with keys and values in 8 bits. 7B has 4
 bits only. ``--json`` adds to a file after each round; every row says which day, commit
 and packages made it. An engine that fails end to end is left out there, and the rest
 goes on.
@@ -46,6 +47,7 @@ from max_mistral.command.program import max_program
 from workbench.record import origin, place, write
 
 IK = "ik_llama.cpp"
+KV_8_BITS = "KV cache in 8 bits"
 # What the versions of are kept, where it is installed and used.
 PACKAGES = ("max", "llama-cpp-python")
 Keep = Callable[[Results, list[float]], None]
@@ -86,7 +88,9 @@ class Measured:
     """Starts a process for the measures of the model alone."""
 
 
-def engines(folder: Path, encoding: str, ik_llama: Path) -> dict[str, Measured]:
+def engines(
+    folder: Path, encoding: str, ik_llama: Path, kv_8_bits: bool = False
+) -> dict[str, Measured]:
     """Returns what measures each engine on a model in an encoding."""
     gguf = folder / "model-bf16.gguf"
     if encoding != "bf16":
@@ -105,6 +109,14 @@ def engines(folder: Path, encoding: str, ik_llama: Path) -> dict[str, Measured]:
             partial(Stopped, "llama.cpp", folder, gguf),
         ),
     }
+    if kv_8_bits:
+        mode = {"KV_BITS": "8"}
+        for name, engine, path in (
+            (KV_8_BITS, "max_mistral", ours),
+            (f"llama.cpp, {KV_8_BITS}", "llama.cpp", gguf),
+        ):
+            start = partial(Stopped, engine, folder, path, environment=mode)
+            chosen[name] = Measured(None, start)
     if ik_llama.exists():
         command = [str(ik_llama)]
         for name, mode in {IK: {}, f"{IK} -rtr": {"REPACK": "1"}}.items():
@@ -238,6 +250,11 @@ def main() -> None:
         default=Path("build/ik_llama/worker"),
         help="what scripts/build_ik_llama.sh built; left out where there is none",
     )
+    parser.add_argument(
+        "--kv-8-bits",
+        action="store_true",
+        help="also with keys and values in 8 bits",
+    )
     parser.add_argument("--json", type=place, help="where to add the results")
     arguments = parser.parse_args()
     cpus = take_two_cpus()
@@ -250,7 +267,9 @@ def main() -> None:
                 print(f"\n7B has 4 bits only: {encoding} left out")
                 continue
             row = f"{shape} {encoding}"
-            chosen = engines(folder, encoding, arguments.ik_llama)
+            chosen = engines(
+                folder, encoding, arguments.ik_llama, arguments.kv_8_bits
+            )
             first = {MADE: made(chosen, cpus, arguments.ik_llama)}
 
             def keep(results: Results, speeds: list[float]) -> None:

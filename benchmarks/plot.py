@@ -21,7 +21,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.cpu import IK
+from benchmarks.cpu import IK, KV_8_BITS
 from benchmarks.models import SHAPES
 from benchmarks.report import MADE, MEASURES, ratios
 
@@ -72,7 +72,7 @@ def markdown(report: dict) -> str:
     measures = measures_of(report)
     head = ["model", *(LABELS[measure] for measure in measures)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for label, name, engine in rows_of(report, "exact", IK):
+    for label, name, engine in rows_of(report, "exact", KV_8_BITS, IK):
         cells = [cell(name, engine, measure) for measure in measures]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

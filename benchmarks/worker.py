@@ -7,12 +7,14 @@ Prints ``{"loaded": seconds}``, and for each measure of ``benchmarks/measure.py`
 that begins a line of its input ``{measure: tokens a second}``: the model alone. At
 the end of its input, or at ``end``, the peak of its resident memory, beside what
 weights and KV cache take. The engine ``llama.cpp-user`` measures decode as
-llama-cpp-python's user gets it.
+llama-cpp-python's user gets it. With ``KV_BITS=8`` in its environment max_mistral and
+llama.cpp keep keys and values in 8 bits.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -26,6 +28,7 @@ from benchmarks.measure import BATCH, DEPTH, PREFILL, Engine, Prompts, rate, tok
 
 CONTEXT = DEPTH + 128
 VOCAB = 32000
+IN_8_BITS = os.environ.get("KV_BITS") == "8"
 
 
 def kv_bytes(folder: Path) -> int:
@@ -47,7 +50,7 @@ class MaxMistral:
         from workbench.runner import Runner
 
         flags: dict[str, Any] = {"max_length": CONTEXT, "max_batch_size": BATCH}
-        flags["kv_cache_format"] = None
+        flags["kv_cache_format"] = "float8_e4m3fn" if IN_8_BITS else None
         if gguf is not None:
             flags["weight_path"] = [gguf]
         self.runner = Runner(folder, ReturnLogits.LAST_TOKEN, flags)
@@ -96,6 +99,8 @@ class LlamaCpp:
         self.batch = llama_cpp.llama_batch_init(PREFILL, 0, 1)
         self.context = None
         self.kv_bytes = kv_bytes(folder)
+        if IN_8_BITS:  # 34 bytes for 32 numbers
+            self.kv_bytes = self.kv_bytes * 34 // 64
 
     def decode(self, rows: list[tuple[int, int, int]]) -> None:
         """Computes (token, position, request)s, and all their logits' last."""
@@ -120,6 +125,9 @@ class LlamaCpp:
         settings.n_batch = settings.n_ubatch = PREFILL
         settings.n_seq_max = len(prompts)
         settings.n_threads = settings.n_threads_batch = 2
+        if IN_8_BITS:
+            settings.type_k = settings.type_v = self.cpp.GGML_TYPE_Q8_0
+            settings.flash_attn_type = self.cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self.context = self.cpp.llama_init_from_model(self.model, settings)
         todo = [(t, i, r) for r, p in enumerate(prompts) for i, t in enumerate(p)]
         lengths = [len(prompt) for prompt in prompts]

@@ -32,6 +32,9 @@ MIN_CPU_WINDOW = 128
 # compiled.
 PAGE_SIZES = 128
 
+# Bytes of the scale beside a head's codes: `SCALE` in `kernels/kv_codes.mojo`.
+SCALE_BYTES = 4
+
 # Their order in a model that has both.
 FULL, SLIDING = 0, 1
 
@@ -59,13 +62,14 @@ def make_kv_params(
     Args:
         config: A text tower's config.
         kv_cache_config: What the user asked for.
-        dtype: Of keys and values.
+        dtype: Of keys and values, as the user names it.
         devices: All devices, replica by replica.
         data_parallel_degree: How many replicas.
         longest: The longest sequence, in tokens.
 
     Raises:
-        UserError: (a ``ValueError``) if MAX has no pages of the size asked for.
+        UserError: (a ``ValueError``) if MAX has no pages of the size asked for, or the
+            CPU kernels no heads of that width in 8 bits.
     """
     page_size = kv_cache_config.kv_cache_page_size
     if page_size < PAGE_SIZES or page_size % PAGE_SIZES != 0:
@@ -74,12 +78,13 @@ def make_kv_params(
             f"{PAGE_SIZES}. Leave it out."
         )
     windows = effective_windows(hf.sliding_windows(config), longest)
+    dtype, width = stored_as(dtype, hf.head_dim(config), devices)
 
     def params(window: int | None) -> KVCacheParams:
         return kv_cache_config.to_params(
             dtype=dtype,
             n_kv_heads=config.num_key_value_heads,
-            head_dim=hf.head_dim(config),
+            head_dim=width,
             num_layers=windows.count(window),
             devices=devices,
             data_parallel_degree=data_parallel_degree,
@@ -97,6 +102,33 @@ def make_kv_params(
     (window,) = sliding
     tree = {"full": params(None), "sliding": params(window)}
     return MultiKVCacheParams.from_params(tree)
+
+
+def stored_as(
+    dtype: DType, head_dim: int, devices: Sequence[DeviceRef]
+) -> tuple[DType, int]:
+    """Returns the dtype that keys and values are stored in, and a head's width in it.
+
+    MAX's name of 8 bits is float8_e4m3fn. On a CPU they are int8, with a scale for
+    each head's key and value, which keeps more of them.
+
+    Args:
+        dtype: As the user names it.
+        head_dim: Lanes of a head.
+        devices: Where the model runs.
+
+    Raises:
+        UserError: (a ``ValueError``) if the CPU kernels have no heads of that width in
+            8 bits.
+    """
+    if dtype != DType.float8_e4m3fn or not any(device.is_cpu() for device in devices):
+        return dtype, head_dim
+    if head_dim % 4 != 0:
+        raise UserError(
+            f"The KV cache would be {dtype.name}, for which on a CPU head_dim has to be "
+            f"a multiple of 4, but it is {head_dim}. Leave --kv-cache-format out."
+        )
+    return DType.int8, head_dim + SCALE_BYTES
 
 
 def default_cpu_dtype(kernel_mode: KernelMode) -> DType:
@@ -117,7 +149,7 @@ def check_cache(
     """Raises a ``UserError`` if the attention has no kernel for a KV cache.
 
     Args:
-        dtype: Of keys and values.
+        dtype: Of keys and values, as they are stored.
         windows: Each layer's, as it has an effect.
         devices: Where the model runs.
         kernel_mode: Which CPU kernels run.
@@ -133,11 +165,10 @@ def check_cache(
             )
         return
     # MAX's own attention on a CPU knows one dtype only.
-    known = [DType.float32] if kernel_mode == "off" else [DType.float32, DType.bfloat16]
-    if dtype not in known:
-        names = " or ".join(each.name for each in known)
+    if kernel_mode == "off" and dtype != DType.float32:
+        asked = "float8_e4m3fn" if dtype == DType.int8 else dtype.name
         raise UserError(
-            f"The KV cache would be {dtype.name}, but here on a CPU it can be {names}. "
+            f"The KV cache would be {asked}, but here on a CPU it can be float32. "
             "Leave --kv-cache-format out."
         )
     window = min((w for w in windows if w is not None), default=MIN_CPU_WINDOW)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from max.driver import DeviceSpec, load_devices
 from max.dtype import DType
+from max.graph import DeviceRef
 from max.pipelines.kv_cache import cache_dtype_for_encoding
 from transformers import PretrainedConfig
 
@@ -16,7 +17,7 @@ from ..encoding import DEFAULT_ENCODING, dtype_beside
 from ..errors import UserError, shown
 from ..hf_quantization import read_quantization
 from ..host_memory import free_memory
-from ..kv_cache import default_cpu_dtype
+from ..kv_cache import default_cpu_dtype, stored_as
 from ..weights.memory import bytes_in_memory
 from .checkpoint import Checkpoint
 from .errors import UsageError
@@ -127,8 +128,10 @@ def _token_bytes(
             raise UsageError(
                 f"--kv-cache-format is {shown(kv_format)}: {error}"
             ) from error
-    heads = config.num_key_value_heads * hf.head_dim(config)
-    return 2 * config.num_hidden_layers * heads * dtype.size_in_bytes
+    refs = [DeviceRef(device.device_type, device.id) for device in devices]
+    dtype, width = stored_as(dtype, hf.head_dim(config), refs)
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
+    return numbers * dtype.size_in_bytes
 
 
 def on_cpu(devices: Sequence[DeviceSpec]) -> bool:

@@ -3,7 +3,7 @@
 from extensibility import InputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
 
-from .kv_cache import Cache, check_step, in_word
+from .kv_cache import Cache, check_step, in_word, room
 from .phases import Phases
 from .plan import Plan
 from .rotate import rotate_and_store
@@ -31,7 +31,7 @@ struct Attending[
         window: Keys that a token sees, itself included.
         scaled: Whether queries are multiplied by `query_scales`.
         narrow: Whether queries and the weights of values are rounded to bfloat16,
-            of which the cache is then.
+            of which the cache is then, or of int8.
     """
 
     comptime size = state_size(Self.head_dim)
@@ -90,7 +90,8 @@ struct Attending[
             freqs_cis: Cosines and sines, `[positions, head_dim / 2 * 2]`.
             query_scales: `[tokens]` if `scaled`.
             row_offsets: Where each request's tokens begin and end, `[requests + 1]`.
-            blocks: The pages, `[pages, 2, layers, page_size, kv_heads, head_dim]`.
+            blocks: The pages, `[pages, 2, layers, page_size, kv_heads, room]`, where
+                `room` is `head_dim` or, in int8, more.
             cache_lengths: What each request has in the cache from earlier steps,
                 `[requests]`.
             lookup_table: Each request's pages in order, `[requests, most pages]`.
@@ -121,9 +122,18 @@ struct Attending[
         var layers = blocks.dim_size(2)
         self.kv_heads = blocks.dim_size(4)
         var width = self.kv_heads * Self.head_dim
+        var of_head = room[Self.dtype](Self.head_dim)
+        if blocks.dim_size(5) != of_head:
+            raise Error(
+                "the KV cache has room for ",
+                blocks.dim_size(5),
+                " numbers of a head, not for ",
+                of_head,
+            )
+        var of_token = self.kv_heads * of_head
         var stride = Int(page_stride.unsafe_ptr().unsafe_load(0))
         if stride < 0:
-            stride = 2 * layers * page_size * width
+            stride = 2 * layers * page_size * of_token
         if stride % in_word[Self.dtype]() != 0:
             raise Error("pages are ", stride, " numbers apart, not whole words")
         comptime untracked = MutUntrackedOrigin
@@ -144,6 +154,7 @@ struct Attending[
             layer,
             layers,
             width,
+            of_token,
         )
         self.columns = lookup_table.dim_size(1)
         self.tokens = tokens

@@ -14,14 +14,34 @@ from extensibility import InputTensor
 from std.math import ceildiv
 from std.sys import size_of
 
+from .kv_codes import SCALE, place, word_place
+
 # Keys whose words alternate.
 comptime KEYS = 16
 
 
 def in_word[dtype: DType]() -> Int:
     """How many of the cache's numbers are in 32 bits."""
-    comptime assert dtype == .float32 or dtype == .bfloat16, "no such KV cache"
+    comptime known = dtype == .float32 or dtype == .bfloat16 or dtype == .int8
+    comptime assert known, "no such KV cache"
     return 4 // size_of[dtype]()
+
+
+def room[dtype: DType](head_dim: Int) -> Int:
+    """How many numbers a head takes of a token, its scale included."""
+    return head_dim + SCALE if dtype == .int8 else head_dim
+
+
+@inline(.always)
+def number_at[dtype: DType](number: Int) -> Int:
+    """Where a number of a word is, from its first."""
+    return place(number) if dtype == .int8 else number
+
+
+@inline(.always)
+def word_at[dtype: DType](word: Int) -> Int:
+    """Where a word's first number is, from the first word's."""
+    return word_place(word) if dtype == .int8 else word * in_word[dtype]()
 
 
 @fieldwise_init
@@ -31,7 +51,7 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
     """One layer of the paged KV cache, as one request sees it."""
 
     var blocks: ImmPointer[Scalar[Self.dtype], Self.origin]
-    """`[pages, 2, layers, page_size * kv_heads * head_dim]`."""
+    """`[pages, 2, layers, page_size * room]`."""
     var pages: ImmPointer[UInt32, Self.table]
     """The request's pages, in order."""
     var page_stride: Int
@@ -42,6 +62,8 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
     var layers: Int
     var width: Int
     """Numbers of a token's keys: `kv_heads * head_dim`."""
+    var room: Int
+    """What a token takes of a part: those, and their scales."""
 
     @inline(.always)
     def of_request(self, request: Int, columns: Int) -> Self:
@@ -56,11 +78,15 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
         return other
 
     @inline(.always)
-    def _page(self, at: Int, head: Int, head_dim: Int) -> Int:
-        """Where in `blocks` the keys are of a head, in the page of the token `at`."""
+    def _part(self, at: Int) -> Int:
+        """Where in `blocks` the layer's keys are, in the page of the token `at`."""
         var page = Int(self.pages.unsafe_load(at // self.page_size))
-        var row = self.layer * self.page_size * self.width
-        return page * self.page_stride + row + head * self.page_size * head_dim
+        return page * self.page_stride + self.layer * self.page_size * self.room
+
+    @inline(.always)
+    def _page(self, at: Int, head: Int, head_dim: Int) -> Int:
+        """Where in `blocks` those of a head are."""
+        return self._part(at) + head * self.page_size * head_dim
 
     @inline(.always)
     def step(self, at: Int, head: Int, head_dim: Int) -> Int:
@@ -71,29 +97,40 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
     def key(self, at: Int, head: Int, head_dim: Int) -> Int:
         """Where a key's first word is; the others are `KEYS` words apart."""
         var row = at % self.page_size
-        comptime words = in_word[Self.dtype]()
         return (
             self._page(at, head, head_dim)
             + row // KEYS * KEYS * head_dim
-            + row % KEYS * words
+            + word_at[Self.dtype](row % KEYS)
         )
 
     @inline(.always)
     def value(self, at: Int, head: Int, head_dim: Int) -> Int:
-        """Where a value's first number is; the others are a word apart."""
+        """Where a value's first number is; the others are at `word_at` from it."""
         var row = at % self.page_size
         comptime words = in_word[Self.dtype]()
         return (
             self._page(at, head, head_dim)
             + self.values_offset()
             + row // words * words * head_dim
-            + row % words
+            + number_at[Self.dtype](row % words)
         )
 
     @inline(.always)
     def values_offset(self) -> Int:
         """Numbers from a page's keys to its values."""
-        return self.layers * self.page_size * self.width
+        return self.layers * self.page_size * self.room
+
+    @inline(.always)
+    def key_scale(self, at: Int, head: Int) -> Int:
+        """Where in `blocks`, if it were float32, a key's scale is; the next key's is
+        the next in its page."""
+        var scales = (self._part(at) + self.page_size * self.width) // SCALE
+        return scales + head * self.page_size + at % self.page_size
+
+    @inline(.always)
+    def value_scale(self, at: Int, head: Int) -> Int:
+        """The same of a value."""
+        return self.key_scale(at, head) + self.values_offset() // SCALE
 
 
 def check_step(

@@ -4,7 +4,8 @@ Rotary embeddings are of Su et al., https://arxiv.org/abs/2104.09864; lanes are
 paired as HF checkpoints have them, `i` with `i + head_dim / 2`.
 """
 
-from .kv_cache import KEYS, Cache, in_word
+from .kv_cache import KEYS, Cache, in_word, number_at, word_at
+from .kv_codes import encode, mix, mixed_lanes
 from .softmax import W, Lanes, Reads, Writes
 
 
@@ -62,7 +63,8 @@ def rotate_and_store[
 
     Args:
         queries: Its queries, rotated and scaled, `[heads, head_dim]`; if `rounded`
-            bfloat16, in the first half of each head's room.
+            bfloat16, in the first half of each head's room. Their lanes are mixed if
+            the keys' are.
         blocks: What `cache` reads, to write its keys and values to.
         cache: Where those are.
         qkv: Queries, keys and values, `[heads + 2 * kv_heads, head_dim]`.
@@ -72,34 +74,62 @@ def rotate_and_store[
         scale: What its queries are multiplied by.
     """
     comptime query_dtype = DType.bfloat16 if rounded else DType.float32
+    comptime coded = dtype == .int8
+    var lanes = Array[Float32, head_dim](uninitialized=True)
+    var turned = lanes.unsafe_ptr()
     for head in range(heads):
-        _rotate[head_dim](
-            queries.unsafe_offset(head * head_dim).unsafe_bitcast[
-                Scalar[query_dtype]
-            ](),
-            qkv.unsafe_offset(head * head_dim),
-            turns,
-            scale,
-        )
+        var new_query = qkv.unsafe_offset(head * head_dim)
+        var query = queries.unsafe_offset(head * head_dim).unsafe_bitcast[
+            Scalar[query_dtype]
+        ]()
+        comptime if coded:
+            # Their products with mixed keys are as many times too large.
+            _rotate[head_dim](turned, new_query, turns, scale)
+            mix[head_dim](turned, 1 / Float32(mixed_lanes(head_dim)))
+            for i in range(head_dim):
+                query.unsafe_store(i, turned.unsafe_load(i).cast[query_dtype]())
+        else:
+            _rotate[head_dim](query, new_query, turns, scale)
     comptime numbers = in_word[dtype]()
     comptime words = head_dim // numbers
-    var turned = Array[UInt32, words](uninitialized=True)
-    var key = turned.unsafe_ptr()
     var new_keys = qkv.unsafe_offset(heads * head_dim)
     var new_values = new_keys.unsafe_offset(cache.width)
     for head in range(cache.width // head_dim):
-        _rotate[head_dim](
-            key.unsafe_bitcast[Scalar[dtype]](),
-            new_keys.unsafe_offset(head * head_dim),
-            turns,
-            1,
-        )
         var keys = blocks.unsafe_offset(cache.key(at, head, head_dim))
-        for i in range(words):
-            keys.unsafe_bitcast[UInt32]().unsafe_store(
-                i * KEYS, key.unsafe_load(i)
-            )
         var values = blocks.unsafe_offset(cache.value(at, head, head_dim))
-        for i in range(head_dim):
-            var value = new_values.unsafe_load(head * head_dim + i)
-            values.unsafe_store(i * numbers, value.cast[dtype]())
+        var new_key = new_keys.unsafe_offset(head * head_dim)
+        var new_value = new_values.unsafe_offset(head * head_dim)
+        comptime if coded:
+            var store = Array[UInt8, head_dim](uninitialized=True)
+            var codes = store.unsafe_ptr()
+            var scales = blocks.unsafe_bitcast[Float32]()
+            _rotate[head_dim](turned, new_key, turns, 1)
+            mix[head_dim](turned, 1)
+            scales.unsafe_store(
+                cache.key_scale(at, head), encode[head_dim](codes, turned)
+            )
+            for i in range(head_dim):
+                keys.unsafe_bitcast[UInt8]().unsafe_store(
+                    i // 4 * 4 * KEYS + number_at[dtype](i % 4),
+                    codes.unsafe_load(i),
+                )
+            scales.unsafe_store(
+                cache.value_scale(at, head), encode[head_dim](codes, new_value)
+            )
+            for i in range(head_dim):
+                values.unsafe_bitcast[UInt8]().unsafe_store(
+                    word_at[dtype](i), codes.unsafe_load(i)
+                )
+        else:
+            var key = turned.unsafe_bitcast[UInt32]()
+            _rotate[head_dim](
+                key.unsafe_bitcast[Scalar[dtype]](), new_key, turns, 1
+            )
+            for i in range(words):
+                keys.unsafe_bitcast[UInt32]().unsafe_store(
+                    i * KEYS, key.unsafe_load(i)
+                )
+            for i in range(head_dim):
+                values.unsafe_store(
+                    word_at[dtype](i), new_value.unsafe_load(i).cast[dtype]()
+                )

@@ -1,14 +1,14 @@
 """What some rows of queries make of a span's keys: scores, weights and sums of values.
 
-Sums are float32; queries and weights are too, unless they are `rounded` to bfloat16,
-as keys and values are.
+Sums are float32; queries and weights are too, unless they are `rounded` to bfloat16.
+Of keys and values in codes, scores and weights are multiplied by the scales.
 """
 
 from std.math import ceildiv, exp
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .kv_cache import KEYS, Cache, in_word
-from .softmax import NONE, W, Lanes, Writes, padded
+from .softmax import NONE, W, Lanes, Reads, Writes, padded
 from .words import add_products
 
 comptime Words = SIMD[DType.uint32, W]
@@ -43,6 +43,20 @@ struct Keys[dtype: DType, origin: ImmOrigin, table: ImmOrigin](ImplicitlyCopyabl
     def count(self) -> Int:
         """How many there are."""
         return self.end - self.begin
+
+    def copy_value_scales(self, to: Writes):
+        """Writes the scales of values in codes, and zeros up to a whole vector."""
+        var scales = self.cache.blocks.unsafe_bitcast[Float32]()
+        var start = self.begin
+        while start < self.end:
+            var stop = self.page_end(start)
+            var at = self.cache.value_scale(start, self.head)
+            for i in range(stop - start):
+                var scale = scales.unsafe_load(at + i)
+                to.unsafe_store(start - self.begin + i, scale)
+            start = stop
+        for i in range(self.count(), ceildiv(self.count(), W) * W):
+            to.unsafe_store(i, 0)
 
 
 @inline(.always)
@@ -79,6 +93,9 @@ def scores_of[
         var at = keys.cache.step(start, keys.head, head_dim) // numbers
         var page = keys.cache.blocks.unsafe_bitcast[UInt32]().unsafe_offset(at)
         var out = scores.unsafe_offset(start - keys.begin)
+        var scales = keys.cache.blocks.unsafe_bitcast[Float32]().unsafe_offset(
+            keys.cache.key_scale(start, keys.head)
+        )
 
         @inline(.always)
         def some[vectors: Int](first: Int) {imm}:
@@ -97,10 +114,13 @@ def scores_of[
                             queries.unsafe_offset(query[m]),
                             i,
                         )
-            comptime for m in range(MR):
-                comptime for v in range(vectors):
+            comptime for v in range(vectors):
+                var by = Lanes(scale)
+                comptime if dtype == .int8:
+                    by *= scales.unsafe_load[width=W](first + v * W)
+                comptime for m in range(MR):
                     out.unsafe_store(
-                        m * SPAN + first + v * W, dots[m * vectors + v] * scale
+                        m * SPAN + first + v * W, dots[m * vectors + v] * by
                     )
 
         var count = stop - start
@@ -115,10 +135,22 @@ def scores_of[
 
 @inline(.always)
 def weigh[
-    head_dim: Int, rounded: Bool
-](row: Writes, state: Writes, first: Int, end: Int, count: Int):
+    head_dim: Int, rounded: Bool, coded: Bool
+](
+    row: Writes,
+    state: Writes,
+    first: Int,
+    end: Int,
+    count: Int,
+    value_scales: Reads,
+):
     """Makes weights of a row's scores, their exponentials; its state knows the largest
     score and the sum.
+
+    Parameters:
+        head_dim: Lanes of a head.
+        rounded: Whether to round the weights to bfloat16.
+        coded: Whether to multiply them by `value_scales`.
 
     Args:
         row: `[SPAN]` scores; if `rounded` the weights are bfloat16.
@@ -126,6 +158,7 @@ def weigh[
         first: The first key that it sees.
         end: The end of the keys that it sees.
         count: How many keys there are.
+        value_scales: As `copy_value_scales` writes them.
     """
     for j in range(0, min(first, count)):
         row.unsafe_store(j, NONE)
@@ -140,12 +173,16 @@ def weigh[
         var p = Lanes(0)
         if first < end:
             p = exp(row.unsafe_load[width=W](j) - largest)
+        var weight = p
+        comptime if coded:
+            weight *= value_scales.unsafe_load[width=W](j)
         comptime if rounded:
-            var narrow = p.cast[.bfloat16]()
+            var narrow = weight.cast[.bfloat16]()
             row.unsafe_bitcast[BFloat16]().unsafe_store(j, narrow)
-            p = narrow.cast[.float32]()
+            comptime if not coded:
+                p = narrow.cast[.float32]()
         else:
-            row.unsafe_store(j, p)
+            row.unsafe_store(j, weight)
         total += p
     state.unsafe_store(padded(head_dim), largest)
     state.unsafe_store(padded(head_dim) + 1, total.reduce_add())
@@ -187,7 +224,7 @@ def weighted_values[
             var at = keys.cache.step(start, keys.head, head_dim)
             at = (at + keys.cache.values_offset()) // numbers
             var page = keys.cache.blocks.unsafe_bitcast[UInt32]().unsafe_offset(at)
-            comptime in_row = numbers if rounded else 1
+            comptime in_row = 2 if rounded else 1
             var own = weights.unsafe_offset((start - keys.begin) // in_row)
 
             @inline(.always)
@@ -201,7 +238,7 @@ def weighted_values[
                     else:  # what follows is not this head's
                         comptime for k in range(head_dim - lane):
                             v[k] = page.unsafe_load(at + k)
-                    comptime if not whole:
+                    comptime if not whole and dtype == .bfloat16:
                         v &= 0xFFFF  # nobody has written the word's other number
                     comptime if ahead:
                         prefetch[AHEAD](page.unsafe_offset(at + DISTANCE))

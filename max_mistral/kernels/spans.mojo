@@ -52,6 +52,11 @@ def span[
     for kv_head in range(kv_begin, kv_end):
         var keys = Keys(cache, kv_head, from_key, end)
         var count = keys.count()
+        comptime coded = dtype == .int8
+        var of_values = Array[Float32, SPAN if coded else 1](uninitialized=True)
+        var value_scales = of_values.unsafe_ptr()
+        comptime if coded:
+            keys.copy_value_scales(value_scales)
 
         @inline(.always)
         def rows[MR: Int](row: Int) {imm}:
@@ -75,12 +80,13 @@ def span[
                     scores, q, query, keys, scale
                 )
                 comptime for m in range(MR):
-                    weigh[head_dim, rounded](
+                    weigh[head_dim, rounded, coded](
                         scores.unsafe_offset(m * SPAN),
                         states.unsafe_offset(state[m]),
                         first[m],
                         last[m],
                         count,
+                        value_scales,
                     )
                 var weights = scores.unsafe_bitcast[UInt32]()
                 weighted_values[head_dim, rounded, MR, ahead](

@@ -1,9 +1,12 @@
-"""Words of 32 bits: one float32 or two bfloat16, and what their products add up to."""
+"""Words of 32 bits: one float32, two bfloat16 or four codes, and what their products
+add up to."""
 
 from std.math import fma
 from std.memory import bitcast
 from std.sys import llvm_intrinsic
 from std.sys.info import CompilationTarget
+
+from .kv_codes import floats_of, pairs_of
 
 comptime HAS_BF16 = CompilationTarget._has_feature["avx512bf16"]()
 """Whether x86's AVX512-BF16 is there, which takes 16 words."""
@@ -66,7 +69,7 @@ def add_products[
     Parameters:
         width: Words of a vector.
         dtype: Of what is in the words.
-        rounded: Whether the row is bfloat16 as they are; else it is float32.
+        rounded: Whether the row is bfloat16; else it is float32.
 
     Args:
         sums: What they are added to.
@@ -76,14 +79,28 @@ def add_products[
     """
     comptime Floats = SIMD[DType.float32, width]
     comptime if rounded:
-        comptime assert dtype == .bfloat16, "only beside bfloat16 rows are rounded"
-        var pair = SIMD[DType.uint32, width](x.unsafe_load(i))
-        return dot_pairs[HAS_BF16](sums, words, pair)
+        comptime assert dtype != .float32, "only beside fewer bits rows are rounded"
+        comptime Pairs = SIMD[DType.uint32, width]
+        comptime if dtype == .bfloat16:
+            return dot_pairs[HAS_BF16](sums, words, Pairs(x.unsafe_load(i)))
+        else:
+            var first = Pairs(x.unsafe_load(2 * i))
+            var second = Pairs(x.unsafe_load(2 * i + 1))
+            var half = dot_pairs[HAS_BF16](sums, pairs_of[0](words), first)
+            return dot_pairs[HAS_BF16](half, pairs_of[1](words), second)
     else:
         var row = x.unsafe_bitcast[Float32]()
         comptime if dtype == .float32:
             var numbers = bitcast[.float32, width](words)
             return fma(numbers, Floats(row.unsafe_load(i)), sums)
+        elif dtype == .int8:
+            var found = sums
+            comptime for half in range(2):
+                var first, second = floats_of[half](words)
+                var at = 4 * i + 2 * half
+                found = fma(first, Floats(row.unsafe_load(at)), found)
+                found = fma(second, Floats(row.unsafe_load(at + 1)), found)
+            return found
         else:
             var first = fma(even(words), Floats(row.unsafe_load(2 * i)), sums)
             return fma(odd(words), Floats(row.unsafe_load(2 * i + 1)), first)

@@ -29,6 +29,7 @@ class MistralAttention(Module):
         o_proj: Maps ``[tokens, heads * head_dim]`` to ``[tokens, hidden_size]``.
         kv_params: The KV cache that its keys and values are in.
         num_heads: Heads of queries, on this device.
+        head_dim: Width of one.
         scale: What ``queries @ keys`` is multiplied by.
         window: How many keys a token sees, itself included; ``None`` for all.
     """
@@ -40,6 +41,7 @@ class MistralAttention(Module):
         *,
         kv_params: KVCacheParams,
         num_heads: int,
+        head_dim: int,
         scale: float,
         window: int | None,
     ) -> None:
@@ -48,6 +50,7 @@ class MistralAttention(Module):
         self.o_proj = o_proj
         self.kv_params = kv_params
         self.num_heads = num_heads
+        self.head_dim = head_dim
         self.scale = scale
         self.window = window
         self._sharding_strategy: ShardingStrategy | None = None
@@ -84,6 +87,7 @@ class MistralAttention(Module):
             o_proj,
             kv_params=config.kv_groups[config.kv_places[layer][0]],
             num_heads=config.num_attention_heads,
+            head_dim=config.head_dim,
             scale=config.attention_multiplier,
             window=config.layer_windows[layer],
         )
@@ -107,13 +111,12 @@ class MistralAttention(Module):
             step,
             kv_params=self.kv_params,
             num_heads=self.num_heads,
+            head_dim=self.head_dim,
             scale=self.scale,
             window=self.window,
         )
         # [total_seq_len, heads, head_dim] -> [total_seq_len, heads * head_dim]
-        return attended.reshape(
-            (qkv.shape[0], self.num_heads * self.kv_params.head_dim)
-        )
+        return attended.reshape((qkv.shape[0], self.num_heads * self.head_dim))
 
     @property
     def sharding_strategy(self) -> ShardingStrategy | None:
@@ -126,7 +129,7 @@ class MistralAttention(Module):
         self._sharding_strategy = strategy
         self.qkv_proj.sharding_strategy = ShardingStrategy.rowwise(devices)
         self.o_proj.sharding_strategy = ShardingStrategy.head_aware_columnwise(
-            devices, self.num_heads, self.kv_params.head_dim
+            devices, self.num_heads, self.head_dim
         )
 
     def shard(self, devices: Iterable[DeviceRef]) -> list[MistralAttention]:
@@ -141,6 +144,7 @@ class MistralAttention(Module):
                 o_proj,
                 kv_params=self.kv_params,
                 num_heads=self.num_heads // len(devices),
+                head_dim=self.head_dim,
                 scale=self.scale,
                 window=self.window,
             )
@@ -154,6 +158,7 @@ def max_attention(
     *,
     kv_params: KVCacheParams,
     num_heads: int,
+    head_dim: int,
     scale: float,
     window: int | None,
 ) -> TensorValue:
@@ -173,7 +178,7 @@ def max_attention(
         interleaved=False,
     )
     # [tokens, heads * head_dim] -> [tokens, heads, head_dim]
-    queries = queries.reshape((-1, num_heads, kv_params.head_dim))
+    queries = queries.reshape((-1, num_heads, head_dim))
     if step.query_scale is not None:
         factor = ops.cast(step.query_scale, queries.dtype)
         # [tokens] -> [tokens, 1, 1]

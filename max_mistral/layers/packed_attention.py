@@ -20,6 +20,7 @@ def packed_attention(
     *,
     kv_params: KVCacheParams,
     num_heads: int,
+    head_dim: int,
     scale: float,
     window: int | None,
     mode: KernelMode,
@@ -31,22 +32,29 @@ def packed_attention(
 
     Args:
         qkv: float32 ``[tokens, (heads + 2 * kv_heads) * head_dim]``.
-        step: The rest. The KV cache is float32 or bfloat16, in an order of its own.
+        step: The rest. The KV cache is float32, bfloat16 or int8, in an order of its
+            own.
         kv_params: The cache's parameters.
         num_heads: Heads of queries.
+        head_dim: Width of one.
         scale: What ``queries @ keys`` is multiplied by.
         window: How many keys a token sees, itself included; ``None`` for all.
-        mode: Which kernels run. Where they round, and the cache is bfloat16, queries
-            and weights of values become bfloat16, as keys and values are.
+        mode: Which kernels run. Where they round, and the cache is not float32,
+            queries and weights of values become bfloat16.
     """
     inputs, parameters = attention_arguments(
-        step, kv_params=kv_params, scale=scale, window=window, mode=mode
+        step,
+        kv_params=kv_params,
+        head_dim=head_dim,
+        scale=scale,
+        window=window,
+        mode=mode,
     )
     return ops.inplace_custom(
         "mistral_attention",
         CPU,
         [qkv, *inputs],
-        [TensorType(DType.float32, [qkv.shape[0], num_heads, kv_params.head_dim], CPU)],
+        [TensorType(DType.float32, [qkv.shape[0], num_heads, head_dim], CPU)],
         parameters=parameters,
     )[0].tensor
 
@@ -55,6 +63,7 @@ def attention_arguments(
     step: AttentionStep,
     *,
     kv_params: KVCacheParams,
+    head_dim: int,
     scale: float,
     window: int | None,
     mode: KernelMode,
@@ -78,9 +87,9 @@ def attention_arguments(
         step.layer_idx,
         ops.constant(scale, DType.float32, device=CPU),
     ]
-    narrow = kv_params.dtype == DType.bfloat16
+    narrow = kv_params.dtype != DType.float32
     return inputs, {
-        "head_dim": kv_params.head_dim,
+        "head_dim": head_dim,
         "window": 2**31 if window is None else window,
         "scaled": step.query_scale is not None,
         "narrow": narrow and rounds_to_bfloat16(mode),

@@ -48,6 +48,7 @@ def packed_block(
     inputs, parameters = attention_arguments(
         step,
         kv_params=attention.kv_params,
+        head_dim=attention.head_dim,
         scale=attention.scale,
         window=attention.window,
         mode=mode,

@@ -57,12 +57,15 @@ def test_rounding_to_bfloat16_costs_less_than_a_thousandth(folder, exact):
     assert abs(ratio - 1) < 0.001, (ratio, rounded, exact)
 
 
-def test_a_bfloat16_kv_cache_costs_less_than_a_thousandth(folder, exact, monkeypatch):
+@pytest.mark.parametrize("format_", ["bfloat16", "float8_e4m3fn"])
+def test_a_smaller_kv_cache_costs_less_than_a_thousandth(
+    folder, exact, monkeypatch, format_
+):
     # Rounded activations multiply any small difference: a last bit of float32
     # changes the perplexity by a thousandth.
     monkeypatch.setenv("MAX_MISTRAL_KERNELS", "exact")
-    halved = nlls(folder, kv_cache_format="bfloat16")
-    assert halved != exact
-    ratio = np.exp(np.mean(halved) - np.mean(exact))
-    print(f"perplexity, bfloat16 KV cache to float32: {ratio:.6f}")
-    assert abs(ratio - 1) < 0.001, (ratio, halved, exact)
+    found = nlls(folder, kv_cache_format=format_)
+    assert found != exact
+    ratio = np.exp(np.mean(found) - np.mean(exact))
+    print(f"perplexity, KV cache in {format_} to float32: {ratio:.6f}")
+    assert abs(ratio - 1) < 0.001, (ratio, found, exact)

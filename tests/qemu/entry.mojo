@@ -22,13 +22,17 @@ def kernel(
     scratch: Output,
 ) abi("C"):
     """Runs what `a[0]` says: 0 is a linear layer, 1 an embedding, 2 attention, 3 a
-    linear layer with int8 activations, where this CPU has them, 4 attention with a
-    KV cache in bfloat16.
+    linear layer with int8 activations, where this CPU has them, 4 and 5 attention
+    with a KV cache in bfloat16 and in int8.
 
     What they take is below. `test_qemu.py` says how large `scratch` is.
     """
-    comptime for dtype in [DType.float32, DType.bfloat16]:
-        if a.unsafe_load(0) == (2 if dtype == .float32 else 4):
+    comptime for what, dtype in [
+        (2, DType.float32),
+        (4, DType.bfloat16),
+        (5, DType.int8),
+    ]:
+        if a.unsafe_load(0) == what:
             comptime for head_dim in HEAD_DIMS:
                 if a.unsafe_load(1) == head_dim:
                     _attention[dtype, head_dim](
@@ -112,12 +116,13 @@ def _attention[
     """As `attend.mojo`, of one request and in one thread. `new` are each token's
     queries, keys and values, its cosines and sines, and its queries' scale.
 
-    `a` are 2 or, of a cache in bfloat16, 4; head_dim, tokens, heads, kv_heads, page_size, window, layer, layers,
-    tokens cached before.
+    `a` are 2, 4 or 5; head_dim, tokens, heads, kv_heads, page_size, window, layer,
+    layers, tokens cached before.
     """
     var tokens = a.unsafe_load(2)
     var heads = a.unsafe_load(3)
     var width = a.unsafe_load(4) * head_dim
+    var room = a.unsafe_load(4) * kv_cache.room[dtype](head_dim)
     var page_size = a.unsafe_load(5)
     var window = a.unsafe_load(6)
     var layers = a.unsafe_load(8)
@@ -128,11 +133,12 @@ def _attention[
     var cache = kv_cache.Cache(
         blocks.unsafe_bitcast[Scalar[dtype]](),
         pages.unsafe_bitcast[UInt32](),
-        2 * layers * page_size * width,
+        2 * layers * page_size * room,
         page_size,
         a.unsafe_load(7),
         layers,
         width,
+        room,
     )
     comptime size = softmax.state_size(head_dim)
     var y = output.unsafe_bitcast[Float32]()

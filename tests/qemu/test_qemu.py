@@ -38,8 +38,12 @@ TARGETS = {
     ),
 }
 PACKAGES = "qemu-user gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
-LINEAR, EMBEDDING, ATTENTION, ROUNDED, ATTENTION_BF16 = range(5)
-CACHES = {ATTENTION: DType.float32, ATTENTION_BF16: DType.bfloat16}
+LINEAR, EMBEDDING, ATTENTION, ROUNDED, ATTENTION_BF16, ATTENTION_INT8 = range(6)
+CACHES = {
+    ATTENTION: DType.float32,
+    ATTENTION_BF16: DType.bfloat16,
+    ATTENTION_INT8: DType.int8,
+}
 
 
 def linear_cases():

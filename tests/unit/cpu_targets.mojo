@@ -43,6 +43,8 @@ def main() raises:
         attend[DType.float32, head_dim, False](y.unsafe_ptr())
         attend[DType.bfloat16, head_dim, False](y.unsafe_ptr())
         attend[DType.bfloat16, head_dim, True](y.unsafe_ptr())
+        attend[DType.int8, head_dim, False](y.unsafe_ptr())
+        attend[DType.int8, head_dim, True](y.unsafe_ptr())
     var phases = Phases([1, 1])
 
     @inline(.always)
@@ -62,8 +64,9 @@ def attend[
     dtype: DType, head_dim: Int, rounded: Bool
 ](y: MutPointer[Float32, _]):
     """One token and one head, in a page of 16 keys."""
-    var blocks = List[Scalar[dtype]](length=2 * 16 * head_dim, fill=0)
-    var stored = List[Scalar[dtype]](length=2 * 16 * head_dim, fill=0)
+    comptime room = kv_cache.room[dtype](head_dim)
+    var blocks = List[Scalar[dtype]](length=2 * 16 * room, fill=0)
+    var stored = List[Scalar[dtype]](length=2 * 16 * room, fill=0)
     var token = List[Float32](length=4 * head_dim, fill=0)
     var query = List[Float32](length=2 * head_dim, fill=0)
     var pages = List[UInt32](length=1, fill=0)
@@ -75,6 +78,7 @@ def attend[
         0,
         1,
         head_dim,
+        room,
     )
     var x = ImmPointer(token.unsafe_ptr())
     var q = query.unsafe_ptr()

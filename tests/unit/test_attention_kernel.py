@@ -29,7 +29,13 @@ SHAPES = {
     "five_vectors": (8, 2, 80, 128, None),
 }
 # What the cache is, and whether queries and weights of values are rounded to bfloat16.
-DTYPES = [(DType.float32, False), (DType.bfloat16, False), (DType.bfloat16, True)]
+DTYPES = [
+    (DType.float32, False),
+    (DType.bfloat16, False),
+    (DType.bfloat16, True),
+    (DType.int8, False),
+    (DType.int8, True),
+]
 CASES = [(name, *dtype) for name in SHAPES for dtype in DTYPES]
 # Tokens of this step and tokens cached before, by request. 300 and 513 are
 # beyond a span of keys; 384 fill their pages, whatever size those have.
@@ -74,10 +80,38 @@ def rotated(heads, freqs):
     return np.concatenate([x * cos - y * sin, y * cos + x * sin], -1)
 
 
+def mixed(heads, dtype):
+    """Lanes as a cache in int8 has those of keys; float32 ``[..., head_dim]``."""
+    if dtype != DType.int8:
+        return heads
+    blocks, count = mixing(heads)
+    for _ in range(int(np.log2(count))):
+        first, second = blocks[..., 0::2], blocks[..., 1::2]
+        blocks = np.concatenate([first + second, first - second], -1)
+    return blocks.reshape(heads.shape)
+
+
+def mixing(heads):
+    """Lanes that are mixed with each other, ``[..., blocks, count]``; and ``count``."""
+    count = min(128, heads.shape[-1] & -heads.shape[-1])
+    return heads.reshape(*heads.shape[:-1], -1, count), count
+
+
+def encoded(heads):
+    """Codes of -127 to 127, and their scales, float32 ``[..., 1]``."""
+    scale = np.abs(heads).max(-1, keepdims=True) / np.float32(127)
+    inverse = (np.float32(127) / np.abs(heads).max(-1, keepdims=True)).astype(float)
+    with np.errstate(invalid="ignore"):  # what is not a number has any code
+        return np.rint(heads * inverse).astype(np.int64), scale
+
+
 def rounded(numbers, dtype):
     """To the nearest that the cache has, ties to even, as float32."""
     if dtype == DType.float32:
         return numbers
+    if dtype == DType.int8:
+        codes, scale = encoded(numbers)
+        return codes.astype(np.float32) * scale
     bits = numbers.view(np.uint32).astype(np.uint64)
     bits += 0x7FFF + (bits >> 16 & 1)
     return (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
@@ -93,21 +127,29 @@ def after(name, dtype):
     at = np.concatenate([cached + np.arange(new) for new, cached in BATCH])
     request = np.repeat(np.arange(len(BATCH)), [new for new, _ in BATCH])
     pages, rows = table[request, at // page_size], at % page_size
-    blocks[pages, 0, LAYER, rows] = rounded(rotated(keys, freqs[at]), dtype)
+    blocks[pages, 0, LAYER, rows] = mixed(rotated(keys, freqs[at]), dtype)
     blocks[pages, 1, LAYER, rows] = values
+    queries = rotated(queries, freqs[at])
     if name in SCALED:
-        return rotated(queries, freqs[at]) * scales[:, None, None], blocks
-    return rotated(queries, freqs[at]), blocks
+        queries *= scales[:, None, None]
+    if dtype == DType.int8:
+        queries = mixed(queries / np.float32(mixing(queries)[1]), dtype)
+    return queries, blocks
 
 
 def stored(blocks, dtype):
     """The numbers as the cache holds them, in the order of ``kv_cache.mojo``.
 
-    ``[pages, 2, layers, page_size, kv_heads, head_dim]``, of the same shape after.
+    ``[pages, 2, layers, page_size, kv_heads, head_dim]``, of the same shape after; in
+    int8 a head is wider by its scale.
     """
     words = 1
     if dtype == DType.bfloat16:  # the upper half of float32
-        blocks, words = (blocks.view(np.uint32) >> 16).astype(np.uint16), 2
+        bits = rounded(blocks, dtype).view(np.uint32)
+        blocks, words = (bits >> 16).astype(np.uint16), 2
+    if dtype == DType.int8:
+        codes, scale = encoded(blocks)
+        blocks, words = (np.abs(codes) | (codes < 0) << 7).astype(np.uint8), 4
     pages, _, layers, page_size, heads, head_dim = blocks.shape
     # [pages, layers, heads, page_size, head_dim]
     keys, values = blocks.transpose(1, 0, 2, 4, 3, 5)
@@ -115,18 +157,32 @@ def stored(blocks, dtype):
     keys = keys.reshape(shape).swapaxes(4, 5)
     shape = pages, layers, heads, page_size // words, words, head_dim
     values = values.reshape(shape).swapaxes(4, 5)
-    both = [
-        part.reshape(pages, layers, page_size, heads, -1) for part in (keys, values)
-    ]
+    if dtype == DType.int8:
+        keys, values = in_halves(keys), in_halves(values)
+    both = [part.reshape(pages, layers, -1) for part in (keys, values)]
+    if dtype == DType.int8:
+        # [pages, 2, layers, heads, page_size], behind all codes.
+        scales = scale[..., 0].astype(np.float32).swapaxes(3, 4)
+        for i, part in enumerate(both):
+            behind = np.ascontiguousarray(scales[:, i]).view(np.uint8)
+            both[i] = np.concatenate([part, behind.reshape(pages, layers, -1)], -1)
+    both = [part.reshape(pages, layers, page_size, heads, -1) for part in both]
     return np.ascontiguousarray(np.stack(both, axis=1))
+
+
+def in_halves(words):
+    """Words of four codes, the first two of four words before their others."""
+    # [..., 4 words, 2 halves, 2] -> [..., 2 halves, 4 words, 2]
+    return words.reshape(-1, 4, 2, 2).swapaxes(1, 2).reshape(words.shape)
 
 
 def reference(name, dtype, narrow):
     """Attention in float64, and a bound on what float32 may differ by."""
     heads, kv_heads, head_dim, _, window = SHAPES[name]
     queries, blocks = after(name, dtype)
+    blocks = rounded(blocks, dtype)
     if narrow:
-        queries = rounded(queries.astype(np.float32), dtype)
+        queries = rounded(queries.astype(np.float32), DType.bfloat16)
     table = inputs(name)[-1]
     found, at, largest = [], 0, 0.0
     for (new, cached), pages in zip(BATCH, table, strict=True):
@@ -161,7 +217,8 @@ def run():
     for name, dtype, _ in CASES:
         heads, kv_heads, head_dim, page_size, _ = SHAPES[name]
         row = (heads + 2 * kv_heads) * head_dim
-        block = [f"{name}_pages", 2, LAYERS, page_size, kv_heads, head_dim]
+        width = f"{name}_{dtype.name}_width"
+        block = [f"{name}_pages", 2, LAYERS, page_size, kv_heads, width]
         types += [
             TensorType(DType.float32, [f"{name}_tokens", row], cpu),
             TensorType(DType.float32, [f"{name}_positions", head_dim], cpu),
@@ -249,8 +306,9 @@ def test_it_is_attention(together, name, dtype, narrow):
     want, bound = reference(name, dtype, narrow)
     error = np.abs(np.concatenate(together[name, dtype, narrow]) - want).max()
     assert error <= bound, (error, bound)
-    # One key too many or too few would show.
-    assert narrow or bound < 1 / min(513, SHAPES[name][-1] or 513)
+    # One key too many or too few would show. Mixed lanes have larger products.
+    mixed_lanes = dtype == DType.int8
+    assert narrow or mixed_lanes or bound < 1 / min(513, SHAPES[name][-1] or 513)
 
 
 def test_it_stores_this_steps_keys_and_values_and_nothing_else(run):
@@ -365,6 +423,10 @@ SPOILT = {
     "pages within words": (
         lambda arrays: put("stride", 0, arrays["pool"].itemsize % 4 - 1)(arrays),
         "pages are 1 numbers apart, not whole words",
+    ),
+    "pages of another width": (
+        lambda arrays: arrays.update(pool=arrays["pool"][..., :-1].copy()),
+        "the KV cache has room for 63 numbers of a head, not for 64",
     ),
     "row offsets that fall": (put("ends", 1, 12), "fall from 12 to 10"),
 }

@@ -15,6 +15,7 @@ from max_mistral import kernels
 from max_mistral.formats.qkv import QKV
 from max_mistral.graph_cache import find_at_once
 from max_mistral.kernels.packing import Encoding, pack
+from max_mistral.kv_cache import SCALE_BYTES
 from max_mistral.layers import packed_block as module
 from max_mistral.layers.attention import MistralAttention
 from max_mistral.layers.attention_step import AttentionStep
@@ -51,6 +52,11 @@ class Case:
     window: int | None = None
     scaled: bool = False
 
+    def page_shape(self):
+        """Returns the shape of a page."""
+        width = self.head_dim + (SCALE_BYTES if self.cache == DType.int8 else 0)
+        return 2, LAYERS, PAGE, self.kv_heads, width
+
     def matrices(self):
         """Returns the encoding, rows and columns of each, by name."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -63,7 +69,7 @@ class Case:
 MIXED = (Q4_K, Q4_K, Q6_K, Q8_0, Q4_K, Q6_K, Q8_0)
 CASES = {
     # Rows of 512 columns and more are interleaved by several threads.
-    "quantized": Case(512, 768, 8, 2, 64, MIXED, "exact"),
+    "quantized": Case(512, 768, 8, 2, 64, MIXED, "exact", DType.int8),
     "rounded": Case(512, 768, 8, 2, 64, MIXED, "on", DType.bfloat16, window=70),
     "dense": Case(1061, 37, 2, 1, 20, (F32, F32, BF16, F32, F32, BF16, F32), "exact"),
     "both": Case(
@@ -96,8 +102,9 @@ class Block(Module):
         self.self_attn = MistralAttention(
             PackedQKV({name: linears[name] for name in QKV}),
             linears["o_proj"],
-            kv_params=SimpleNamespace(dtype=case.cache, head_dim=case.head_dim),
+            kv_params=SimpleNamespace(dtype=case.cache),
             num_heads=case.heads,
+            head_dim=case.head_dim,
             scale=case.head_dim**-0.5,
             window=case.window,
         )
@@ -122,7 +129,7 @@ class Block(Module):
     def inputs(self):
         """Returns the types of what a step takes."""
         case = self.case
-        block = ["pages", 2, LAYERS, PAGE, case.kv_heads, case.head_dim]
+        block = ["pages", *case.page_shape()]
         return [
             TensorType(DType.float32, ["tokens", case.hidden], HOST),
             TensorType(DType.float32, [POSITIONS, case.head_dim], HOST),
@@ -187,9 +194,15 @@ def numbers(case):
     angles = np.outer(np.arange(POSITIONS), 1 / (1 + np.arange(case.head_dim // 2)))
     turns = np.stack([np.cos(angles), np.sin(angles)], -1).reshape(POSITIONS, -1)
     scales = rng.uniform(0.5, 2, tokens).astype(np.float32)
-    shape = (PAGES, 2, LAYERS, PAGE, case.kv_heads, case.head_dim)
-    cache = rng.standard_normal(shape).astype(np.float32)
-    if case.cache == DType.bfloat16:
+    cache = rng.standard_normal((PAGES, *case.page_shape())).astype(np.float32)
+    if case.cache == DType.int8:
+        shape = (PAGES, 2, LAYERS, PAGE * case.kv_heads)
+        codes = rng.integers(0, 256, (*shape, case.head_dim), np.uint8)
+        each = rng.uniform(1e-3, 2e-2, shape).astype(np.float32).view(np.uint8)
+        # [pages, 2, layers, codes of all tokens and heads, their scales]
+        parts = [codes.reshape(*shape[:3], -1), each.reshape(*shape[:3], -1)]
+        cache = np.concatenate(parts, axis=-1).reshape(cache.shape)
+    elif case.cache == DType.bfloat16:
         cache = (cache.view(np.uint32) >> 16).astype(np.uint16)
     return x, turns.astype(np.float32), scales, cache
 

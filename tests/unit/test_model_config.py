@@ -204,8 +204,10 @@ def test_a_window_of_no_keys_is_refused(tmp_path):
         ("on", "float32", DType.float32),
         ("on", "bfloat16", DType.bfloat16),
         ("exact", "bfloat16", DType.bfloat16),
-        ("off", "bfloat16", "here on a CPU it can be float32. Leave --kv-cache"),
-        ("on", "float8_e4m3fn", "it can be float32 or bfloat16. Leave --kv-cache"),
+        ("on", "float8_e4m3fn", DType.int8),
+        ("exact", "float8_e4m3fn", DType.int8),
+        ("off", "bfloat16", "be bfloat16, but here on a CPU it can be float32. Leave"),
+        ("off", "float8_e4m3fn", "be float8_e4m3fn, but here on a CPU it can be float"),
     ],
 )
 def test_the_kv_cache_on_a_cpu(tmp_path, monkeypatch, mode, format_, found):
@@ -216,11 +218,19 @@ def test_the_kv_cache_on_a_cpu(tmp_path, monkeypatch, mode, format_, found):
         with pytest.raises(UserError, match=found):
             MistralConfig.initialize(pipeline_config)
         return
-    (group,) = MistralConfig.initialize(pipeline_config).kv_groups
+    config = MistralConfig.initialize(pipeline_config)
+    (group,) = config.kv_groups
     assert group.dtype == found
-    # Keys and values of 128 tokens in 3 layers.
-    size = 2 * 128 * 3 * group.n_kv_heads * group.head_dim
-    assert group.bytes_per_block == size * found.size_in_bytes
+    # Keys and values of 128 tokens in 3 layers; in int8 with a scale of 4 bytes.
+    head = config.head_dim * found.size_in_bytes + 4 * (found == DType.int8)
+    assert group.bytes_per_block == 2 * 128 * 3 * group.n_kv_heads * head
+
+
+def test_a_kv_cache_in_8_bits_needs_whole_words(tmp_path):
+    folder = write_checkpoint(tmp_path, BASE | {"head_dim": 10})
+    pipeline_config = make_pipeline_config(folder, kv_cache_format="float8_e4m3fn")
+    with pytest.raises(UserError, match="a multiple of 4, but it is 10. Leave --kv"):
+        MistralConfig.initialize(pipeline_config)
 
 
 @pytest.mark.parametrize("mode", ["on", "off"])

@@ -73,6 +73,17 @@ def test_the_format_of_the_cache_counts(run, folder, monkeypatch):
     assert "leaves no room for a context" in err
 
 
+def test_8_bits_are_int8_with_a_scale_on_a_cpu(folder):
+    config = plan._read_config(folder)
+    devices = plan._read_devices("cpu")
+    sizes = {
+        each: memory._token_bytes(config, devices, each)
+        for each in ("bfloat16", "float8_e4m3fn")
+    }
+    width = config.head_dim
+    assert sizes["float8_e4m3fn"] * 2 * width == sizes["bfloat16"] * (width + 4)
+
+
 def test_without_the_kernels_weights_are_float32(folder, monkeypatch):
     checkpoint = read_checkpoint(folder)
     config = plan._read_config(folder)
