@@ -267,9 +267,7 @@ def main() -> None:
                 print(f"\n7B has 4 bits only: {encoding} left out")
                 continue
             row = f"{shape} {encoding}"
-            chosen = engines(
-                folder, encoding, arguments.ik_llama, arguments.kv_8_bits
-            )
+            chosen = engines(folder, encoding, arguments.ik_llama, arguments.kv_8_bits)
             first = {MADE: made(chosen, cpus, arguments.ik_llama)}
 
             def keep(results: Results, speeds: list[float]) -> None:

@@ -125,8 +125,8 @@ def stored_as(
         return dtype, head_dim
     if head_dim % 4 != 0:
         raise UserError(
-            f"The KV cache would be {dtype.name}, for which on a CPU head_dim has to be "
-            f"a multiple of 4, but it is {head_dim}. Leave --kv-cache-format out."
+            f"The KV cache would be {dtype.name}, for which head_dim has to be, on a "
+            f"CPU, a multiple of 4, but it is {head_dim}. Leave --kv-cache-format out."
         )
     return DType.int8, head_dim + SCALE_BYTES
 

@@ -19,10 +19,8 @@ comptime SPAN = 256
 # Rows of a tile, and sums of values that it has at a time: AVX2 has 16 registers.
 comptime MOST_ROWS = 4 if W == 8 else 8
 comptime SUMS = 2 * MOST_ROWS
-# Words from what is read to what is fetched: into the second level of cache, for the
-# first would be full too soon.
-comptime DISTANCE = 1024
-comptime AHEAD = PrefetchOptions().for_read().low_locality()
+# What is fetched goes into the second level of cache: the first would be full too soon.
+comptime AHEAD = PrefetchOptions().for_read().medium_locality()
 
 
 @fieldwise_init
@@ -34,6 +32,8 @@ struct Keys[dtype: DType, origin: ImmOrigin, table: ImmOrigin](ImplicitlyCopyabl
     var begin: Int
     """The first, a multiple of `KEYS`."""
     var end: Int
+    var last: Int
+    """The end of all of the request's."""
 
     def page_end(self, at: Int) -> Int:
         """The end of those in the page of a key."""
@@ -76,7 +76,7 @@ def scores_of[
         head_dim: Lanes of a head.
         rounded: Whether queries are bfloat16.
         MR: How many rows.
-        ahead: Whether to fetch keys ahead.
+        ahead: Whether to fetch their values.
 
     Args:
         scores: Where to.
@@ -97,6 +97,8 @@ def scores_of[
             keys.cache.key_scale(start, keys.head)
         )
 
+        var values = keys.cache.values_offset() // numbers
+
         @inline(.always)
         def some[vectors: Int](first: Int) {imm}:
             var dots = Array[Lanes, MR * vectors](fill=0)
@@ -106,7 +108,7 @@ def scores_of[
                     var at = key // KEYS * KEYS * words + key % KEYS + i * KEYS
                     var k = page.unsafe_load[width=W](at)
                     comptime if ahead:
-                        prefetch[AHEAD](page.unsafe_offset(at + DISTANCE))
+                        prefetch[AHEAD](page.unsafe_offset(at + values))
                     comptime for m in range(MR):
                         dots[m * vectors + v] = add_products[dtype, rounded](
                             dots[m * vectors + v],
@@ -204,7 +206,7 @@ def weighted_values[
         head_dim: Lanes of a head.
         rounded: Whether weights are bfloat16.
         MR: How many rows.
-        ahead: Whether to fetch values ahead.
+        ahead: Whether to fetch the next span's keys.
 
     Args:
         states: All rows' states.
@@ -224,6 +226,11 @@ def weighted_values[
             var at = keys.cache.step(start, keys.head, head_dim)
             at = (at + keys.cache.values_offset()) // numbers
             var page = keys.cache.blocks.unsafe_bitcast[UInt32]().unsafe_offset(at)
+            var next_at = min(start + SPAN, keys.last - 1)
+            var next = keys.cache.blocks.unsafe_bitcast[UInt32]().unsafe_offset(
+                keys.cache.step(next_at // KEYS * KEYS, keys.head, head_dim)
+                // numbers
+            )
             comptime in_row = 2 if rounded else 1
             var own = weights.unsafe_offset((start - keys.begin) // in_row)
 
@@ -241,7 +248,7 @@ def weighted_values[
                     comptime if not whole and dtype == .bfloat16:
                         v &= 0xFFFF  # nobody has written the word's other number
                     comptime if ahead:
-                        prefetch[AHEAD](page.unsafe_offset(at + DISTANCE))
+                        prefetch[AHEAD](next.unsafe_offset(at))
                     comptime for m in range(MR):
                         sums[m * vectors + i] = add_products[dtype, rounded](
                             sums[m * vectors + i],

@@ -50,7 +50,7 @@ def span[
     var from_key = max(begin, (position - window + 1) // KEYS * KEYS)
     var end = min(begin + SPAN, position + tokens)
     for kv_head in range(kv_begin, kv_end):
-        var keys = Keys(cache, kv_head, from_key, end)
+        var keys = Keys(cache, kv_head, from_key, end, position + tokens)
         var count = keys.count()
         comptime coded = dtype == .int8
         var of_values = Array[Float32, SPAN if coded else 1](uninitialized=True)
