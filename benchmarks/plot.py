@@ -2,9 +2,9 @@
 
     python -m benchmarks.plot REPORT.json PICTURE.png
 
-Prints it too, as a table in Markdown: tokens a second, and the ratio in brackets;
-then how far the rounds' ratios lie apart, and what made each row. Reports of before
-rows said that have one day for all.
+Prints it too, as a table in Markdown: tokens a second, and the ratio in brackets (of a
+KV cache in 8 bits to llama.cpp with one); then how far the rounds' ratios lie apart,
+and what made each row. Reports of before rows said that have one day for all.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ def markdown(report: dict) -> str:
     """Returns the medians, with their ratios to llama.cpp."""
 
     def cell(name: str, engine: str, measure: str) -> str:
-        base = report[name]["llama.cpp"]
+        rival = f"llama.cpp, {engine}" if engine == KV_8_BITS else "llama.cpp"
+        base = report[name][rival]
         # Of ik_llama.cpp's two layouts the faster one.
         found = [
-            (ratios(report[name], e, measure), statistics.median(m[measure]))
+            (ratios(report[name], e, measure, rival), statistics.median(m[measure]))
             for e, m in report[name].items()
             if e in (engine, f"{engine} -rtr") and measure in m and measure in base
         ]

@@ -165,10 +165,15 @@ def check_cache(
             )
         return
     # MAX's own attention on a CPU knows one dtype only.
-    if kernel_mode == "off" and dtype != DType.float32:
+    known = {DType.float32: "float32"}
+    if kernel_mode != "off":
+        known |= {DType.bfloat16: "bfloat16", DType.int8: "float8_e4m3fn"}
+    if dtype not in known:
+        *others, last = known.values()
+        names = f"{', '.join(others)} or {last}" if others else last
         asked = "float8_e4m3fn" if dtype == DType.int8 else dtype.name
         raise UserError(
-            f"The KV cache would be {asked}, but here on a CPU it can be float32. "
+            f"The KV cache would be {asked}, but here on a CPU it can be {names}. "
             "Leave --kv-cache-format out."
         )
     window = min((w for w in windows if w is not None), default=MIN_CPU_WINDOW)

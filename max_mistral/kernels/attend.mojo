@@ -30,8 +30,8 @@ struct Attending[
         head_dim: Lanes of a head.
         window: Keys that a token sees, itself included.
         scaled: Whether queries are multiplied by `query_scales`.
-        narrow: Whether queries and the weights of values are rounded to bfloat16,
-            of which the cache is then, or of int8.
+        narrow: Whether queries and the weights of values are rounded to bfloat16; only
+            with a cache in bfloat16 or int8.
     """
 
     comptime size = state_size(Self.head_dim)
@@ -101,6 +101,8 @@ struct Attending[
             threads: How many there are.
         """
         comptime assert Self.head_dim % 2 == 0, "lanes are rotated in pairs"
+        comptime words = Self.head_dim % in_word[Self.dtype]() == 0
+        comptime assert words, "a head is whole words"
         var page_size = blocks.dim_size(3)
         check_step(
             tokens,

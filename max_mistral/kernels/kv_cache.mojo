@@ -1,13 +1,15 @@
 """Where a request's keys and values are in MAX's paged KV cache.
 
 MAX gives a layer its part of each page and never looks into it; there they lie as
-attention reads them, in words of 32 bits: one float32, or two bfloat16.
+attention reads them, in words of 32 bits: one float32, two bfloat16, or four codes in
+int8 (`kv_codes.mojo`).
 
   keys     [kv_heads][page_size / 16][head_dim / in_word][16][in_word]
   values   [kv_heads][page_size / in_word][head_dim][in_word]
 
 A vector of keys' words is of as many keys, of values' words of as many lanes, so
-neither has to be added up across. `in_word` are 1 or 2 numbers.
+neither has to be added up across. `in_word` are 1, 2 or 4 numbers. Behind all heads'
+codes are their scales, float32 `[kv_heads][page_size]`.
 """
 
 from extensibility import InputTensor
@@ -51,7 +53,7 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
     """One layer of the paged KV cache, as one request sees it."""
 
     var blocks: ImmPointer[Scalar[Self.dtype], Self.origin]
-    """`[pages, 2, layers, page_size * room]`."""
+    """`[pages, 2, layers, page_size * of_token]`."""
     var pages: ImmPointer[UInt32, Self.table]
     """The request's pages, in order."""
     var page_stride: Int
@@ -62,8 +64,8 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
     var layers: Int
     var width: Int
     """Numbers of a token's keys: `kv_heads * head_dim`."""
-    var room: Int
-    """What a token takes of a part: those, and their scales."""
+    var of_token: Int
+    """Numbers of a token's keys and of their scales."""
 
     @inline(.always)
     def of_request(self, request: Int, columns: Int) -> Self:
@@ -81,11 +83,11 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
     def _part(self, at: Int) -> Int:
         """Where in `blocks` the layer's keys are, in the page of the token `at`."""
         var page = Int(self.pages.unsafe_load(at // self.page_size))
-        return page * self.page_stride + self.layer * self.page_size * self.room
+        return page * self.page_stride + self.layer * self.page_size * self.of_token
 
     @inline(.always)
     def _page(self, at: Int, head: Int, head_dim: Int) -> Int:
-        """Where in `blocks` those of a head are."""
+        """Where in `blocks` the keys of a head are."""
         return self._part(at) + head * self.page_size * head_dim
 
     @inline(.always)
@@ -118,7 +120,7 @@ struct Cache[dtype: DType, origin: ImmOrigin, table: ImmOrigin](
     @inline(.always)
     def values_offset(self) -> Int:
         """Numbers from a page's keys to its values."""
-        return self.layers * self.page_size * self.room
+        return self.layers * self.page_size * self.of_token
 
     @inline(.always)
     def key_scale(self, at: Int, head: Int) -> Int:

@@ -1,4 +1,5 @@
-"""Keys and values in 8 bits: codes of -127 to 127, and one scale for each head's.
+"""Keys and values in 8 bits: codes of -127 to 127, with one scale for a head's key and
+one for its value.
 
 A key's lanes are mixed first (`mix`): a few of them are much larger than the others,
 and would leave those no bits. So are the queries' lanes, which leaves each product of
@@ -6,7 +7,7 @@ a query and a key as it is (Ashkboos et al., "QuaRot", https://arxiv.org/abs/240
 
 A code is its sign, then 7 bits. Four are in a word; the codes of four words lie as
 
-  [2][4 words][2]
+  [2 halves][4 words][2 codes]
 
 so that both halves of a vector's codes are in the order of its words.
 """
@@ -33,10 +34,9 @@ def mixed_lanes(head_dim: Int) -> Int:
 
 @inline(.always)
 def mix[head_dim: Int](head: MutPointer[Float32, _], scale: Float32):
-    """Makes each lane a sum of lanes, of which half change their sign.
+    """Multiplies lanes by a Hadamard matrix, so that each has a part of all.
 
-    Twice that, the lanes are what they were, `mixed_lanes` times as large: a Hadamard
-    matrix, but for the order of its rows.
+    Twice that, they are what they were, `mixed_lanes` times as large.
 
     Args:
         head: `[head_dim]`.
@@ -58,7 +58,8 @@ def mix[head_dim: Int](head: MutPointer[Float32, _], scale: Float32):
 def encode[
     head_dim: Int
 ](codes: MutPointer[UInt8, _], head: ImmPointer[Float32, _]) -> Float32:
-    """Writes a head's codes; returns their scale, which is NaN if a lane is."""
+    """Writes a head's codes; returns their scale, which is no number if a lane is none.
+    """
     comptime count = mixed_lanes(head_dim)
     var most = SIMD[DType.float32, count](0)
     var nothing = SIMD[DType.float32, count](0)

@@ -83,7 +83,7 @@ def rotate_and_store[
             Scalar[query_dtype]
         ]()
         comptime if coded:
-            # Their products with mixed keys are as many times too large.
+            # Mixing both makes their products `mixed_lanes` times as large.
             _rotate[head_dim](turned, new_query, turns, scale)
             mix[head_dim](turned, 1 / Float32(mixed_lanes(head_dim)))
             for i in range(head_dim):

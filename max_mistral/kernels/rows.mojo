@@ -32,8 +32,8 @@ struct Keys[dtype: DType, origin: ImmOrigin, table: ImmOrigin](ImplicitlyCopyabl
     var begin: Int
     """The first, a multiple of `KEYS`."""
     var end: Int
-    var last: Int
-    """The end of all of the request's."""
+    var seen_end: Int
+    """The end of those that the tile's tokens see, in this span or a later one."""
 
     def page_end(self, at: Int) -> Int:
         """The end of those in the page of a key."""
@@ -152,7 +152,7 @@ def weigh[
     Parameters:
         head_dim: Lanes of a head.
         rounded: Whether to round the weights to bfloat16.
-        coded: Whether to multiply them by `value_scales`.
+        coded: Whether to multiply them by `value_scales`, but not their sum.
 
     Args:
         row: `[SPAN]` scores; if `rounded` the weights are bfloat16.
@@ -226,10 +226,10 @@ def weighted_values[
             var at = keys.cache.step(start, keys.head, head_dim)
             at = (at + keys.cache.values_offset()) // numbers
             var page = keys.cache.blocks.unsafe_bitcast[UInt32]().unsafe_offset(at)
-            var next_at = min(start + SPAN, keys.last - 1)
+            # Of the last span its own keys, which are near.
+            var later = start + SPAN if start + SPAN < keys.seen_end else start
             var next = keys.cache.blocks.unsafe_bitcast[UInt32]().unsafe_offset(
-                keys.cache.step(next_at // KEYS * KEYS, keys.head, head_dim)
-                // numbers
+                keys.cache.step(later, keys.head, head_dim) // numbers
             )
             comptime in_row = 2 if rounded else 1
             var own = weights.unsafe_offset((start - keys.begin) // in_row)

@@ -79,7 +79,7 @@ def add_products[
     """
     comptime Floats = SIMD[DType.float32, width]
     comptime if rounded:
-        comptime assert dtype != .float32, "only beside fewer bits rows are rounded"
+        comptime assert dtype != .float32, "rows beside float32 are not rounded"
         comptime Pairs = SIMD[DType.uint32, width]
         comptime if dtype == .bfloat16:
             return dot_pairs[HAS_BF16](sums, words, Pairs(x.unsafe_load(i)))

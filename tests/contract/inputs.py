@@ -64,11 +64,11 @@ def cache_inputs():
 
 @seam(
     "a KV cache's blocks are `[pages, 2, layers, page_size, heads, head_dim]`, which "
-    "MAX moves as whole pages only; `rope_split_store_ragged` rounds to bfloat16 on a "
-    "CPU",
+    "MAX moves as whole pages only, in int8 without scales of its own; "
+    "`rope_split_store_ragged` rounds to bfloat16 on a CPU",
     "kv_blocks",
     "`kernels/kv_cache.mojo` computes a key's place from it, and has an order of its "
-    "own within a page",
+    "own within a page; `kv_cache.py` makes heads wider for the scales of int8",
 )
 def cache_blocks():
     from max.dtype import DType
@@ -77,6 +77,11 @@ def cache_blocks():
     blocks = find("max.tree:leaves")(caches.get_symbolic_inputs())[0]
     assert [str(d) for d in blocks.shape][1:] == ["2", "3", "128", "2", "16"]
     assert blocks.dtype == DType.float32
+    params = dataclasses.replace(caches.children["full"], dtype=DType.int8, head_dim=20)
+    (inputs,) = params.get_symbolic_inputs()
+    assert inputs.kv_blocks.dtype == DType.int8
+    assert str(inputs.kv_blocks.shape[-1]) == "20"
+    assert inputs.kv_scales is None
 
 
 @seam(

@@ -308,7 +308,7 @@ def again(requests):
 # The first graph is that of other tests: MAX compiles each once.
 @pytest.mark.parametrize(
     ("name", "echo", "dtype"),
-    [("mha_tied", False, "float32"), ("ministral", True, "bfloat16")],
+    [("mha_tied", False, "float32"), ("ministral", True, "float8_e4m3fn")],
 )
 def test_a_request_is_answered_as_alone(checkpoints, monkeypatch, name, echo, dtype):
     drafts = Drafts(monkeypatch)

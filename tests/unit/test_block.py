@@ -70,7 +70,7 @@ MIXED = (Q4_K, Q4_K, Q6_K, Q8_0, Q4_K, Q6_K, Q8_0)
 CASES = {
     # Rows of 512 columns and more are interleaved by several threads.
     "quantized": Case(512, 768, 8, 2, 64, MIXED, "exact", DType.int8),
-    "rounded": Case(512, 768, 8, 2, 64, MIXED, "on", DType.bfloat16, window=70),
+    "rounded": Case(512, 768, 8, 2, 64, MIXED, "on", DType.int8, window=70),
     "dense": Case(1061, 37, 2, 1, 20, (F32, F32, BF16, F32, F32, BF16, F32), "exact"),
     "both": Case(
         256, 64, 3, 3, 10, (Q8_0, Q4_K, Q8_0, F32, *MIXED[4:]), "portable", scaled=True

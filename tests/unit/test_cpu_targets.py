@@ -15,7 +15,9 @@ TARGETS = {
     "haswell": (X86, ["vfmadd", "ymm", "vpmaddubsw"], ["zmm", "vpdpbusd"]),
     "alderlake": (X86, ["vfmadd", "vpdpbusd"], ["zmm", "vpmaddubsw"]),
     "cascadelake": (X86, ["vfmadd", "vpdpbusd", "zmm"], ["vpmaddubsw", "vdpbf16ps"]),
-    "znver4": (X86, ["vfmadd", "vpdpbusd", "vdpbf16ps", "zmm"], ["vpmaddubsw", "tmm"]),
+    # The one with AVX512-BF16 and without AVX512-VBMI.
+    "cooperlake": (X86, ["vpdpbusd", "vdpbf16ps"], ["vpermi2b", "vpermt2b", "tmm"]),
+    "znver4": (X86, ["vpdpbusd", "vdpbf16ps", "vpermt2b"], ["vpmaddubsw", "tmm"]),
     "sapphirerapids": (X86, ["vpdpbusd", "vdpbf16ps", "tdpbf16ps"], ["vpmaddubsw"]),
     "neoverse-n1": ("aarch64-unknown-linux-gnu", ["fmla", "sdot"], []),
     "apple-m1": ("arm64-apple-macosx", ["fmla", "sdot"], []),

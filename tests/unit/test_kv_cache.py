@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from max.driver import DeviceSpec
 from max.dtype import DType
+from max.graph import DeviceRef
 from max.nn.kv_cache import KVCacheParams, MultiKVCacheParams
 from max.pipelines.context import TextContext, TokenBuffer
 from max.pipelines.kv_cache import load_kv_manager
 
 from max_mistral import MistralConfig
 from max_mistral.errors import UserError
-from max_mistral.kv_cache import FULL, SLIDING
+from max_mistral.kv_cache import FULL, SLIDING, check_cache
 from workbench.checkpoints import BASE, write_checkpoint
 from workbench.runner import make_pipeline_config
 
@@ -132,6 +133,15 @@ def test_devices_share_heads_or_copies_of_them(tmp_path):
     assert config.sharing.total_kv_heads == 4
     for group in config.kv_groups:
         assert group.n_kv_heads_per_device == 1
+
+
+def test_a_cache_that_no_kernel_reads():
+    """MAX refuses its other formats itself."""
+    message = (
+        "be float16, but here on a CPU it can be float32, bfloat16 or float8_e4m3fn"
+    )
+    with pytest.raises(UserError, match=message):
+        check_cache(DType.float16, [None], [DeviceRef.CPU()], "on")
 
 
 def test_no_layers_are_no_cache(tmp_path):
