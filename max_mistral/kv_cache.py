@@ -78,7 +78,8 @@ def make_kv_params(
             f"{PAGE_SIZES}. Leave it out."
         )
     windows = effective_windows(hf.sliding_windows(config), longest)
-    dtype, width = stored_as(dtype, hf.head_dim(config), devices)
+    on_cpu = any(device.is_cpu() for device in devices)
+    dtype, width = stored_as(dtype, hf.head_dim(config), on_cpu=on_cpu)
 
     def params(window: int | None) -> KVCacheParams:
         return kv_cache_config.to_params(
@@ -104,9 +105,7 @@ def make_kv_params(
     return MultiKVCacheParams.from_params(tree)
 
 
-def stored_as(
-    dtype: DType, head_dim: int, devices: Sequence[DeviceRef]
-) -> tuple[DType, int]:
+def stored_as(dtype: DType, head_dim: int, *, on_cpu: bool) -> tuple[DType, int]:
     """Returns the dtype that keys and values are stored in, and a head's width in it.
 
     MAX's name of 8 bits is float8_e4m3fn. On a CPU they are int8, with a scale for
@@ -115,13 +114,13 @@ def stored_as(
     Args:
         dtype: As the user names it.
         head_dim: Lanes of a head.
-        devices: Where the model runs.
+        on_cpu: Whether the model runs on a CPU.
 
     Raises:
         UserError: (a ``ValueError``) if the CPU kernels have no heads of that width in
             8 bits.
     """
-    if dtype != DType.float8_e4m3fn or not any(device.is_cpu() for device in devices):
+    if dtype != DType.float8_e4m3fn or not on_cpu:
         return dtype, head_dim
     if head_dim % 4 != 0:
         raise UserError(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from max.driver import DeviceSpec, load_devices
 from max.dtype import DType
-from max.graph import DeviceRef
 from max.pipelines.kv_cache import cache_dtype_for_encoding
 from transformers import PretrainedConfig
 
@@ -128,8 +127,7 @@ def _token_bytes(
             raise UsageError(
                 f"--kv-cache-format is {shown(kv_format)}: {error}"
             ) from error
-    refs = [DeviceRef(device.device_type, device.id) for device in devices]
-    dtype, width = stored_as(dtype, hf.head_dim(config), refs)
+    dtype, width = stored_as(dtype, hf.head_dim(config), on_cpu=on_cpu(devices))
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
     return numbers * dtype.size_in_bytes
 
