@@ -206,13 +206,9 @@ struct Attending[
         def merge_heads(share: Int) {imm}:
             self._merge(share)
 
-        @inline(.always)
-        def fetch_nothing(share: Int, turn: Int) {imm}:
-            pass
-
-        phases.run(phase, thread, store, fetch_nothing)
-        phases.run(phase + 1, thread, attend, fetch_nothing)
-        phases.run(phase + 2, thread, merge_heads, fetch_nothing)
+        phases.run(phase, thread, store)
+        phases.run(phase + 1, thread, attend)
+        phases.run(phase + 2, thread, merge_heads)
 
     @inline(.always)
     def _states(self) -> Outputs:

@@ -12,11 +12,12 @@ A code is its sign, then 7 bits. Four are in a word; the codes of four words lie
 so that both halves of a vector's codes are in the order of its words.
 """
 
-from std.math import fma
 from std.memory import bitcast
 from std.sys import llvm_intrinsic
 from std.sys.info import CompilationTarget
 from std.utils import IndexList
+
+from .numbers import nearest
 
 comptime HAS_VBMI = CompilationTarget._has_feature["avx512vbmi"]()
 """Whether x86's AVX512-VBMI is there, which looks bytes up among 128."""
@@ -70,13 +71,7 @@ def encode[
     var largest = most.reduce_max() + nothing.reduce_add()
     var inverse = LARGEST / largest if largest > 0 else Float32(0)
     for begin in range(0, head_dim, count):
-        # Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
-        var near = fma(
-            head.unsafe_load[width=count](begin),
-            SIMD[DType.float32, count](inverse),
-            SIMD[DType.float32, count](12582912.0),
-        )
-        var q = bitcast[.int32, count](near) - 0x4B400000
+        var q = nearest[count](head.unsafe_load[width=count](begin), inverse)
         var code = (abs(q) & 0x7F) | ((q >> 24) & 0x80)
         codes.unsafe_store(begin, code.cast[.uint8]())
     return largest / LARGEST

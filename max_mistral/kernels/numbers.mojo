@@ -1,6 +1,7 @@
 """Rows of float32 between the stages of an op."""
 
-from std.math import exp
+from std.math import exp, fma
+from std.memory import bitcast
 
 from .layout import ROWS, Floats
 
@@ -30,6 +31,18 @@ def store_row(row: MutPointer[Float32, _], numbers: Floats, count: Int):
 def silu(x: Floats) -> Floats:
     """The sigmoid linear unit (https://arxiv.org/abs/1702.03118)."""
     return x / (1 + exp(-x))
+
+
+@inline(.always)
+def nearest[
+    width: Int
+](x: SIMD[DType.float32, width], by: Float32) -> SIMD[DType.int32, width]:
+    """The integers nearest to `x * by`, ties to even; those are below 2^22."""
+    # Adding 1.5 * 2^23 leaves the integer in the low bits.
+    var sum = fma(
+        x, SIMD[DType.float32, width](by), SIMD[DType.float32, width](12582912.0)
+    )
+    return bitcast[.int32, width](sum) - 0x4B400000
 
 
 @fieldwise_init

@@ -80,6 +80,18 @@ struct Phases:
             _ = done[].fetch_add(1)
 
     @inline(.always)
+    def run[
+        Work: def(Int) -> None, //
+    ](self, phase: Int, thread: Int, work: Work):
+        """The same of a phase that reads nothing ahead."""
+
+        @inline(.always)
+        def fetch_nothing(share: Int, turn: Int) {imm}:
+            pass
+
+        self.run(phase, thread, work, fetch_nothing)
+
+    @inline(.always)
     def _is_done(self, phase: Int) -> Bool:
         if phase < 0:
             return True

@@ -16,6 +16,7 @@ from .codes import minima, quads, scales
 from .dots import dots, signs_codes
 from .fetch import fetch_ahead
 from .layout import PART, ROWS, Floats, encoding
+from .numbers import nearest
 
 
 def row_bytes[rounded: Bool](columns: Int) -> Int:
@@ -55,10 +56,7 @@ def interleave_rows[
                 var largest = abs(v).reduce_max()
                 var scale = largest / 127.0
                 var inverse = 127.0 / largest if largest > 0 else Float32(0)
-                # Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
-                var q = (
-                    bitcast[.int32, PART](v * inverse + 12582912.0) - 0x4B400000
-                )
+                var q = nearest[PART](v, inverse)
                 var words = bitcast[.int32, 8](q.cast[.int8]())
                 comptime for i in range(8):
                     base.unsafe_bitcast[Int32]().unsafe_store(

@@ -74,62 +74,98 @@ def rotate_and_store[
         scale: What its queries are multiplied by.
     """
     comptime query_dtype = DType.bfloat16 if rounded else DType.float32
-    comptime coded = dtype == .int8
-    var lanes = Array[Float32, head_dim](uninitialized=True)
-    var turned = lanes.unsafe_ptr()
     for head in range(heads):
-        var new_query = qkv.unsafe_offset(head * head_dim)
-        var query = queries.unsafe_offset(head * head_dim).unsafe_bitcast[
-            Scalar[query_dtype]
-        ]()
-        comptime if coded:
-            # Mixing both makes their products `mixed_lanes` times as large.
-            _rotate[head_dim](turned, new_query, turns, scale)
-            mix[head_dim](turned, 1 / Float32(mixed_lanes(head_dim)))
-            for i in range(head_dim):
-                query.unsafe_store(i, turned.unsafe_load(i).cast[query_dtype]())
-        else:
-            _rotate[head_dim](query, new_query, turns, scale)
-    comptime numbers = in_word[dtype]()
-    comptime words = head_dim // numbers
+        _store_query[head_dim, dtype == .int8](
+            queries.unsafe_offset(head * head_dim).unsafe_bitcast[
+                Scalar[query_dtype]
+            ](),
+            qkv.unsafe_offset(head * head_dim),
+            turns,
+            scale,
+        )
     var new_keys = qkv.unsafe_offset(heads * head_dim)
     var new_values = new_keys.unsafe_offset(cache.width)
     for head in range(cache.width // head_dim):
-        var keys = blocks.unsafe_offset(cache.key(at, head, head_dim))
-        var values = blocks.unsafe_offset(cache.value(at, head, head_dim))
         var new_key = new_keys.unsafe_offset(head * head_dim)
         var new_value = new_values.unsafe_offset(head * head_dim)
-        comptime if coded:
-            var store = Array[UInt8, head_dim](uninitialized=True)
-            var codes = store.unsafe_ptr()
-            var scales = blocks.unsafe_bitcast[Float32]()
-            _rotate[head_dim](turned, new_key, turns, 1)
-            mix[head_dim](turned, 1)
-            scales.unsafe_store(
-                cache.key_scale(at, head), encode[head_dim](codes, turned)
-            )
-            for i in range(head_dim):
-                keys.unsafe_bitcast[UInt8]().unsafe_store(
-                    i // 4 * 4 * KEYS + number_at[dtype](i % 4),
-                    codes.unsafe_load(i),
-                )
-            scales.unsafe_store(
-                cache.value_scale(at, head), encode[head_dim](codes, new_value)
-            )
-            for i in range(head_dim):
-                values.unsafe_bitcast[UInt8]().unsafe_store(
-                    word_at[dtype](i), codes.unsafe_load(i)
-                )
+        comptime if dtype == .int8:
+            _store_codes[head_dim](blocks, cache, new_key, new_value, turns, head, at)
         else:
-            var key = turned.unsafe_bitcast[UInt32]()
-            _rotate[head_dim](
-                key.unsafe_bitcast[Scalar[dtype]](), new_key, turns, 1
+            _store_numbers[head_dim](
+                blocks, cache, new_key, new_value, turns, head, at
             )
-            for i in range(words):
-                keys.unsafe_bitcast[UInt32]().unsafe_store(
-                    i * KEYS, key.unsafe_load(i)
-                )
-            for i in range(head_dim):
-                values.unsafe_store(
-                    word_at[dtype](i), new_value.unsafe_load(i).cast[dtype]()
-                )
+
+
+@inline(.always)
+def _store_query[
+    dtype: DType, //, head_dim: Int, mixed: Bool
+](query: MutPointer[Scalar[dtype], _], new: Reads, turns: Reads, scale: Float32):
+    comptime if mixed:
+        # Mixing both makes their products `mixed_lanes` times as large.
+        comptime count = mixed_lanes(head_dim)
+        var lanes = Array[Float32, head_dim](uninitialized=True)
+        var turned = lanes.unsafe_ptr()
+        _rotate[head_dim](turned, new, turns, scale)
+        mix[head_dim](turned, 1 / Float32(count))
+        for begin in range(0, head_dim, count):
+            var some = turned.unsafe_load[width=count](begin)
+            query.unsafe_store(begin, some.cast[dtype]())
+    else:
+        _rotate[head_dim](query, new, turns, scale)
+
+
+@inline(.always)
+def _store_numbers[
+    dtype: DType, //, head_dim: Int
+](
+    blocks: MutPointer[Scalar[dtype], _],
+    cache: Cache[dtype, _, _],
+    new_key: Reads,
+    new_value: Reads,
+    turns: Reads,
+    head: Int,
+    at: Int,
+):
+    var lanes = Array[Float32, head_dim](uninitialized=True)
+    var key = lanes.unsafe_ptr().unsafe_bitcast[UInt32]()
+    _rotate[head_dim](key.unsafe_bitcast[Scalar[dtype]](), new_key, turns, 1)
+    var keys = blocks.unsafe_offset(cache.key(at, head, head_dim))
+    for i in range(head_dim // in_word[dtype]()):
+        keys.unsafe_bitcast[UInt32]().unsafe_store(i * KEYS, key.unsafe_load(i))
+    var values = blocks.unsafe_offset(cache.value(at, head, head_dim))
+    for i in range(head_dim):
+        values.unsafe_store(word_at[dtype](i), new_value.unsafe_load(i).cast[dtype]())
+
+
+@inline(.always)
+def _store_codes[
+    dtype: DType, //, head_dim: Int
+](
+    blocks: MutPointer[Scalar[dtype], _],
+    cache: Cache[dtype, _, _],
+    new_key: Reads,
+    new_value: Reads,
+    turns: Reads,
+    head: Int,
+    at: Int,
+):
+    var lanes = Array[Float32, head_dim](uninitialized=True)
+    var key = lanes.unsafe_ptr()
+    _rotate[head_dim](key, new_key, turns, 1)
+    mix[head_dim](key, 1)
+    var store = Array[UInt8, head_dim](uninitialized=True)
+    var codes = store.unsafe_ptr()
+    var scales = blocks.unsafe_bitcast[Float32]()
+    scales.unsafe_store(cache.key_scale(at, head), encode[head_dim](codes, key))
+    var keys = blocks.unsafe_offset(cache.key(at, head, head_dim))
+    for i in range(head_dim):
+        keys.unsafe_bitcast[UInt8]().unsafe_store(
+            i // 4 * 4 * KEYS + number_at[dtype](i % 4), codes.unsafe_load(i)
+        )
+    var value_scale = encode[head_dim](codes, new_value)
+    scales.unsafe_store(cache.value_scale(at, head), value_scale)
+    var values = blocks.unsafe_offset(cache.value(at, head, head_dim))
+    for i in range(head_dim):
+        values.unsafe_bitcast[UInt8]().unsafe_store(
+            word_at[dtype](i), codes.unsafe_load(i)
+        )

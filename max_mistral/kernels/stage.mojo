@@ -185,10 +185,6 @@ struct Stage[
             self.interleave[normed](load, norm, epsilon, share)
 
         @inline(.always)
-        def fetch_nothing(share: Int, turn: Int) {imm}:
-            pass
-
-        @inline(.always)
         def multiply(share: Int) {imm}:
             self.multiply(write, share)
 
@@ -196,7 +192,7 @@ struct Stage[
         def fetch(share: Int, turn: Int) {imm}:
             self.fetch(share, turn)
 
-        phases.run(phase, thread, interleave, fetch_nothing)
+        phases.run(phase, thread, interleave)
         phases.run(phase + 1, thread, multiply, fetch)
 
     @inline(.always)

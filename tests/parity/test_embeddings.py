@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from tests.harness import tolerance
+from tests.harness import relative_error, rounding_error, tolerance
 from tests.reference import EMBEDDINGS, TEXTS, embed, prompts
 from workbench.checkpoints import (
     CONFIGS,
@@ -61,6 +61,15 @@ def test_more_texts_than_a_step_holds(headless):
     got = headless.embed(ROWS[1:2] * 8)
     atol = tolerance(CONFIG, one)
     np.testing.assert_allclose(got, np.tile(one, (8, 1)), rtol=0, atol=atol)
+
+
+def test_keys_and_values_in_8_bits(checkpoints):
+    flags = FLAGS | {"kv_cache_format": "float8_e4m3fn"}
+    got, want = Embedder(checkpoints["window"], flags).embed(ROWS), np.load(EMBEDDINGS)
+    error = relative_error(got, want)
+    # Half a code, of 127.
+    assert error <= rounding_error(CONFIG, 1 / 254)
+    assert np.abs(got - want).max() > 3 * tolerance(CONFIG, want)
 
 
 def test_gguf(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from mojo.run import subprocess_run_mojo
 
 from max_mistral import kernels
 from max_mistral.kernels.packing import Encoding, pack
+from tests.kv_cache_reference import stored
 from tests.unit import test_attention_kernel as attention
 from tests.unit.test_kernels import (
     DENSE,
@@ -67,7 +68,7 @@ def attention_cases():
         shape = attention.SHAPES[name]
         heads, kv_heads, head_dim, page_size, window = shape
         qkv, freqs, scales, blocks, table = attention.inputs(name)
-        blocks = attention.stored(blocks, CACHES[what])
+        blocks = stored(blocks, CACHES[what])
         scales = np.broadcast_to(scales, len(qkv))[:, None]
         at = 0
         for (new, cached), pages in zip(attention.BATCH, table, strict=True):

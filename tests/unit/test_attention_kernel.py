@@ -14,10 +14,10 @@ from max.graph import BufferType, DeviceRef, Graph, TensorType, ops
 
 from max_mistral import kernels
 from max_mistral.graph_cache import find_at_once
+from tests.kv_cache_reference import mixed, mixing, rounded, stored, stored_first
 
 EPS = float(np.finfo(np.float32).eps)
 LAYERS, LAYER, SCALE = 2, 1, 0.1
-KEYS = 16  # of kv_cache.mojo
 # Name: heads, KV heads, head_dim, page size, window. 20 is no whole number of
 # vectors, 128 are more than a tile's sums hold; groups of 8, 4, 3, 2 and 1 rows take
 # every tile there is.
@@ -80,43 +80,6 @@ def rotated(heads, freqs):
     return np.concatenate([x * cos - y * sin, y * cos + x * sin], -1)
 
 
-def mixed(heads, dtype):
-    """Lanes as a cache in int8 has those of keys; float32 ``[..., head_dim]``."""
-    if dtype != DType.int8:
-        return heads
-    blocks, count = mixing(heads)
-    for _ in range(int(np.log2(count))):
-        first, second = blocks[..., 0::2], blocks[..., 1::2]
-        blocks = np.concatenate([first + second, first - second], -1)
-    return blocks.reshape(heads.shape)
-
-
-def mixing(heads):
-    """Lanes that are mixed with each other, ``[..., blocks, count]``; and ``count``."""
-    count = min(128, heads.shape[-1] & -heads.shape[-1])
-    return heads.reshape(*heads.shape[:-1], -1, count), count
-
-
-def encoded(heads):
-    """Codes of -127 to 127, and their scales, float32 ``[..., 1]``."""
-    scale = np.abs(heads).max(-1, keepdims=True) / np.float32(127)
-    inverse = (np.float32(127) / np.abs(heads).max(-1, keepdims=True)).astype(float)
-    with np.errstate(invalid="ignore"):  # what is not a number has any code
-        return np.rint(heads * inverse).astype(np.int64), scale
-
-
-def rounded(numbers, dtype):
-    """To the nearest that the cache has, ties to even, as float32."""
-    if dtype == DType.float32:
-        return numbers
-    if dtype == DType.int8:
-        codes, scale = encoded(numbers)
-        return codes.astype(np.float32) * scale
-    bits = numbers.view(np.uint32).astype(np.uint64)
-    bits += 0x7FFF + (bits >> 16 & 1)
-    return (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
-
-
 def after(name, dtype):
     """A step's queries, rotated and scaled, and the cache after it."""
     heads, kv_heads, head_dim, page_size, _ = SHAPES[name]
@@ -135,45 +98,6 @@ def after(name, dtype):
     if dtype == DType.int8:
         queries = mixed(queries / np.float32(mixing(queries)[1]), dtype)
     return queries, blocks
-
-
-def stored(blocks, dtype):
-    """The numbers as the cache holds them, in the order of ``kv_cache.mojo``.
-
-    ``[pages, 2, layers, page_size, kv_heads, head_dim]``, of the same shape after; in
-    int8 a head is wider by its scale.
-    """
-    words = 1
-    if dtype == DType.bfloat16:  # the upper half of float32
-        bits = rounded(blocks, dtype).view(np.uint32)
-        blocks, words = (bits >> 16).astype(np.uint16), 2
-    if dtype == DType.int8:
-        codes, scale = encoded(blocks)
-        blocks, words = (np.abs(codes) | (codes < 0) << 7).astype(np.uint8), 4
-    pages, _, layers, page_size, heads, head_dim = blocks.shape
-    # [pages, layers, heads, page_size, head_dim]
-    keys, values = blocks.transpose(1, 0, 2, 4, 3, 5)
-    shape = pages, layers, heads, page_size // KEYS, KEYS, head_dim // words, words
-    keys = keys.reshape(shape).swapaxes(4, 5)
-    shape = pages, layers, heads, page_size // words, words, head_dim
-    values = values.reshape(shape).swapaxes(4, 5)
-    if dtype == DType.int8:
-        keys, values = in_halves(keys), in_halves(values)
-    both = [part.reshape(pages, layers, -1) for part in (keys, values)]
-    if dtype == DType.int8:
-        # [pages, 2, layers, heads, page_size], behind all codes.
-        scales = scale[..., 0].astype(np.float32).swapaxes(3, 4)
-        for i, part in enumerate(both):
-            behind = np.ascontiguousarray(scales[:, i]).view(np.uint8)
-            both[i] = np.concatenate([part, behind.reshape(pages, layers, -1)], -1)
-    both = [part.reshape(pages, layers, page_size, heads, -1) for part in both]
-    return np.ascontiguousarray(np.stack(both, axis=1))
-
-
-def in_halves(words):
-    """Words of four codes, the first two of four words before their others."""
-    # [..., 4 words, 2 halves, 2] -> [..., 2 halves, 4 words, 2]
-    return words.reshape(-1, 4, 2, 2).swapaxes(1, 2).reshape(words.shape)
 
 
 def reference(name, dtype, narrow):
@@ -372,16 +296,6 @@ def test_scales_of_what_is_no_number(run):
             assert keys[1] == values[1] == 0
             second = codes.reshape(2, kv_heads, page_size, head_dim)[:, 1]
             assert not (stored_first(second) & 0x7F).any()
-
-
-def stored_first(heads):
-    """The codes of a head's first key and of its first value."""
-    keys, values = heads.reshape(2, -1)
-    head_dim = heads.shape[-1]
-    # [head_dim / 4, 16 keys / 4, 2, 4 keys, 2] and [.., lanes / 4, 2, 4 lanes, 2]
-    key = keys[: KEYS * head_dim].reshape(head_dim // 4, -1, 2, 4, 2)[:, 0, :, 0]
-    value = values[: 4 * head_dim].reshape(-1, 2, 4, 2)[:, 0, :, 0]
-    return np.concatenate([key.ravel(), value.ravel()])
 
 
 @pytest.mark.parametrize("request_", range(len(BATCH)))
