@@ -64,7 +64,7 @@ check-gpu: $(VENV)/dev $(MODEL)
 	$(BIN)/python scripts/check_gpu.py $(CHECK_FLAGS)
 
 # pip builds llama-cpp-python from its source, with c++. torch is measured where it
-# is: $(BIN)/pip install torch==2.13.0
+# is: $(BIN)/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
 bench-cpu: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.cpu $(BENCH_FLAGS)

@@ -15,6 +15,7 @@ from max.nn.kv_cache import (
     CacheLeafParamInterface,
     KVCacheParamInterface,
     KVCacheParams,
+    KVConnectorType,
     KVLeafRegion,
     MultiKVCacheParams,
 )
@@ -25,6 +26,7 @@ from max.support.human_readable_formatter import to_human_readable_bytes
 from max.support.math import ceildiv
 
 from .errors import UserError
+from .kv_cache import kv_groups
 
 logger = logging.getLogger("max.pipelines")
 
@@ -74,6 +76,13 @@ def with_room(
             "--device-memory-utilization."
         )
     if params.enable_prefix_caching and sum(pages.values()) > blocks:
+        connectors = {each.kv_connector_config.type for each in kv_groups(params)}
+        if connectors != {KVConnectorType.null}:
+            raise UserError(
+                "--kv-connector-config needs prefix caching, and that more KV cache "
+                "than there is, with layers with and without windows. Set a larger "
+                "--max-batch-size or a smaller --max-length, or leave it out."
+            )
         logger.warning(
             "Prefix caching is off: with layers with and without windows it needs "
             "more KV cache than there is. A larger --max-batch-size or a smaller "

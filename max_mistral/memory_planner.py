@@ -22,6 +22,9 @@ MOST_ON_A_CPU = 8
 # What their KV cache may take of the memory that the weights leave: MAX fills it with
 # zeros at the start.
 _SHARE = 0.25
+# But what the longest sequence takes in any case, and a little more, for MAX reads once
+# more how much is free.
+_LONGEST = 1.25
 # Texts that a step embeds; they fill a GPU, and a CPU has enough with fewer.
 _TEXTS = 32
 
@@ -36,6 +39,7 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.config = config
+        self._left = 0
 
     def estimate_weights_size(self, pipeline_config: Any) -> int:
         """Returns the bytes of the weights in memory, of all replicas together."""
@@ -45,9 +49,13 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
     def estimate_activation_memory(
         self, pipeline_config: Any, huggingface_config: Any
     ) -> int:
-        """Returns the bytes of all rows' logits where ``--enable-echo`` wants them."""
+        """Returns the bytes that the KV cache must leave.
+
+        Where ``--enable-echo`` wants them those of all rows' logits, and what
+        :meth:`infer_max_batch_size` has left.
+        """
         if not pipeline_config.model.enable_echo:
-            return 0
+            return self._left
         runtime = pipeline_config.runtime
         rows: int = runtime.max_batch_input_tokens
         if runtime.max_batch_size is not None:
@@ -55,34 +63,42 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         size = rows * self.config.vocab_size * self.config.data_parallel_degree
         # On a GPU they are bfloat16 first.
         widths = {DType.float32, self.config.dtype}
-        return sum(size * dtype.size_in_bytes for dtype in widths)
+        return max(self._left, sum(size * dtype.size_in_bytes for dtype in widths))
 
     def infer_max_batch_size(
         self, pipeline_config: Any, devices: list[Device], weights_size: int
     ) -> int | None:
         """Returns how many requests to take at a time where nobody has said it.
 
-        On a CPU as many as have room for the longest sequence each in a quarter of
-        what the weights leave, from one to ``MOST_ON_A_CPU``; on GPUs MAX's default.
+        On a CPU ``MOST_ON_A_CPU``, which share a quarter of what the weights leave, or
+        what the longest sequence takes; one if that is not there. On GPUs MAX's
+        default.
         """
         if not _on_cpu(devices):
             return None
         model = pipeline_config.model
-        free = free_memory() * model.kv_cache.device_memory_utilization
-        room = int((free - weights_size) * _SHARE)
-        params = self.config.get_kv_params()
-        for batch in range(MOST_ON_A_CPU, 1, -1):
-            needed = kv_cache_memory_size(
-                params=params,
-                available_cache_memory=2**62,
-                max_batch_size=batch,
-                max_seq_len=model.max_length,
-                is_di_enabled=False,
-                model_name=model.model_name,
-            )
-            if needed <= room:
-                return batch
-        return 1
+        utilization = model.kv_cache.device_memory_utilization
+        room = free_memory() * utilization - weights_size
+        cache = max(room * _SHARE, self._cache_bytes(model, 1) * _LONGEST)
+        if cache > room:
+            return 1
+        if self._cache_bytes(model, MOST_ON_A_CPU) > cache:
+            # MAX would take all that it believes to be free.
+            free = sum(device.stats["free_memory"] for device in devices)
+            self._left = max(int(free * utilization - weights_size - cache), 0)
+        return MOST_ON_A_CPU
+
+    def _cache_bytes(self, model: MAXModelConfig, requests: int) -> int:
+        """The bytes of the KV cache of so many of the longest sequences."""
+        assert model.max_length is not None, "MAX has it from calculate_max_seq_len"
+        return kv_cache_memory_size(
+            params=self.config.get_kv_params(),
+            available_cache_memory=2**62,
+            max_batch_size=requests,
+            max_seq_len=model.max_length,
+            is_di_enabled=False,
+            model_name=model.model_name,
+        )
 
 
 class EmbeddingMemoryPlanner(MemoryPlanner):

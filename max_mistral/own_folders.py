@@ -5,12 +5,17 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+
+UNUSED = 30 * 24 * 3600.0
+"""Seconds after which what nobody has used is removed."""
 
 _LOCK = "lock"
 
@@ -62,6 +67,19 @@ def make_ours(folder: Path) -> None:
             f"{folder} belongs to another user, is a link, or others may write there; "
             "set XDG_CACHE_HOME to a folder of your own"
         )
+
+
+def remove(paths: Iterable[Path], *, unused: float | None = None) -> None:
+    """Removes files and folders, or those not changed for so many seconds."""
+    for path in paths:
+        with suppress(OSError):
+            found = path.lstat()
+            if unused is not None and time.time() - found.st_mtime < unused:
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextmanager

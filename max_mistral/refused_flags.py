@@ -14,6 +14,12 @@ def refuse_flags(pipeline_config: PipelineConfig) -> None:
             "max_mistral does not support speculative decoding. Leave "
             "--speculative-method and --draft-model-path out."
         )
+    thinking = pipeline_config.runtime.thinking_temperature
+    if thinking is not None:
+        raise UserError(
+            f"--thinking-temperature is {thinking}, but thinking is sampled as the "
+            "answer is. Leave it out."
+        )
     model = pipeline_config.model
     if model.sliding_window is not None:
         raise UserError(

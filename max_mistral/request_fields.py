@@ -100,6 +100,12 @@ def check_fields(body: Any, config: PipelineConfig) -> None:
                 f"{field} is {value}, but a request gets one answer: leave it out, "
                 "or send the request several times."
             )
+    thinking = body.thinking_temperature
+    if thinking not in (None, body.temperature):
+        raise InputError(
+            f"thinking_temperature is {thinking}, but thinking is sampled as the "
+            "answer is; leave it out."
+        )
     if body.logit_bias:
         raise InputError("logit_bias is not supported; leave it out.")
     for field in ("max_tokens", "exclude"):

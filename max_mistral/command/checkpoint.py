@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 from ..errors import UserError
 from ..prepare.native import PARAMS
 
-# As llama.cpp's llama-gguf-split names the parts.
-_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+# As llama.cpp's llama-gguf-split names the parts. One alone is whole.
+_PART = re.compile(r"-\d{5}-of-(?!00001\.)\d{5}\.gguf$", re.IGNORECASE)
 # As many files as a message names.
 _MOST_NAMED = 30
 

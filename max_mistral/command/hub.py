@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import re
 from pathlib import Path
@@ -25,6 +26,8 @@ from .checkpoint import is_gguf, models_of, pick_gguf, pick_safetensors
 # What llama.cpp takes where a repository has several and none is asked for.
 _USUAL = "Q4_K_M"
 _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<tag>[\w.-]+))?", re.ASCII)
+# Of the cache on this machine, not of the Hub.
+_KEEPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Beside the weights: configs, tokenizers and templates. Of the folders within only
 # what says how sentence-transformers pools; modules.json names it.
 _BESIDE = re.compile(
@@ -68,8 +71,13 @@ def fetch(model: str, revision: str | None = None) -> Path:
             f"{repo} has no revision {shown(revision)}. Check "
             "--huggingface-model-revision."
         ) from error
-    except (OSError, HTTPError) as error:
+    except (OSError, HTTPError, RuntimeError) as error:  # the last is hf_xet's
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if getattr(error, "errno", None) in _KEEPING:
+            raise UserError(
+                f"{model} cannot be kept in the Hub's cache ({reason}). Make room, or "
+                "set HF_HOME to a folder that you can write to."
+            ) from error
         raise UserError(
             f"{model} is no file or folder here, nor in the Hub's cache, and the "
             f"Hugging Face Hub cannot be read ({reason}). Check the spelling and the "
@@ -97,10 +105,13 @@ def _find_fetched(
 ) -> tuple[Path, list[str]]:
     """What an earlier call fetched, where the Hub cannot be reached."""
     try:
-        found = snapshot_download(repo, revision=revision, local_files_only=True)
-    except OSError:
-        raise cause from None
-    folder = Path(found)
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except OSError as error:
+        # Fetched was what is wanted, and not the whole repository.
+        found = getattr(error, "snapshot_path", None)
+        if found is None:
+            raise cause from None
+        folder = Path(found)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in files]
     return folder, _wanted(names, repo, tag, f"{repo}, as fetched before,")

@@ -1,7 +1,7 @@
 """Where prepared folders are kept: ``models`` in the user's cache.
 
 A folder is kept by what it is made of, so a changed file or other code of this
-package makes a new one.
+package makes a new one. What was not used for a month goes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,21 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserError
-from ..own_folders import cache_roots, hash_of_code, is_ours, locked, make_ours
+from ..own_folders import (
+    UNUSED,
+    cache_roots,
+    hash_of_code,
+    is_ours,
+    locked,
+    make_ours,
+    remove,
+)
 from ..prepare import prepare
+from ..prepare.atomic import PARTIAL
 
 FOLDER = "models"
 
@@ -54,8 +63,12 @@ def prepared(source: Path, say: Callable[[str], None]) -> Path:
                     make_ours(each)
                 lock.enter_context(locked(root / FOLDER))
                 usable = _is_usable(folder)
-                if not usable and os.path.lexists(folder):
+                if usable:
+                    with suppress(OSError):  # the system's
+                        os.utime(folder)
+                elif os.path.lexists(folder):
                     shutil.rmtree(folder)
+                _sweep(root / FOLDER)
             except OSError as error:
                 print(f"Nothing can be kept in {root}: {error}", file=sys.stderr)
                 continue
@@ -82,6 +95,15 @@ def _is_usable(folder: Path) -> bool:
     return is_ours(folder) and all(
         path.is_symlink() or is_ours(path) for path in folder.iterdir()
     )
+
+
+def _sweep(models: Path) -> None:
+    """Removes what was not used for a month, and what a killed process left.
+
+    Whoever prepares here has the lock.
+    """
+    remove(models.glob(f"{PARTIAL}*"))
+    remove((path for path in models.iterdir() if path.is_dir()), unused=UNUSED)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from max.nn.kv_cache import KVCacheParams
+from max.nn.kv_cache import KVCacheParams, KVConnectorType
 from max.pipelines.lib import MAXModelConfig, PipelineConfig
 from max.pipelines.lib.interfaces.arch_config import ArchConfig
 from max.pipelines.modeling.config_enums import SupportedEncoding
@@ -118,6 +118,12 @@ class MistralEmbeddingConfig(ArchConfig):
 
 
 def _check_flags(model: MAXModelConfig) -> None:
+    connector = model.kv_cache.kv_connector_config.type
+    if connector != KVConnectorType.null:
+        raise UserError(
+            f"--kv-connector-config has the type {connector.value}, but a model that "
+            "embeds keeps no keys and values from step to step. Leave it out."
+        )
     if not model.pool_embeddings:
         raise UserError(
             "--no-pool-embeddings asks for a vector of each token, but max_mistral "

@@ -48,7 +48,9 @@ def _walk(
     context.set_matcher(matcher.deep_copy())
     try:
         for i, token in enumerate(draft.tolist()):
-            if not mask[i, token // 32] >> token % 32 & 1:
+            # A model may have tokens that its tokenizer, and so a mask, has not.
+            known = token < 32 * mask.shape[1]
+            if not known or not mask[i, token // 32] >> token % 32 & 1:
                 return i
             context.advance_fsm(token)
             helper.fill_bitmask(context, mask, i + 1)

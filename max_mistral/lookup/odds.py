@@ -92,11 +92,7 @@ class Cost:
         step = np.array([1.0, rows, drafts])
         self._squares = self.FADING * self._squares + np.outer(step, step)
         self._products = self.FADING * self._products + step * seconds
-        # Two more equations: the slope, and the extra, are a part of a step's cost.
-        slope = np.array([self.SLOPE, self.SLOPE - 1, 0])
-        extra = np.array([self.EXTRA, self.EXTRA, -1])
-        guesses = np.outer(slope, slope) + np.outer(extra, extra)
-        _, slope, extra = np.linalg.solve(self._squares + guesses, self._products)
+        _, slope, extra = np.linalg.solve(self._squares + _GUESSES, self._products)
         # A row costs no less than nothing, nor a step without rows: where steps got
         # slower for another reason, as a longer context, the line through them may
         # fall, or rise too steeply.
@@ -114,6 +110,11 @@ class Cost:
         """Returns what a step costs, in seconds."""
         base, slope, extra = self._found.tolist()
         return base + slope * rows + extra * drafts
+
+
+# Two more equations: the slope, and the extra, are a part of a step's cost.
+_GUESSED = np.array([[Cost.SLOPE, Cost.SLOPE - 1, 0], [Cost.EXTRA, Cost.EXTRA, -1]])
+_GUESSES = _GUESSED.T @ _GUESSED
 
 
 @dataclass(frozen=True)

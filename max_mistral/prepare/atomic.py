@@ -13,6 +13,9 @@ from pathlib import Path
 from ..disk import sync
 from ..errors import UserError
 
+# How the name of a folder begins that is being filled.
+PARTIAL = ".prepare-"
+
 
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
@@ -33,7 +36,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
     made = _make_parents(destination.parent)
     try:
         # On the same file system, or the rename would be a copy.
-        outer = Path(tempfile.mkdtemp(prefix=".prepare-", dir=destination.parent))
+        outer = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=destination.parent))
         try:
             # mkdtemp's own folder is closed to other users.
             folder = outer / "folder"

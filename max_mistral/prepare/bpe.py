@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tokenizers import (
@@ -162,6 +163,16 @@ def find_merges(ranks: dict[Piece, Any]) -> list[tuple[Piece, Piece]]:
             )
     found.sort()
     return [(left, right) for *_, left, right in found]
+
+
+def write(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes ``tokenizer.json``.
+
+    Raises:
+        OSError: If it cannot be written; ``Tokenizer.save`` has no such kind.
+    """
+    text = tokenizer.to_str(pretty=True)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
 
 
 def add_bos(tokenizer: Tokenizer, bos: str) -> None:

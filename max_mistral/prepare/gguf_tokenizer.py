@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..fields import MOST_POSITIONS, MOST_TOKENS, Fields
 from ..tekken import PATTERN
 from ..weights.gguf_file import GGUFCheckpoint
-from .bpe import add_bos, make_byte_level, make_sentencepiece
+from .bpe import add_bos, make_byte_level, make_sentencepiece, write
 from .mistral_tokenizer import tekken_cuts
 
 # How text is cut before BPE, by ``tokenizer.ggml.pre``; llama.cpp
@@ -82,7 +82,7 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
             config[role] = tokens[file.integer(key, 0, len(tokens) - 1)]
     if adds_bos and "bos_token" in config:
         add_bos(tokenizer, config["bos_token"])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write(tokenizer, folder)
     # Only embeddings go by it: a prompt does not end where an answer begins.
     if file.boolean("tokenizer.ggml.add_eos_token", default=False):
         config["add_eos_token"] = True

@@ -30,6 +30,7 @@ from .bpe import (
     find_merges,
     make_byte_level,
     make_sentencepiece,
+    write,
 )
 from .chat_template import chat_template
 
@@ -98,7 +99,7 @@ def write_tokenizer(path: Path, folder: Path) -> int:
                 "tokenizer: copy the one of the checkpoint."
             )
     add_bos(tokenizer, _BOS)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write(tokenizer, folder)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": UNK,

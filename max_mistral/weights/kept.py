@@ -14,10 +14,8 @@ import logging
 import mmap
 import os
 import shutil
-import stat
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +25,14 @@ from max.driver import is_virtual_device_mode
 from ..disk import sync
 from ..errors import UserError
 from ..kernels.pieces import Bytes
-from ..own_folders import cache_roots, hash_of_code, is_ours, make_ours
+from ..own_folders import (
+    UNUSED,
+    cache_roots,
+    hash_of_code,
+    is_ours,
+    make_ours,
+    remove,
+)
 from ..switches import is_on
 
 logger = logging.getLogger("max.pipelines")
@@ -41,7 +46,6 @@ FOLDER = "packed"
 _LEAST_BYTES = 2**27
 # How many times the checkpoint's size must be free: a cache is not worth a full disk.
 _ROOM = 4
-_UNUSED = 30 * 24 * 3600.0
 _PARTIAL = "part-"
 # No matrix is written for as long.
 _ABANDONED = 3600.0
@@ -180,7 +184,7 @@ def _folder_for(paths: Sequence[Path], state: State, how: str) -> Path | None:
             folder,
             VARIABLE,
         )
-    _remove(folder.glob(f"{_PARTIAL}*"), unused=_ABANDONED)
+    remove(folder.glob(f"{_PARTIAL}*"), unused=_ABANDONED)
     os.utime(checkpoint)
     return folder
 
@@ -195,21 +199,8 @@ def _code() -> str:
 
 def _sweep(checkpoint: Path) -> None:
     """Removes what an earlier state left, and checkpoints not used for a month."""
-    _remove(checkpoint.iterdir())
-    _remove(checkpoint.parent.iterdir(), unused=_UNUSED)
-
-
-def _remove(paths: Iterable[Path], *, unused: float | None = None) -> None:
-    """Removes files and folders, or those not changed for so many seconds."""
-    for path in paths:
-        with suppress(OSError):
-            found = path.lstat()
-            if unused is not None and time.time() - found.st_mtime < unused:
-                continue
-            if stat.S_ISDIR(found.st_mode):
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    remove(checkpoint.iterdir())
+    remove(checkpoint.parent.iterdir(), unused=UNUSED)
 
 
 def _mapped(path: Path, shape: tuple[int, int]) -> Bytes | None:

@@ -126,7 +126,10 @@ def requests_at_a_time():
     planner = "max.pipelines.kv_cache.memory_planner:MemoryPlanner"
     takes(f"{planner}.infer_max_batch_size", 4)
     estimator = "max.pipelines.lib.memory_estimation:MemoryEstimator"
-    says(f"{estimator}.plan", r"planner\.infer_max_batch_size\(")
+    # What it leaves counts as activations, which are asked for after it.
+    asked = r"planner\.infer_max_batch_size\([^#]*planner\.estimate_activation_memory\("
+    says(f"{estimator}.plan", asked)
+    says(f"{estimator}._free_memory", r'd\.stats\["free_memory"\] for d in devices')
     says(f"{estimator}._infer_optimal_batch_size", r"is_host:[^:]*return 1\n")
     sizes = inspect.signature(
         find("max.pipelines.kv_cache.registry:kv_cache_memory_size")

@@ -104,6 +104,7 @@ def test_texts_at_a_time(checkpoint, asked, batch):
     [
         ({"pool_embeddings": False}, "--no-pool-embeddings"),
         ({"data_parallel_degree": 2}, "--data-parallel-degree is 2"),
+        ({"kv_connector_config": {"type": "rust_tiered"}}, "has the type rust_tiered"),
     ],
 )
 def test_flags_that_are_refused(checkpoint, flags, words):

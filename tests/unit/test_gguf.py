@@ -410,6 +410,23 @@ def test_a_tekken_vocabulary(tmp_path):
     )
 
 
+def test_a_disk_that_is_full_is_said_as_such(tmp_path):
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "12",
+    ]
+    types = [3] * 3 + [1] * 257
+    checkpoint = write_vocabulary(
+        tmp_path / "m.gguf", "gpt2", "tekken", tokens, types, merges=["1 2"]
+    )
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_tokenizer(checkpoint, tmp_path)
+
+
 def test_an_unknown_vocabulary_is_refused(tmp_path):
     checkpoint = write_vocabulary(
         tmp_path / "m.gguf", "gpt2", "qwen2", ["a", "b", "c"], [1, 1, 1]

@@ -118,6 +118,18 @@ def test_prefixes_are_not_reused_where_their_pages_could_lie_anywhere(tmp_path, 
     assert "Prefix caching is off" in caplog.text
 
 
+def test_a_connector_is_not_left_without_prefixes(tmp_path):
+    (tmp_path / "disk").mkdir()
+    kind = {"type": "rust_tiered", "disk_offload_dir": str(tmp_path / "disk")}
+    flags = {"max_length": LONGEST, "kv_connector_config": kind}
+    params = configure(tmp_path, MIXED, **flags).kv_params
+    one = JengaKVCacheManager.memory_size(
+        for_planning(params, None), PLENTY, 1, LONGEST
+    )
+    with pytest.raises(UserError, match="--kv-connector-config needs prefix caching"):
+        with_room(params, one, LONGEST, None)
+
+
 def test_with_one_cache_prefixes_always_have_room(tmp_path):
     params = params_of(tmp_path, UNIFORM)
     one = least(for_planning(params, None))

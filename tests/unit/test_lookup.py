@@ -313,6 +313,16 @@ def test_a_draft_ends_where_the_grammar_forbids_it(v13, helper, wrong):
             bound.update(token)
 
 
+def test_a_draft_ends_before_a_token_that_only_the_model_has(v13, helper):
+    bound = context_of([1, 5], [])
+    bound.grammar = grammar_of(v13, tools=TOOLS, tool_choice="required")
+    helper.update_context(bound, helper.allocate_bitmask(1), 0)
+    beyond = 32 * helper.allocate_bitmask(1).shape[1]
+    draft = np.array([v13.ids(FIRST["v13"])[0], beyond])
+    _, (kept,) = masks_of_rows(helper, [bound], [draft])
+    assert kept.tolist() == draft[:1].tolist()
+
+
 def test_a_draft_that_ends_thinking_leaves_the_request_thinking(v13, helper):
     """It is not said yet: the walk along it is undone, also in MAX's own state."""
     form = {"type": "json_schema", "json_schema": {"name": "c", "schema": CITY}}

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import gguf
 import pytest
 from max.driver import DeviceSpec
+from max.pipelines.lib import memory_estimation
 from max.pipelines.lib.memory_estimation import MemoryEstimator
 
 from max_mistral import memory_planner, mistral_arch
@@ -22,31 +23,52 @@ def test_a_small_model_on_a_cpu(checkpoint, asked, batch):
     assert plan.planned_max_batch_size == batch
 
 
-def infer(config, weights, *, on_cpu=True):
-    device = SimpleNamespace(is_host=on_cpu)
+LENGTH = 256
+
+
+@pytest.mark.parametrize(
+    ("longest", "batch", "pages"),
+    [
+        (2**20, MOST_ON_A_CPU, 8 * 2 + 1),  # all that they may need
+        (20, MOST_ON_A_CPU, 20 / 4 * 3),
+        (2, MOST_ON_A_CPU, 1.25 * 3),
+        (1.1, 1, 3),
+        (0, 1, 3),
+    ],
+)
+def test_requests_share_a_quarter_of_what_the_weights_leave(
+    checkpoint, monkeypatch, longest, batch, pages
+):
+    """Of a request of two pages; MAX keeps one more for itself.
+
+    Args:
+        longest: For how many of the longest sequences the weights leave room.
+        batch: How many requests are taken.
+        pages: How many pages they share.
+    """
+    config = make_pipeline_config(checkpoint, max_length=LENGTH, max_batch_size=None)
     planner = MistralMemoryPlanner(MistralConfig.initialize(config))
-    return planner.infer_max_batch_size(config, [device], weights)
-
-
-def test_a_quarter_of_what_the_weights_leave(checkpoint, monkeypatch):
-    def infer_with(free):
-        monkeypatch.setattr(memory_planner, "free_memory", lambda: free)
-        return infer(config, weights)
-
-    config = make_pipeline_config(checkpoint, max_length=256)
-    (params,) = MistralConfig.initialize(config).kv_groups
-    request = params.bytes_per_block * 256 // params.page_size
-    weights = 10 * request
-    # MAX takes 90 % of what is free, and has a page for itself.
-    for batch in range(1, MOST_ON_A_CPU + 1):
-        free = (weights + 4 * (batch + 0.9) * request) / 0.9
-        assert infer_with(free) == batch
-    assert infer_with(2**50) == MOST_ON_A_CPU
-    assert infer_with(0) == 1
+    (params,) = planner.config.kv_groups
+    assert 2 * params.page_size == LENGTH
+    page = params.bytes_per_block
+    # MAX takes 90 % of what is free; it counts the memory that is there.
+    free = (planner.estimate_weights_size(config) + longest * 3 * page) / 0.9
+    monkeypatch.setattr(memory_planner, "free_memory", lambda: free)
+    cpu = SimpleNamespace(
+        is_host=True, stats={"free_memory": 2**44}, max_single_alloc_size=2**60
+    )
+    monkeypatch.setattr(memory_estimation, "load_devices", lambda specs: [cpu])
+    plan = MemoryEstimator.plan(config, mistral_arch)
+    assert plan.planned_max_length == LENGTH
+    assert plan.planned_max_batch_size == batch
+    assert plan.available_cache_memory / page == pytest.approx(pages, abs=0.01)
 
 
 def test_a_gpu_has_what_max_picks(checkpoint):
-    assert infer(make_pipeline_config(checkpoint), 0, on_cpu=False) is None
+    config = make_pipeline_config(checkpoint)
+    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
+    device = SimpleNamespace(is_host=False)
+    assert planner.infer_max_batch_size(config, [device], 0) is None
 
 
 def weights_of(folder, **flags):

@@ -21,6 +21,7 @@ CPU, GPU = DeviceSpec.cpu(), DeviceSpec.accelerator(0)
             "--enable-echo does not go together with penalties",
         ),
         ({"rope_type": "neox"}, "--rope-type is neox"),
+        ({"thinking_temperature": 0.5}, "--thinking-temperature is 0.5"),
         ({"device_specs": [CPU, GPU]}, "--devices are cpu, gpu"),
         ({"device_specs": [CPU, CPU]}, "--devices are cpu, cpu"),
     ],

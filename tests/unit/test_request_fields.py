@@ -157,6 +157,7 @@ def test_echo(plain, flagged):
         (PATHS, "n", 0),
         (TEXT, "best_of", 3),
         (PATHS, "logit_bias", {"5": -100}),
+        (PATHS, "thinking_temperature", 0.5),
         (CHAT, "audio", {"format": "wav", "voice": "x"}),
         (CHAT, "web_search_options", {}),
         (CHAT, "moderation", {"model": "x"}),
@@ -173,7 +174,13 @@ def test_what_is_not_supported_is_named(plain, paths, field, value):
 
 
 @pytest.mark.parametrize(
-    "body", [{"n": 1}, {"logit_bias": {}}, {"n": None, "logit_bias": None}]
+    "body",
+    [
+        {"n": 1},
+        {"logit_bias": {}},
+        {"n": None, "logit_bias": None},
+        {"temperature": 0.5, "thinking_temperature": 0.5},
+    ],
 )
 @pytest.mark.parametrize("path", PATHS)
 def test_what_asks_for_nothing_is_taken(plain, path, body):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from max_mistral import own_folders
 from max_mistral.command import model_cache
 from max_mistral.errors import UserError
+from max_mistral.prepare.atomic import PARTIAL
 from tests.commands import value
 from tests.unit.test_gguf import write_gguf
 from workbench.checkpoints import BASE, write_native
@@ -84,6 +86,23 @@ def test_what_a_group_may_write_to_is_prepared_once(run, tmp_path):
     assert (source / "tekken.json").exists()
     assert "Preparing" in run("generate", source)[2]
     assert "Preparing" not in run("generate", source)[2]
+
+
+def test_what_nobody_has_used_for_a_month_goes(run, gguf):
+    folder = Path(value(run("generate", gguf)[1], "--model"))
+    models = folder.parent
+    left = models / f"{PARTIAL}x" / "folder"
+    left.mkdir(parents=True)
+    for name, days in (("old", 31), ("new", 29), (folder.name, 31)):
+        (models / name).mkdir(exist_ok=True)
+        then = time.time() - days * 24 * 3600
+        os.utime(models / name, (then, then))
+    # It is used now.
+    assert value(run("generate", gguf)[1], "--model") == str(folder)
+    names = {path.name for path in models.iterdir()}
+    assert names == {"new", "lock", folder.name}
+    run("generate", gguf)
+    assert folder.exists()
 
 
 def test_a_source_that_cannot_be_read_is_not_the_caches_fault(run, gguf, monkeypatch):

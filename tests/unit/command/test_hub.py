@@ -1,5 +1,7 @@
 """Models on the Hub, which a folder of this machine stands for."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import httpx
 import pytest
 from huggingface_hub.errors import (
     GatedRepoError,
+    IncompleteSnapshotError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -28,6 +31,7 @@ class Hub:
         self.cache = cache
         self.repos: dict[str, list[str]] = {}
         self.error: Exception | None = None
+        self.broken: Exception | None = None
         self.asked: list[str] = []
 
     def list_repo_files(self, repo, revision=None):
@@ -42,7 +46,11 @@ class Hub:
         if local_files_only:
             if not folder.exists():
                 raise LocalEntryNotFoundError("no snapshot")
+            if not all((folder / name).exists() for name in self.repos[repo]):
+                raise IncompleteSnapshotError("files are missing", str(folder))
             return str(folder)
+        if self.broken is not None:
+            raise self.broken
         self.asked = list(allow_patterns)
         for name in allow_patterns:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +138,30 @@ def test_the_only_gguf_file(site):
 def test_a_vision_tower_is_no_choice(site):
     site.repos["a/b-GGUF"] = ["b-Q8_0.gguf", "mmproj-F16.gguf"]
     assert fetch("a/b-GGUF").name == "b-Q8_0.gguf"
+
+
+@pytest.mark.parametrize("repo", ["a/b", "a/native"])
+def test_without_a_network_a_folder_that_was_fetched_counts(site, repo):
+    site.repos["a/b"] = [*HUGGING_FACE, "model.safetensors", *NATIVE, "README.md"]
+    site.repos["a/native"] = NATIVE
+    folder = fetch(repo)
+    site.error = OfflineModeIsEnabled("offline mode is enabled")
+    assert fetch(repo) == folder
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("Task error: File reconstruction error"), "cannot be read .Task"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "be kept in .* set HF_HOME"),
+        (PermissionError(errno.EACCES, "Permission denied"), "be kept in .* set HF_HO"),
+    ],
+)
+def test_a_download_that_breaks_off(site, error, message):
+    site.repos["a/b"] = ["b.Q8_0.gguf"]
+    site.broken = error
+    with pytest.raises(UserError, match=message):
+        fetch("a/b")
 
 
 def test_without_a_network_what_was_fetched_before_counts(site, tmp_path):

@@ -121,6 +121,7 @@ def test_a_damaged_checkpoint_is_refused_before_max_starts(run, folder):
         (["m-Q8_0.gguf", "mmproj-Q8_0.gguf"], "Q8_0", "m-Q8_0.gguf"),
         (["sub/m-BF16.gguf", "m-Q8_0.gguf"], "BF16", "sub/m-BF16.gguf"),
         (["m-IQ4_XS.gguf", "m.IQ4_XS.imatrix"], None, "m-IQ4_XS.gguf"),
+        (["m-00001-of-00001.gguf"], None, "m-00001-of-00001.gguf"),
     ],
 )
 def test_an_encodings_file(names, tag, found):
