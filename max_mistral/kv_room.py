@@ -80,13 +80,14 @@ def with_room(
         if connectors != {KVConnectorType.null}:
             raise UserError(
                 "--kv-connector-config needs prefix caching, and that more KV cache "
-                "than there is, with layers with and without windows. Set a larger "
-                "--max-batch-size or a smaller --max-length, or leave it out."
+                "than there is, with layers with and without windows. Set "
+                "--max-batch-size, or a larger one, or a smaller --max-length, or "
+                "leave it out."
             )
         logger.warning(
             "Prefix caching is off: with layers with and without windows it needs "
-            "more KV cache than there is. A larger --max-batch-size or a smaller "
-            "--max-length makes room."
+            "more KV cache than there is. --max-batch-size, or a larger one, or a "
+            "smaller --max-length makes room."
         )
         return _changed(params, _without_prefixes)
     return params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from max.driver import Device
 from max.dtype import DType
 from max.pipelines.kv_cache.memory_planner import MemoryPlanner, PagedMemoryPlanner
 from max.pipelines.kv_cache.registry import kv_cache_memory_size
-from max.pipelines.lib import MAXModelConfig
+from max.pipelines.lib import MAXModelConfig, PipelineConfig
+from max.pipelines.lib.memory_estimation import MemoryEstimator
 
 from .hf_config import text_config
 from .host_memory import free_memory
@@ -51,8 +53,8 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
     ) -> int:
         """Returns the bytes that the KV cache must leave.
 
-        Where ``--enable-echo`` wants them those of all rows' logits, and what
-        :meth:`infer_max_batch_size` has left.
+        They are those of all rows' logits where ``--enable-echo`` wants them, or what
+        :meth:`infer_max_batch_size` has left, if that is more.
         """
         if not pipeline_config.model.enable_echo:
             return self._left
@@ -71,8 +73,9 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         """Returns how many requests to take at a time where nobody has said it.
 
         On a CPU ``MOST_ON_A_CPU``, which share a quarter of what the weights leave, or
-        what the longest sequence takes; one if that is not there. On GPUs MAX's
-        default.
+        a little more than the longest sequence takes; one if that is not there. Where
+        no request may lose its pages to others, as many as have room for the longest
+        sequence each. On GPUs MAX's default.
         """
         if not _on_cpu(devices):
             return None
@@ -82,10 +85,13 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         cache = max(room * _SHARE, self._cache_bytes(model, 1) * _LONGEST)
         if cache > room:
             return 1
-        if self._cache_bytes(model, MOST_ON_A_CPU) > cache:
-            # MAX would take all that it believes to be free.
-            free = sum(device.stats["free_memory"] for device in devices)
-            self._left = max(int(free * utilization - weights_size - cache), 0)
+        numbers = range(MOST_ON_A_CPU, 0, -1)
+        whole = next(n for n in numbers if self._cache_bytes(model, n) <= cache)
+        if whole == MOST_ON_A_CPU or not _may_lose_pages(pipeline_config):
+            return whole
+        # MAX would take all that it believes to be free.
+        free = MemoryEstimator._free_memory(devices)
+        self._left = max(int(free * utilization - weights_size - cache), 0)
         return MOST_ON_A_CPU
 
     def _cache_bytes(self, model: MAXModelConfig, requests: int) -> int:
@@ -129,6 +135,18 @@ class EmbeddingMemoryPlanner(MemoryPlanner):
     ) -> int | None:
         """Returns how many texts are embedded at a time where nobody has said it."""
         return MOST_ON_A_CPU if _on_cpu(devices) else _TEXTS
+
+
+def _may_lose_pages(pipeline_config: PipelineConfig) -> bool:
+    """Whether a request may lose its pages to others, and be read again.
+
+    MAX counts penalties and ``min_tokens`` anew then. In another order of batches than
+    its default it would never come back to such a request.
+    """
+    sampling = pipeline_config.sampling
+    order = os.environ.get("MAX_SERVE_BATCH_PRIORITY") or "per_replica"
+    counts = sampling.enable_penalties or sampling.enable_min_tokens
+    return not counts and order.lower() == "per_replica"
 
 
 def _in_memory(stored: int, config: MistralConfig, model: MAXModelConfig) -> int:

@@ -42,6 +42,7 @@ from .log_probabilities import EchoLogProbabilities
 from .matmuls import use_right_matmul
 from .model_config import MistralConfig
 from .orphans import end_with_the_server
+from .own_folders import note_use
 from .prompt_chunks import let_grammars_wait
 from .run_graph import run_graph
 from .weight_adapters import WEIGHT_ADAPTERS, convert_safetensor_state_dict
@@ -98,6 +99,7 @@ class MistralModel(
                 )
             memory_plan = MemoryEstimator.plan(pipeline_config, architecture)
         find_at_once(session)
+        note_use(pipeline_config.model.model_path)
         super().__init__(
             pipeline_config,
             session,

@@ -14,6 +14,9 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
+MODELS = "models"
+"""Where ``max-mistral`` keeps what it prepared."""
+
 UNUSED = 30 * 24 * 3600.0
 """Seconds after which what nobody has used is removed."""
 
@@ -33,6 +36,14 @@ def cache_roots() -> Iterator[Path]:
         with suppress(RuntimeError):  # no home
             yield Path.home() / ".cache" / "max_mistral"
     yield Path(tempfile.gettempdir()) / f"max_mistral-{os.geteuid()}"
+
+
+def note_use(model: str | Path) -> None:
+    """Notes that a model is used, by its path; one in ``models`` stays for a month."""
+    folder = Path(model)
+    if folder.parent in [root / MODELS for root in cache_roots()]:
+        with suppress(OSError):  # the system's
+            os.utime(folder)
 
 
 def is_ours(path: Path) -> bool:

@@ -18,11 +18,10 @@ from .. import kernels
 from ..errors import UserError
 from ..gpu import gpu_architecture
 from ..host_memory import free_memory
-from ..own_folders import cache_roots, is_ours
+from ..own_folders import MODELS, cache_roots, is_ours
 from ..progress import print_line
 from .kernel_check import check_kernels
 from .memory import gigabytes
-from .model_cache import FOLDER
 from .program import max_program
 
 _PACKAGES = (
@@ -124,7 +123,7 @@ def _gpus() -> Iterator[str]:
 def _caches() -> Iterator[str]:
     for root in cache_roots():
         yield _cache("max_mistral", root)
-        yield _cache("prepared models", root / FOLDER)
+        yield _cache("prepared models", root / MODELS)
     modular = os.environ.get("MODULAR_CACHE_DIR") or "~/.cache/modular"
     yield _cache("MAX", Path(os.path.expanduser(modular)))
     yield _cache("Hugging Face Hub", Path(HF_HUB_CACHE))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import glob
+import os
 import re
 from pathlib import Path
 
+import huggingface_hub
 from httpx import HTTPError
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -26,8 +28,9 @@ from .checkpoint import is_gguf, models_of, pick_gguf, pick_safetensors
 # What llama.cpp takes where a repository has several and none is asked for.
 _USUAL = "Q4_K_M"
 _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<tag>[\w.-]+))?", re.ASCII)
-# Of the cache on this machine, not of the Hub.
-_KEEPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# Of the cache on this machine, not of the Hub. hf_xet tells it by words alone.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_KEEPING = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 # Beside the weights: configs, tokenizers and templates. Of the folders within only
 # what says how sentence-transformers pools; modules.json names it.
 _BESIDE = re.compile(
@@ -73,7 +76,8 @@ def fetch(model: str, revision: str | None = None) -> Path:
         ) from error
     except (OSError, HTTPError, RuntimeError) as error:  # the last is hf_xet's
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if getattr(error, "errno", None) in _KEEPING:
+        is_full = any(os.strerror(number) in reason for number in _FULL)
+        if is_full or getattr(error, "errno", None) in _KEEPING:
             raise UserError(
                 f"{model} cannot be kept in the Hub's cache ({reason}). Make room, or "
                 "set HF_HOME to a folder that you can write to."
@@ -106,15 +110,20 @@ def _find_fetched(
     """What an earlier call fetched, where the Hub cannot be reached."""
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        names = [path.relative_to(folder).as_posix() for path in files]
     except OSError as error:
-        # Fetched was what is wanted, and not the whole repository.
+        # Newer versions know what the repository has, of which all is seldom fetched.
         found = getattr(error, "snapshot_path", None)
         if found is None:
             raise cause from None
         folder = Path(found)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    names = [path.relative_to(folder).as_posix() for path in files]
-    return folder, _wanted(names, repo, tag, f"{repo}, as fetched before,")
+        listed = huggingface_hub.get_cached_repo_tree(repo, revision=revision)
+        names = [file.path for file in listed]
+    wanted = _wanted(names, repo, tag, f"{repo}, as fetched before,")
+    if not all((folder / name).is_file() for name in wanted):
+        raise cause
+    return folder, wanted
 
 
 def _wanted(

@@ -12,24 +12,25 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserError
 from ..own_folders import (
+    MODELS,
     UNUSED,
     cache_roots,
     hash_of_code,
     is_ours,
     locked,
     make_ours,
+    note_use,
     remove,
 )
 from ..prepare import prepare
 from ..prepare.atomic import PARTIAL
-
-FOLDER = "models"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -55,20 +56,19 @@ def prepared(source: Path, say: Callable[[str], None]) -> Path:
     """
     name = _fingerprint(source)
     for root in cache_roots():
-        folder = root / FOLDER / name
+        folder = root / MODELS / name
         with ExitStack() as lock:
             try:
                 root.parent.mkdir(parents=True, exist_ok=True)
-                for each in (root, root / FOLDER):
+                for each in (root, root / MODELS):
                     make_ours(each)
-                lock.enter_context(locked(root / FOLDER))
+                lock.enter_context(locked(root / MODELS))
                 usable = _is_usable(folder)
                 if usable:
-                    with suppress(OSError):  # the system's
-                        os.utime(folder)
+                    note_use(folder)
                 elif os.path.lexists(folder):
                     shutil.rmtree(folder)
-                _sweep(root / FOLDER)
+                _sweep(root / MODELS)
             except OSError as error:
                 print(f"Nothing can be kept in {root}: {error}", file=sys.stderr)
                 continue
@@ -102,8 +102,12 @@ def _sweep(models: Path) -> None:
 
     Whoever prepares here has the lock.
     """
+    for path in models.iterdir():
+        with suppress(OSError):
+            if path.is_dir() and time.time() - path.lstat().st_mtime > UNUSED:
+                # Half a folder must not be taken for a whole one.
+                path.rename(models / f"{PARTIAL}{path.name}")
     remove(models.glob(f"{PARTIAL}*"))
-    remove((path for path in models.iterdir() if path.is_dir()), unused=UNUSED)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from ..inputs import MistralInputs
 from ..matmuls import use_right_matmul
 from ..model_config import MistralConfig
 from ..orphans import end_with_the_server
+from ..own_folders import note_use
 from ..run_graph import run_graph
 from .config import MistralEmbeddingConfig
 
@@ -78,6 +79,7 @@ class MistralEmbeddingModel(PipelineModel[TextContext, MistralEmbeddingConfig, M
         max_batch_size: int | None = None,
     ) -> None:
         find_at_once(session)
+        note_use(pipeline_config.model.model_path)
         super().__init__(
             pipeline_config,
             session,

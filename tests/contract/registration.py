@@ -119,7 +119,7 @@ def memory_plan():
     "MAX takes one request at a time on a CPU, unless a planner's "
     "`infer_max_batch_size(pipeline_config, devices, weights_size)` says how many; "
     "`kv_cache_memory_size` says what they take",
-    "infer_max_batch_size kv_cache_memory_size",
+    "infer_max_batch_size kv_cache_memory_size _free_memory",
     "see `plan` of `MemoryEstimator` for what it asks a planner",
 )
 def requests_at_a_time():

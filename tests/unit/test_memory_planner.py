@@ -64,6 +64,26 @@ def test_requests_share_a_quarter_of_what_the_weights_leave(
     assert plan.available_cache_memory / page == pytest.approx(pages, abs=0.01)
 
 
+@pytest.mark.parametrize("why", ["penalties", "min_tokens", "prefill_first"])
+def test_where_none_may_lose_its_pages_each_has_room(checkpoint, monkeypatch, why):
+    flags = {} if why == "prefill_first" else {f"enable_{why}": True}
+    if not flags:
+        monkeypatch.setenv("MAX_SERVE_BATCH_PRIORITY", why)
+    config = make_pipeline_config(
+        checkpoint, max_length=LENGTH, max_batch_size=None, **flags
+    )
+    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
+    (params,) = planner.config.kv_groups
+    page = params.bytes_per_block
+    for batch in range(1, MOST_ON_A_CPU + 1):
+        # A quarter of it is for each two pages, and for the one of MAX's.
+        free = 4 * (2 * batch + 1.5) * page / 0.9
+        monkeypatch.setattr(memory_planner, "free_memory", lambda free=free: free)
+        device = SimpleNamespace(is_host=True)
+        assert planner.infer_max_batch_size(config, [device], 0) == batch
+        assert planner.estimate_activation_memory(config, None) == 0
+
+
 def test_a_gpu_has_what_max_picks(checkpoint):
     config = make_pipeline_config(checkpoint)
     planner = MistralMemoryPlanner(MistralConfig.initialize(config))

@@ -4,8 +4,10 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import huggingface_hub
 import pytest
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -39,6 +41,9 @@ class Hub:
             raise self.error
         return self.repos[repo]
 
+    def cached_tree(self, repo, revision=None):
+        return [SimpleNamespace(path=name) for name in self.repos[repo]]
+
     def snapshot_download(
         self, repo, revision=None, allow_patterns=(), local_files_only=False
     ):
@@ -63,6 +68,7 @@ def site(tmp_path, monkeypatch):
     site = Hub(tmp_path / "hub")
     monkeypatch.setattr(hub, "HfApi", lambda: site)
     monkeypatch.setattr(hub, "snapshot_download", site.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "get_cached_repo_tree", site.cached_tree)
     return site
 
 
@@ -147,12 +153,24 @@ def test_without_a_network_a_folder_that_was_fetched_counts(site, repo):
     folder = fetch(repo)
     site.error = OfflineModeIsEnabled("offline mode is enabled")
     assert fetch(repo) == folder
+    next(folder.glob("t*.json")).unlink()
+    with pytest.raises(UserError, match=r"nor in the Hub's cache"):
+        fetch(repo)
+
+
+def test_of_a_cache_that_knows_no_more_all_that_is_there_counts(site):
+    site.repos["a/b"] = [*HUGGING_FACE, "model.safetensors", "README.md"]
+    folder = fetch("a/b")
+    site.error = OfflineModeIsEnabled("offline mode is enabled")
+    site.repos["a/b"].remove("README.md")
+    assert fetch("a/b") == folder
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (RuntimeError("Task error: File reconstruction error"), "cannot be read .Task"),
+        (RuntimeError("Task error: No space left on device (os error 28)"), "HF_HOME"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "be kept in .* set HF_HOME"),
         (PermissionError(errno.EACCES, "Permission denied"), "be kept in .* set HF_HO"),
     ],
@@ -174,6 +192,8 @@ def test_without_a_network_what_was_fetched_before_counts(site, tmp_path):
         site.error = error
         assert fetch("a/b-GGUF:Q8_0") == path
         with pytest.raises(UserError, match="as fetched before, has no GGUF file"):
+            fetch("a/b-GGUF:Q2_K")
+        with pytest.raises(UserError, match=r"Q4_K_M is no file .* nor in the Hub's"):
             fetch("a/b-GGUF:Q4_K_M")
     shutil.rmtree(tmp_path / "hub")
     with pytest.raises(UserError, match=r"a/b-GGUF:Q8_0 is no file or folder .*offli"):
