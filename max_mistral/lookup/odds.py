@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 MOST = 15
 """Drafts of one request in a step."""
 
@@ -74,9 +72,8 @@ class Cost:
     def __init__(self) -> None:
         # Of the steps' (1, rows, drafts or not): the sums of their products with
         # each other, and with the seconds.
-        self._squares = np.zeros((3, 3))
-        self._products = np.zeros(3)
-        self._found = np.zeros(3)
+        self._sums = [0.0] * 9
+        self._found = (0.0, 0.0, 0.0)
 
     def observe(self, rows: int, seconds: float, *, drafts: bool) -> None:
         """Takes in one step.
@@ -87,34 +84,45 @@ class Cost:
             drafts: Whether some of the rows were drafts.
         """
         # A step that something interrupted would count for dozens of others.
-        if self._squares[0, 0] > 4:
+        if self._sums[0] > 4:
             seconds = min(seconds, 2 * self.estimate(rows, drafts=drafts))
-        step = np.array([1.0, rows, drafts])
-        self._squares = self.FADING * self._squares + np.outer(step, step)
-        self._products = self.FADING * self._products + step * seconds
-        _, slope, extra = np.linalg.solve(self._squares + _GUESSES, self._products)
+        step = [1.0, rows, drafts, rows * rows, rows * drafts, drafts]
+        step += [seconds, rows * seconds, drafts * seconds]
+        # NumPy would take longer, for each step's work pushes it out of the cache.
+        pairs = zip(self._sums, step, strict=True)
+        self._sums = [self.FADING * before + new for before, new in pairs]
+        steps, in_rows, in_drafts, *_, total, _, _ = self._sums
         # A row costs no less than nothing, nor a step without rows: where steps got
         # slower for another reason, as a longer context, the line through them may
         # fall, or rise too steeply.
-        rest = np.maximum([slope, extra], 0)
-        steps, total = self._squares[0, 0], self._products[0]
-        base = (total - self._squares[0, 1:] @ rest) / steps
-        self._found = np.array([max(base, self.LEAST * total / steps), *rest])
+        slope, extra = (max(cost, 0.0) for cost in self._rises())
+        base = (total - in_rows * slope - in_drafts * extra) / steps
+        self._found = (max(base, self.LEAST * total / steps), slope, extra)
+
+    def _rises(self) -> tuple[float, float]:
+        """Returns the slope and the extra that fit the sums best."""
+        # Two more equations: either is a part of a step's cost.
+        s, e = self.SLOPE, self.EXTRA
+        guesses = (s * s + e * e, s * (s - 1) + e * e, -e, (s - 1) ** 2 + e * e, -e, 1)
+        a, b, c, d, f, g = (x + y for x, y in zip(self._sums, guesses, strict=False))
+        # [a b c; b d f; c f g] x = sums, less its first row.
+        total, in_rows, in_drafts = self._sums[6:]
+        d, f, g = d - b * b / a, f - b * c / a, g - c * c / a
+        in_rows, in_drafts = in_rows - b * total / a, in_drafts - c * total / a
+        size = d * g - f * f
+        slope = (in_rows * g - in_drafts * f) / size
+        extra = (in_drafts * d - in_rows * f) / size
+        return slope, extra
 
     @property
     def known(self) -> bool:
         """Whether any step has been seen."""
-        return bool(self._squares[0, 0])
+        return bool(self._sums[0])
 
     def estimate(self, rows: int, *, drafts: bool) -> float:
         """Returns what a step costs, in seconds."""
-        base, slope, extra = self._found.tolist()
+        base, slope, extra = self._found
         return base + slope * rows + extra * drafts
-
-
-# Two more equations: the slope, and the extra, are a part of a step's cost.
-_GUESSED = np.array([[Cost.SLOPE, Cost.SLOPE - 1, 0], [Cost.EXTRA, Cost.EXTRA, -1]])
-_GUESSES = _GUESSED.T @ _GUESSED
 
 
 @dataclass(frozen=True)
