@@ -80,14 +80,22 @@ def make_ours(folder: Path) -> None:
         )
 
 
+def is_unused(path: Path, seconds: float) -> bool:
+    """Whether a file or folder, or link, was not changed for so many seconds.
+
+    Raises:
+        OSError: If it is not there.
+    """
+    return time.time() - path.lstat().st_mtime >= seconds
+
+
 def remove(paths: Iterable[Path], *, unused: float | None = None) -> None:
     """Removes files and folders, or those not changed for so many seconds."""
     for path in paths:
         with suppress(OSError):
-            found = path.lstat()
-            if unused is not None and time.time() - found.st_mtime < unused:
+            if unused is not None and not is_unused(path, unused):
                 continue
-            if stat.S_ISDIR(found.st_mode):
+            if stat.S_ISDIR(path.lstat().st_mode):
                 shutil.rmtree(path)
             else:
                 path.unlink()

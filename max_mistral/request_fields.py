@@ -21,8 +21,7 @@ _PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty
 
 # By MAX's name, where it is another.
 _SAMPLING = {
-    **{name: name for name in ("temperature", "thinking_temperature")},
-    **{name: name for name in ("top_p", "top_k", "min_p", *_PENALTIES)},
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", *_PENALTIES)},
     **{"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"},
     **{"min_tokens": "min_new_tokens"},
 }

@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..own_folders import (
     cache_roots,
     hash_of_code,
     is_ours,
+    is_unused,
     locked,
     make_ours,
     note_use,
@@ -104,7 +104,7 @@ def _sweep(models: Path) -> None:
     """
     for path in models.iterdir():
         with suppress(OSError):
-            if path.is_dir() and time.time() - path.lstat().st_mtime > UNUSED:
+            if path.is_dir() and is_unused(path, UNUSED):
                 # Half a folder must not be taken for a whole one.
                 path.rename(models / f"{PARTIAL}{path.name}")
     remove(models.glob(f"{PARTIAL}*"))
