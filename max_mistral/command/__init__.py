@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import prepare
 from ..errors import UserError, describe
+from ..prepare.command_line import main as prepare
 from ..progress import print_line
 from .checkpoint import is_gguf
 from .doctor import print_report
@@ -65,7 +65,7 @@ def _run(arguments: list[str]) -> None:
     if subcommand in ("-h", "--help"):
         print(_HELP)
     elif subcommand == "prepare":
-        prepare.main(rest, "max-mistral prepare")
+        prepare(rest, "max-mistral prepare")
     elif rest[:1] in (["-h"], ["--help"]):
         print(_HELP)
     elif subcommand == "doctor":

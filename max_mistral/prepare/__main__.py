@@ -1,5 +1,5 @@
 """``python -m max_mistral.prepare``."""
 
-from . import main
+from .command_line import main
 
 main()

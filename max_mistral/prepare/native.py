@@ -7,10 +7,6 @@ of Hugging Face make of the files.
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +24,8 @@ from ..fields import (
     read_json,
 )
 from ..other_models import refuse_other_models
-from ..weights.safetensors_file import stored_tensors
-from ..weights.stored import Stored
 
 PARAMS = "params.json"
-
-# The largest of the family has 50.
-_MOST_SHARDS = 10_000
 
 # What a file without a length was trained for: 7B, Codestral, Mathstral, Large.
 _DEFAULT_CONTEXT = 32768
@@ -64,69 +55,6 @@ _YARN = {
     "alpha",
     "apply_scale",
 }
-
-
-def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Returns the tensors in the ``consolidated*.safetensors`` of ``folder``.
-
-    Raises:
-        UserError: (a ``ValueError``) naming the shards of a numbered series
-            that are not there, or the truncated file.
-    """
-    return stored_tensors(find_shards(folder, "consolidated"))
-
-
-def find_shards(folder: Path, stem: str) -> list[Path]:
-    """Returns the files ``STEM*.safetensors`` of ``folder``, all or none.
-
-    Raises:
-        UserError: (a ``ValueError``) naming the shards of a numbered series
-            that are not there.
-    """
-    shards = sorted(folder.glob(f"{stem}*.safetensors"))
-    counts = {
-        int(match[1])
-        for shard in shards
-        if (match := re.fullmatch(rf"{stem}-\d+-of-(\d+)", shard.stem))
-    }
-    for count in counts:
-        if count > _MOST_SHARDS:
-            raise UserError(
-                f"{folder} has a shard that calls itself one of {count}; expected at "
-                f"most {_MOST_SHARDS}. Fetch the checkpoint again."
-            )
-        series = [
-            f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)
-        ]
-        missing = [name for name in series if not (folder / name).exists()]
-        if missing:
-            more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-            raise UserError(
-                f"{folder} lacks {', '.join(missing[:10])}{more}. Fetch the rest of "
-                "the checkpoint."
-            )
-    return shards
-
-
-def link_shards(tensors: Mapping[str, Stored], folder: Path) -> None:
-    """Links the tensors' files into ``folder`` under names that MAX looks for.
-
-    MAX passes over files whose name has "consolidated" in it.
-    """
-    shards = sorted({stored.path for stored in tensors.values()})
-    if len(shards) == 1:
-        os.symlink(shards[0].resolve(), folder / "model.safetensors")
-        return
-    links = {
-        shard: f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        for i, shard in enumerate(shards, start=1)
-    }
-    for shard, link in links.items():
-        os.symlink(shard.resolve(), folder / link)
-    weight_map = {name: links[stored.path] for name, stored in tensors.items()}
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2)
-    )
 
 
 def read_config(

@@ -15,7 +15,7 @@ from max_mistral.prepare import prepare
 from max_mistral.prepare.lora import safetensors as shards
 from max_mistral.prepare.lora.adapter import read_adapter
 from max_mistral.prepare.lora.maths import merge
-from max_mistral.prepare.native import find_shards
+from max_mistral.prepare.shards import find_shards
 from max_mistral.weights.heads import join_rotary, split_rotary
 from tests.harness import load_safetensors
 from tests.lora_reference import CASES, GOLDENS, SCALED, TINY

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from max_mistral import prepare as prepare_module
 from max_mistral.errors import UserError
 from max_mistral.fields import MOST_POSITIONS
 from max_mistral.prepare import atomic, prepare
 from max_mistral.prepare.atomic import new_folder
+from max_mistral.prepare.command_line import main
 from tests.unit.test_gguf import write_gguf
 from tests.unit.test_native import write_consolidated
 from workbench.checkpoints import BASE, write_native
@@ -191,7 +191,7 @@ def run_main(monkeypatch, capsys, *arguments):
     """The exit status and what is printed."""
     monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
     try:
-        prepare_module.main()
+        main()
         status = 0
     except SystemExit as exit_:
         status = exit_.code
