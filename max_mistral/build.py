@@ -6,16 +6,16 @@ from max.graph.weights import WeightData
 
 from .data_parallel import DataParallelMistral, replica_weights
 from .mistral import Mistral
-from .model_config import MistralConfig
+from .graph_config import GraphConfig
 
 
 def build_graph(
-    config: MistralConfig, weights: dict[str, WeightData]
+    config: GraphConfig, weights: dict[str, WeightData]
 ) -> Mistral | DataParallelMistral:
     """Returns the decoder with its weights bound, strictly.
 
     Args:
-        config: From :meth:`MistralConfig.finalize`.
+        config: From :meth:`GraphConfig.finalize`.
         weights: The tensors by their names in the graph, from a weight adapter.
     """
     graph: Mistral | DataParallelMistral

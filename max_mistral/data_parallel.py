@@ -15,7 +15,7 @@ from max.nn.layer import LayerList
 
 from .flat_graph import FlatGraph
 from .mistral import Mistral
-from .model_config import MistralConfig
+from .graph_config import GraphConfig
 
 # Of a replica's weights, as its place in ``models`` makes it.
 _PREFIX = "models.{i}."
@@ -28,7 +28,7 @@ class DataParallelMistral(FlatGraph):
     model from device to device at every step.
     """
 
-    def __init__(self, config: MistralConfig) -> None:
+    def __init__(self, config: GraphConfig) -> None:
         super().__init__(config)
         self.width = config.sharing.tensor_parallel_degree
         self.replicas = []

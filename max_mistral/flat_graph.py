@@ -23,13 +23,13 @@ from max.nn.layer import Module
 
 from . import kernels
 from .inputs import input_tree
-from .model_config import MistralConfig
+from .graph_config import GraphConfig
 
 
 class FlatGraph(Module):
     """Base of both decoders: names the graph's inputs and traces ``__call__``."""
 
-    def __init__(self, config: MistralConfig) -> None:
+    def __init__(self, config: GraphConfig) -> None:
         super().__init__()
         self.config = config
 

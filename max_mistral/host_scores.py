@@ -64,7 +64,7 @@ class HostScores:
             for i, place in enumerate(places):
                 row = rows[end - len(places) + i]
                 chosen = following[len(following) - len(places) + i]
-                found = np.append(likeliest(row, TOP), chosen)
+                found = np.append(top_ids(row, TOP), chosen)
                 scores[place, -len(found) :] = log_softmax(row, found)
                 ids[place, -len(found) :] = found
         return Buffer.from_numpy(scores), Buffer.from_numpy(ids)
@@ -88,7 +88,7 @@ def log_softmax(row: Floats, ids: npt.NDArray[np.integer]) -> Floats:
     return scores
 
 
-def likeliest(row: Floats, count: int) -> npt.NDArray[np.int64]:
+def top_ids(row: Floats, count: int) -> npt.NDArray[np.int64]:
     """Returns the ids of the ``count`` largest logits, or of all, in any order.
 
     They are in the ``count`` blocks with the largest maxima.

@@ -28,8 +28,8 @@ from .kernels import KernelMode
 # float32: 128 tokens with AVX-512, the widest there is.
 MIN_CPU_WINDOW = 128
 
-# MAX's caches take no other pages than of a multiple, which they say once the model is
-# compiled.
+# MAX's KV cache takes pages of a multiple of that many tokens, and refuses others only
+# after the model is compiled.
 PAGE_SIZES = 128
 
 # Bytes of the scale beside a head's codes: `SCALE` in `kernels/kv_codes.mojo`.

@@ -13,9 +13,9 @@ from max.engine import InferenceSession
 from max.graph import default_custom_extensions_scope
 from max.pipelines.lib import PipelineConfig
 
+from . import switches
 from .cublas import INSTALL, load_cublas
 from .errors import UserError
-from .formats.fp8 import VARIABLE as FP8_VARIABLE
 from .gpu import gpu_architecture
 from .gpu_kernels import library
 from .model_config import MistralConfig
@@ -30,26 +30,23 @@ OWN: Matmul = "MAX's own matmul"
 VENDOR: Matmul = "the vendor's BLAS"
 MULTISTAGE: Matmul = "MAX's multistage GEMM"
 
-VARIABLE = "MAX_MISTRAL_SELF_CHECK"
-MATMUL_VARIABLE = "MAX_MISTRAL_MATMUL"
-
 # With these a user asks for what is not MAX's own.
 _FLAGS = {
     VENDOR: "--use-vendor-blas true",
-    MULTISTAGE: f"{MATMUL_VARIABLE}=multistage",
+    MULTISTAGE: f"{switches.MATMUL}=multistage",
 }
-_KEEP = f"{FP8_VARIABLE}=keep"
+_KEEP = f"{switches.FP8}=keep"
 # Found of cuBLAS.
 _MISSING = f"is not installed ({INSTALL})"
 
 
-def self_check() -> bool:
+def self_check_is_on() -> bool:
     """Whether the environment's ``MAX_MISTRAL_SELF_CHECK`` is ``on``, the default.
 
     Raises:
         UserError: (a ``ValueError``) if it is neither ``on`` nor ``off``.
     """
-    return is_on(VARIABLE)
+    return is_on(switches.SELF_CHECK)
 
 
 def asked_for(
@@ -67,7 +64,7 @@ def asked_for(
             neither ``max``, the default, nor ``multistage``, or that is asked for
             beside the flag, or for other than NVIDIA's GPUs.
     """
-    found = chosen(MATMUL_VARIABLE, "max", "multistage")
+    found = chosen(switches.MATMUL, "max", "multistage")
     flag = pipeline_config.runtime.use_vendor_blas.lower()
     is_vendor = flag not in ("false", "off", "no", "0")
     if found == "max" and not config.needs_own_matmul:
@@ -108,11 +105,11 @@ def use_right_matmul(
     Raises:
         UserError: (a ``ValueError``) if none is right.
     """
-    is_on = self_check()
+    checks = self_check_is_on()
     asked = matmul = asked_for(config, pipeline_config, device)
     if device.is_host or is_virtual_device_mode():
         return _libraries(asked)
-    if is_on:
+    if checks:
         matmul = _right(asked, config, pipeline_config, device)
     if matmul is not asked and pipeline_config.runtime.precompiled_mefs:
         raise UserError(
@@ -219,7 +216,7 @@ def choose(
         f"On this GPU ({gpu_architecture()}) this model's answers would be wrong: "
         f"{'; '.join(findings)}. See modular/modular #6883 and #7146. {mend} "
         "--quantization-encoding float32 or, of a checkpoint in FP8, leave "
-        f"{_KEEP} out. {VARIABLE}=off starts anyway, with wrong answers."
+        f"{_KEEP} out. {switches.SELF_CHECK}=off starts anyway, with wrong answers."
     )
 
 

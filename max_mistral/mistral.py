@@ -52,7 +52,7 @@ from .layers.pooling import pool_last
 from .layers.query_scale import query_scale
 from .layers.rope import ScaledRotaryEmbedding
 from .layers.sharding import shard
-from .model_config import MistralConfig
+from .graph_config import GraphConfig
 
 
 class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
@@ -66,7 +66,7 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
 
     norm_shards: Sequence[Callable[[TensorValue], TensorValue]]
 
-    def __init__(self, config: MistralConfig, prefix: str = "") -> None:
+    def __init__(self, config: GraphConfig, prefix: str = "") -> None:
         super().__init__(config)
         self.prefix = prefix
         self.devices = config.devices

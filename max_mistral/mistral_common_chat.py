@@ -33,7 +33,7 @@ from .unicode import is_unicode
 logger = logging.getLogger("max.pipelines")
 
 # The newest first. A plain tokenizer.model is of version 1.
-FILES = (
+MISTRAL_TOKENIZERS = (
     "tekken.json",
     *(f"tokenizer.model.{v}" for v in ("v7m1", "v7", "v3", "v2", "v1")),
     "tokenizer.model",
@@ -196,7 +196,7 @@ def load_chat(
         revision: The repository's revision.
         delegate: The checkpoint's tokenizer, with its chat template.
     """
-    found = (find_file(model_path, name, revision) for name in FILES)
+    found = (find_file(model_path, name, revision) for name in MISTRAL_TOKENIZERS)
     path = next((path for path in found if path is not None), None)
     template = str(delegate.chat_template or "[INST]")
     if path is None or "[INST]" not in template or "<<SYS>>" in template:

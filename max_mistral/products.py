@@ -20,7 +20,7 @@ from max.pipelines.lib import PipelineConfig
 
 from .formats import FP8
 from .formats.base import is_projection
-from .model_config import MistralConfig
+from .graph_config import GraphConfig
 from .weights.names import expected_tensors, find_scheme, find_text_tower
 from .weights.safetensors_file import read_tensors
 
@@ -52,7 +52,7 @@ class Operand(NamedTuple):
     """Whether it is the same for any number of rows of ``x``, not a row for each."""
 
 
-def products(config: MistralConfig, *, some_dense: bool = False) -> list[Product]:
+def products(config: GraphConfig, *, some_dense: bool = False) -> list[Product]:
     """Returns the products of a model's steps on one device, each once.
 
     Of those of quantized weights, only what runs on our kernels; see

@@ -19,7 +19,7 @@ from .errors import shown
 # The value of each that asks for nothing.
 _PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}
 
-# By MAX's name, where it is another.
+# A request's field, and what MAX's SamplingParams calls it.
 _SAMPLING = {
     **{name: name for name in ("temperature", "top_p", "top_k", "min_p", *_PENALTIES)},
     **{"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"},

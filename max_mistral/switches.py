@@ -1,10 +1,18 @@
-"""Environment variables that choose one of a few words."""
+"""The environment variables of this package: each chooses one of a few words."""
 
 from __future__ import annotations
 
 import os
 
 from .errors import UserError
+
+FP8 = "MAX_MISTRAL_FP8"
+KEEP_PACKED = "MAX_MISTRAL_KEEP_PACKED"
+KERNELS = "MAX_MISTRAL_KERNELS"
+LOOKUP = "MAX_MISTRAL_LOOKUP"
+MATMUL = "MAX_MISTRAL_MATMUL"
+SELF_CHECK = "MAX_MISTRAL_SELF_CHECK"
+ALL = (FP8, KEEP_PACKED, KERNELS, LOOKUP, MATMUL, SELF_CHECK)
 
 
 def chosen(variable: str, *choices: str) -> str:

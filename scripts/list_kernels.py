@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from max import tree
 from max.driver import DeviceSpec
 
-from max_mistral.formats.fp8 import VARIABLE
+from max_mistral.switches import FP8
 from scripts.check_gpu_compile import CASES, EMBEDS, Case
 from tests.harness import build
 from workbench.compiled_ops import COPY, Kernel, compiled_kernels
@@ -37,7 +37,7 @@ from workbench.virtual import use_virtual_gpus
 def kernels_of(case: Case) -> list[Kernel]:
     """Returns the kernels of a case's graph. Once in a process: MAX keeps the GPU."""
     use_virtual_gpus(case.target, case.devices)
-    os.environ[VARIABLE] = "keep" if case.keep else "bfloat16"
+    os.environ[FP8] = "keep" if case.keep else "bfloat16"
     devices = [DeviceSpec.accelerator(i) for i in range(case.devices)]
     with tempfile.TemporaryDirectory() as folder:
         case.write(Path(folder))

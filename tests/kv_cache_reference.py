@@ -31,7 +31,7 @@ def encoded(heads):
         return np.rint(heads * inverse).astype(np.int64), scale
 
 
-def rounded(numbers, dtype):
+def to_bfloat16(numbers, dtype):
     """To the nearest that the cache has, ties to even, as float32."""
     if dtype == DType.float32:
         return numbers
@@ -51,7 +51,7 @@ def stored(blocks, dtype):
     """
     words = 1
     if dtype == DType.bfloat16:  # the upper half of float32
-        bits = rounded(blocks, dtype).view(np.uint32)
+        bits = to_bfloat16(blocks, dtype).view(np.uint32)
         blocks, words = (bits >> 16).astype(np.uint16), 2
     if dtype == DType.int8:
         codes, scale = encoded(blocks)

@@ -150,10 +150,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
     tensors = make_tensors(config) if tensors is None else tensors
-    cast = {
-        name: t if DTYPES[dtype] is None else t.astype(DTYPES[dtype])
-        for name, t in tensors.items()
-    }
+    cast = {name: t.astype(DTYPES[dtype]) for name, t in tensors.items()}
     if shards == 1:
         save_file(cast, folder / "model.safetensors", {"format": "pt"})
     else:

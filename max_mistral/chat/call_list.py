@@ -66,7 +66,7 @@ class CallList:
             if self._value.broken:
                 self.broken = True
             elif self._value.done:
-                self._end_value(events)
+                self._end_value()
         return at, events
 
     def give_up(self) -> list[Event]:
@@ -128,7 +128,7 @@ class CallList:
         if self._key in _ARGUMENTS and char == "{" and named and unheard:
             self._open(events)
 
-    def _end_value(self, events: list[Event]) -> None:
+    def _end_value(self) -> None:
         self._value = None
         if self._want == "key":
             self._key, self._want = json.loads(self._text), "colon"

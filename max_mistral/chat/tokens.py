@@ -36,7 +36,7 @@ _CALL_TOKENS = (
 class ChatTokens(TextTokenizer):
     """A text tokenizer that knows tool calls, thinking and JSON schemas.
 
-    A subclass whose constructor is its own calls ``set_up_chat`` at its end.
+    A subclass's constructor calls ``set_up_chat`` at its end.
 
     Attributes:
         reasoning_start_token_id: The id of ``[THINK]``, -1 where there is none.
@@ -45,12 +45,6 @@ class ChatTokens(TextTokenizer):
 
     reasoning_start_token_id: int
     reasoning_end_token_id: int
-
-    def __init__(self, model_path: str, pipeline_config: Any, **kwargs: Any) -> None:
-        # MAX turns it on by itself for its own tokenizer class only.
-        kwargs.setdefault("enable_llama_whitespace_fix", True)
-        super().__init__(model_path, pipeline_config, **kwargs)
-        self.set_up_chat(pipeline_config)
 
     def set_up_chat(self, pipeline_config: Any) -> None:
         """Looks at the vocabulary and settles the config."""

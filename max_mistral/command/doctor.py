@@ -14,7 +14,7 @@ import psutil
 from huggingface_hub.constants import HF_HUB_CACHE
 from max.driver import Accelerator, accelerator_api, accelerator_count
 
-from .. import kernels
+from .. import kernels, switches
 from ..errors import UserError
 from ..gpu import gpu_architecture
 from ..host_memory import free_memory
@@ -35,8 +35,7 @@ _CPU_FEATURES = (
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve"),
 )
 _VARIABLES = (
-    *("MAX_MISTRAL_FP8", "MAX_MISTRAL_KEEP_PACKED", "MAX_MISTRAL_KERNELS"),
-    *("MAX_MISTRAL_LOOKUP", "MAX_MISTRAL_MATMUL", "MAX_MISTRAL_SELF_CHECK"),
+    *switches.ALL,
     *("MODULAR_CACHE_DIR", "XDG_CACHE_HOME", "HF_HOME"),
 )
 

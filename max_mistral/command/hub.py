@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import UserError, shown
-from ..mistral_common_chat import FILES as MISTRAL_TOKENIZERS
+from ..mistral_common_chat import MISTRAL_TOKENIZERS
 from .checkpoint import is_gguf, models_of, pick_gguf, pick_safetensors
 
 # What llama.cpp takes where a repository has several and none is asked for.

@@ -25,6 +25,7 @@ from max.nn.quant_config import (
 )
 from max.nn.stacked_linear import StackedLinear
 
+from .. import switches
 from ..gpu import gpu_architecture, has_idle_fp8_cores, lacks_fast_blocks
 from ..switches import chosen
 from ..weights.dtypes import FLOATS, check_dtype, in_float32
@@ -50,9 +51,6 @@ _WEIGHT_SCALES = ("weight_scale_inv", "weight_scale", "qscale_weight")
 _INPUT_SCALES = ("activation_scale", "input_scale", "qscale_act")
 
 
-VARIABLE = "MAX_MISTRAL_FP8"
-
-
 def keeps_fp8() -> bool:
     """Whether the environment's ``MAX_MISTRAL_FP8`` is ``keep``, not ``bfloat16``.
 
@@ -61,7 +59,7 @@ def keeps_fp8() -> bool:
     Raises:
         UserError: (a ``ValueError``) if it is neither.
     """
-    return chosen(VARIABLE, "bfloat16", "keep") == "keep"
+    return chosen(switches.FP8, "bfloat16", "keep") == "keep"
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class FP8(ScaledFormat):
                 "On this GPU (%s) MAX 26.7 computes FP8 products without tensor cores, "
                 "at a fraction of bfloat16's speed. Without %s=keep the weights become "
                 "bfloat16.",
-                *(gpu_architecture(), VARIABLE),
+                *(gpu_architecture(), switches.FP8),
             )
         fuse = can_use_fused_mlp(
             dict(weights), tensor_wise=self.scales == "tensor" and not self.static

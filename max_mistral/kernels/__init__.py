@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .. import switches
 from ..switches import chosen
 from .compiler import compiled
 
@@ -28,7 +29,7 @@ def mode() -> KernelMode:
     Raises:
         UserError: (a ``ValueError``) for another value.
     """
-    found: Any = chosen("MAX_MISTRAL_KERNELS", *get_args(KernelMode))
+    found: Any = chosen(switches.KERNELS, *get_args(KernelMode))
     return found
 
 

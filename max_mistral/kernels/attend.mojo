@@ -20,7 +20,7 @@ comptime Integers = ImmPointer[UInt32, ImmUntrackedOrigin]
 
 
 struct Attending[
-    dtype: DType, head_dim: Int, window: Int, scaled: Bool, narrow: Bool
+    dtype: DType, head_dim: Int, window: Int, scaled: Bool, rounded: Bool
 ]:
     """Rotary embeddings, this step's keys and values put into MAX's paged KV cache,
     then causal attention over `window` keys.
@@ -30,7 +30,7 @@ struct Attending[
         head_dim: Lanes of a head.
         window: Keys that a token sees, itself included.
         scaled: Whether queries are multiplied by `query_scales`.
-        narrow: Whether queries and the weights of values are rounded to bfloat16; only
+        rounded: Whether queries and the weights of values are rounded to bfloat16; only
             with a cache in bfloat16 or int8.
     """
 
@@ -38,7 +38,7 @@ struct Attending[
 
     var y: Outputs
     var qkv: Inputs
-    var turns: Inputs
+    var freqs_cis: Inputs
     var query_scales: Inputs
     var offsets: Integers
     var lengths: Integers
@@ -141,7 +141,7 @@ struct Attending[
         comptime untracked = MutUntrackedOrigin
         self.y = y
         self.qkv = qkv
-        self.turns = freqs_cis.unsafe_ptr().unsafe_origin_cast[untracked]()
+        self.freqs_cis = freqs_cis.unsafe_ptr().unsafe_origin_cast[untracked]()
         self.query_scales = query_scales.unsafe_ptr().unsafe_origin_cast[
             untracked
         ]()
@@ -233,12 +233,12 @@ struct Attending[
                 var query_scale = Float32(1)
                 comptime if Self.scaled:
                     query_scale = self.query_scales.unsafe_load(token)
-                rotate_and_store[Self.head_dim, Self.narrow](
+                rotate_and_store[Self.head_dim, Self.rounded](
                     self.y.unsafe_offset(token * self.heads * Self.head_dim),
                     self.pool,
                     cache,
                     self.qkv.unsafe_offset(token * row),
-                    self.turns.unsafe_offset(at * Self.head_dim),
+                    self.freqs_cis.unsafe_offset(at * Self.head_dim),
                     self.heads,
                     at,
                     query_scale,
@@ -269,7 +269,7 @@ struct Attending[
             place = task.slot * heads * Self.size
         var states = self._states().unsafe_offset(place)
         for s in range(task.spans):
-            span[Self.head_dim, Self.narrow](
+            span[Self.head_dim, Self.rounded](
                 states,
                 queries.unsafe_bitcast[UInt32](),
                 cache,

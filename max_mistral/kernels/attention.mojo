@@ -20,7 +20,7 @@ struct Attention:
         head_dim: Int,
         window: Int,
         scaled: Bool,
-        narrow: Bool,
+        rounded_attention: Bool,
         target: StaticString,
     ](
         y: OutputTensor[dtype=DType.float32, rank=3, ...],
@@ -46,7 +46,7 @@ struct Attention:
             raise Error("queries, keys and values are not [", tokens, ", ", row, "]")
         var threads = parallelism_level(None)
         comptime untracked = MutUntrackedOrigin
-        var attending = Attending[dtype, head_dim, window, scaled, narrow](
+        var attending = Attending[dtype, head_dim, window, scaled, rounded_attention](
             y.unsafe_ptr().unsafe_origin_cast[untracked](),
             qkv.unsafe_ptr().unsafe_origin_cast[untracked](),
             tokens,

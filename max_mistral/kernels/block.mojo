@@ -32,7 +32,7 @@ struct Block:
         head_dim: Int,
         window: Int,
         scaled: Bool,
-        narrow: Bool,
+        rounded_attention: Bool,
         target: StaticString,
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
@@ -64,7 +64,7 @@ struct Block:
             head_dim: As `Attending` takes it.
             window: As `Attending` takes it.
             scaled: As `Attending` takes it.
-            narrow: As `Attending` takes it.
+            rounded_attention: As `Attending` takes it.
             target: Where the op runs, a CPU.
 
         Args:
@@ -156,7 +156,7 @@ struct Block:
         var attended = Numbers(memory, queries)
         var projected = Numbers(memory.unsafe_offset(tokens * queries), width)
         var between = Numbers(projected.first, 2 * wide)
-        var attending = Attending[dtype, head_dim, window, scaled, narrow](
+        var attending = Attending[dtype, head_dim, window, scaled, rounded_attention](
             attended.first,
             projected.first,
             tokens,

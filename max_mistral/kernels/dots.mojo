@@ -16,8 +16,8 @@ from .codes import Codes, quads
 from .layout import LINE, PART, ROWS, encoding
 
 comptime Sums = SIMD[DType.int32, ROWS]
-comptime Words = SIMD[DType.int16, 2 * ROWS]
-"""Two sums of each row."""
+comptime PairSums = SIMD[DType.int16, 2 * ROWS]
+"""Two sums of each row: the instruction adds products in pairs."""
 
 comptime NO_DOTS = 0
 comptime VNNI_512 = 1
@@ -79,7 +79,7 @@ def dots[
     comptime chains = 2 if both and MR * NR == 1 else 1
     comptime fit = _lines_in_int16[kind]()
     var sums = Array[Sums, chains * MR * NR](fill=0)
-    var words = Array[Words, MR * NR](fill=0)
+    var pairs = Array[PairSums, MR * NR](fill=0)
     comptime for i in range(4):
         comptime for r in range(NR):
             # Columns 4 i to 4 i + 3 of each 16.
@@ -96,12 +96,12 @@ def dots[
                         comptime to = chains * at + chain
                         var four = x.unsafe_load((4 * side + i) * MR + m)
                         comptime if HAS == AVX2:
-                            words[at] += _multiply[signs_codes[kind]()](
+                            pairs[at] += _multiply[signs_codes[kind]()](
                                 codes, four
                             )
                             comptime if line % fit == fit - 1 or line == lines - 1:
-                                sums[to] += _widened(words[at])
-                                words[at] = 0
+                                sums[to] += _widened(pairs[at])
+                                pairs[at] = 0
                         else:
                             sums[to] = _dot4(sums[to], codes, four)
     comptime if chains == 2:
@@ -132,25 +132,25 @@ def unpacked_dots[
     comptime assert lines % fit == 0, "the last lines are fewer"
     var sums = Array[Sums, turn](fill=0)
     comptime if HAS == AVX2 and fit == lines:
-        var words = Array[Words, turn](fill=0)
+        var pairs = Array[PairSums, turn](fill=0)
         for line in range(lines):
             var line_codes = codes.unsafe_load[width=LINE](line * LINE)
             comptime for m in range(turn):
-                words[m] += _multiply[signs_codes[kind]()](
+                pairs[m] += _multiply[signs_codes[kind]()](
                     line_codes, x.unsafe_load(line * MR + m)
                 )
         comptime for m in range(turn):
-            sums[m] = _widened(words[m])
+            sums[m] = _widened(pairs[m])
     elif HAS == AVX2:
         for begin in range(0, lines, fit):
             comptime for m in range(turn):
-                var words = Words(0)
+                var pairs = PairSums(0)
                 comptime for i in range(fit):
-                    words += _multiply[signs_codes[kind]()](
+                    pairs += _multiply[signs_codes[kind]()](
                         codes.unsafe_load[width=LINE]((begin + i) * LINE),
                         x.unsafe_load((begin + i) * MR + m),
                     )
-                sums[m] += _widened(words)
+                sums[m] += _widened(pairs)
     else:
         for line in range(lines):
             var line_codes = codes.unsafe_load[width=LINE](line * LINE)
@@ -197,10 +197,10 @@ def _by_pieces[
 
 
 @inline(.always)
-def _multiply[signed: Bool](codes: Codes, x: Int32) -> Words:
+def _multiply[signed: Bool](codes: Codes, x: Int32) -> PairSums:
     """The products of two codes and two int8s, added, twice in each row."""
     var xs = bitcast[.int8, 32](SIMD[.int32, 8](x))
-    var found = Words(0)
+    var found = PairSums(0)
     comptime for at in range(2):
         var piece = codes.slice[32, offset = 32 * at]()
         var factors = xs
@@ -219,13 +219,13 @@ def _multiply[signed: Bool](codes: Codes, x: Int32) -> Words:
 
 
 @inline(.always)
-def _widened(words: Words) -> Sums:
+def _widened(pairs: PairSums) -> Sums:
     """The two sums of each row, added."""
     var found = Sums(0)
     comptime for at in range(2):
         found = found.insert[offset = 8 * at](
             llvm_intrinsic["llvm.x86.avx2.pmadd.wd", SIMD[DType.int32, 8]](
-                words.slice[16, offset = 16 * at](), SIMD[DType.int16, 16](1)
+                pairs.slice[16, offset = 16 * at](), SIMD[DType.int16, 16](1)
             )
         )
     return found

@@ -47,11 +47,11 @@ def mix[head_dim: Int](head: MutPointer[Float32, _], scale: Float32):
     comptime Mixed = SIMD[DType.float32, count]
     for begin in range(0, head_dim, count):
         var lanes = head.unsafe_load[width=count](begin) * scale
-        var turns = count
-        while turns > 1:
+        var left = count
+        while left > 1:
             var first, second = lanes.deinterleave()
             lanes = rebind[Mixed]((first + second).join(first - second))
-            turns //= 2
+            left //= 2
         head.unsafe_store(begin, lanes)
 
 
@@ -59,8 +59,7 @@ def mix[head_dim: Int](head: MutPointer[Float32, _], scale: Float32):
 def encode[
     head_dim: Int
 ](codes: MutPointer[UInt8, _], head: ImmPointer[Float32, _]) -> Float32:
-    """Writes a head's codes; returns their scale, which is no number if a lane is none.
-    """
+    """Writes a head's codes; returns their scale, NaN if a lane is NaN or infinite."""
     comptime count = mixed_lanes(head_dim)
     var most = SIMD[DType.float32, count](0)
     var nothing = SIMD[DType.float32, count](0)

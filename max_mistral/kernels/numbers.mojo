@@ -8,7 +8,7 @@ from .layout import ROWS, Floats
 
 @inline(.always)
 def load_row(row: ImmPointer[Float32, _], count: Int) -> Floats:
-    """Returns the first `count` numbers, and nothing that is looked at."""
+    """Returns the first `count` numbers; the other lanes are zero."""
     if count >= ROWS:
         return row.unsafe_load[width=ROWS](0)
     var found = Floats(0)

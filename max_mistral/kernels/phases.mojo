@@ -64,13 +64,13 @@ struct Phases:
         var taken = self._counter(2 * phase)
         var done = self._counter(2 * phase + 1)
         # It takes none before it may begin: another process may get its CPU.
-        var turn = 0
+        var spins = 0
         while not self._is_done(phase - 1):
             if thread < self.shares[phase]:
-                fetch(thread, turn)
+                fetch(thread, spins)
             _pause()
-            turn += 1
-            if turn % PATIENCE == 0:
+            spins += 1
+            if spins % PATIENCE == 0:
                 _ = external_call["sched_yield", Int32]()
         while True:
             var share = Int(taken[].fetch_add(1))
@@ -86,7 +86,7 @@ struct Phases:
         """The same of a phase that reads nothing ahead."""
 
         @inline(.always)
-        def fetch_nothing(share: Int, turn: Int) {imm}:
+        def fetch_nothing(share: Int, spins: Int) {imm}:
             pass
 
         self.run(phase, thread, work, fetch_nothing)

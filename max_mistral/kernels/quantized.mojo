@@ -130,7 +130,7 @@ def _products[
 
 
 @inline(.always)
-def add_products[
+def add_part[
     kind: Int, rounded: Bool, MR: Int, half: Int
 ](
     sums: Floats,
@@ -217,7 +217,7 @@ def quantized_tile[
                     var minimum = minima[kind](block, part, half, scale)
                     comptime for m in range(MR):
                         comptime at = m * NR + r
-                        acc[at] = add_products[kind, rounded, MR, half](
+                        acc[at] = add_part[kind, rounded, MR, half](
                             acc[at], products[at], scale, minimum, rest, m
                         )
     return acc^

@@ -15,12 +15,12 @@ def _rotate[
 ](
     dst: MutPointer[Scalar[dtype], _],
     src: Reads,
-    turns: Reads,
+    freqs_cis: Reads,
     scale: Float32,
 ):
     """Writes one head, rotated and then multiplied by `scale`.
 
-    `turns` are the cosine and the sine of each pair's angle, `[head_dim / 2, 2]`.
+    `freqs_cis` are the cosine and the sine of each pair's angle, `[head_dim / 2, 2]`.
     """
     comptime half = head_dim // 2
     comptime whole = half // W * W
@@ -41,10 +41,10 @@ def _rotate[
         dst.unsafe_store(i + half, turned_y.cast[dtype]())
 
     comptime for i in range(0, whole, W):
-        var cos, sin = turns.unsafe_load[width=2 * W](2 * i).deinterleave()
+        var cos, sin = freqs_cis.unsafe_load[width=2 * W](2 * i).deinterleave()
         pairs[W](i, rebind[Lanes](cos), rebind[Lanes](sin))
     comptime for i in range(whole, half):
-        pairs[1](i, turns.unsafe_load(2 * i), turns.unsafe_load(2 * i + 1))
+        pairs[1](i, freqs_cis.unsafe_load(2 * i), freqs_cis.unsafe_load(2 * i + 1))
 
 
 def rotate_and_store[
@@ -54,7 +54,7 @@ def rotate_and_store[
     blocks: MutPointer[Scalar[dtype], _],
     cache: Cache[dtype, _, _],
     qkv: Reads,
-    turns: Reads,
+    freqs_cis: Reads,
     heads: Int,
     at: Int,
     scale: Float32,
@@ -68,7 +68,7 @@ def rotate_and_store[
         blocks: What `cache` reads, to write its keys and values to.
         cache: Where those are.
         qkv: Queries, keys and values, `[heads + 2 * kv_heads, head_dim]`.
-        turns: Cosines and sines of its position, `[head_dim / 2, 2]`.
+        freqs_cis: Cosines and sines of its position, `[head_dim / 2, 2]`.
         heads: Heads of queries.
         at: Its position.
         scale: What its queries are multiplied by.
@@ -80,7 +80,7 @@ def rotate_and_store[
                 Scalar[query_dtype]
             ](),
             qkv.unsafe_offset(head * head_dim),
-            turns,
+            freqs_cis,
             scale,
         )
     var new_keys = qkv.unsafe_offset(heads * head_dim)
@@ -89,29 +89,31 @@ def rotate_and_store[
         var new_key = new_keys.unsafe_offset(head * head_dim)
         var new_value = new_values.unsafe_offset(head * head_dim)
         comptime if dtype == .int8:
-            _store_codes[head_dim](blocks, cache, new_key, new_value, turns, head, at)
+            _store_codes[head_dim](
+                blocks, cache, new_key, new_value, freqs_cis, head, at
+            )
         else:
             _store_numbers[head_dim](
-                blocks, cache, new_key, new_value, turns, head, at
+                blocks, cache, new_key, new_value, freqs_cis, head, at
             )
 
 
 @inline(.always)
 def _store_query[
     dtype: DType, //, head_dim: Int, mixed: Bool
-](query: MutPointer[Scalar[dtype], _], new: Reads, turns: Reads, scale: Float32):
+](query: MutPointer[Scalar[dtype], _], new: Reads, freqs_cis: Reads, scale: Float32):
     comptime if mixed:
         # Mixing both makes their products `mixed_lanes` times as large.
         comptime count = mixed_lanes(head_dim)
         var lanes = Array[Float32, head_dim](uninitialized=True)
         var turned = lanes.unsafe_ptr()
-        _rotate[head_dim](turned, new, turns, scale)
+        _rotate[head_dim](turned, new, freqs_cis, scale)
         mix[head_dim](turned, 1 / Float32(count))
         for begin in range(0, head_dim, count):
             var some = turned.unsafe_load[width=count](begin)
             query.unsafe_store(begin, some.cast[dtype]())
     else:
-        _rotate[head_dim](query, new, turns, scale)
+        _rotate[head_dim](query, new, freqs_cis, scale)
 
 
 @inline(.always)
@@ -122,13 +124,13 @@ def _store_numbers[
     cache: Cache[dtype, _, _],
     new_key: Reads,
     new_value: Reads,
-    turns: Reads,
+    freqs_cis: Reads,
     head: Int,
     at: Int,
 ):
     var lanes = Array[Float32, head_dim](uninitialized=True)
     var key = lanes.unsafe_ptr().unsafe_bitcast[UInt32]()
-    _rotate[head_dim](key.unsafe_bitcast[Scalar[dtype]](), new_key, turns, 1)
+    _rotate[head_dim](key.unsafe_bitcast[Scalar[dtype]](), new_key, freqs_cis, 1)
     var keys = blocks.unsafe_offset(cache.key(at, head, head_dim))
     for i in range(head_dim // in_word[dtype]()):
         keys.unsafe_bitcast[UInt32]().unsafe_store(i * KEYS, key.unsafe_load(i))
@@ -145,13 +147,13 @@ def _store_codes[
     cache: Cache[dtype, _, _],
     new_key: Reads,
     new_value: Reads,
-    turns: Reads,
+    freqs_cis: Reads,
     head: Int,
     at: Int,
 ):
     var lanes = Array[Float32, head_dim](uninitialized=True)
     var key = lanes.unsafe_ptr()
-    _rotate[head_dim](key, new_key, turns, 1)
+    _rotate[head_dim](key, new_key, freqs_cis, 1)
     mix[head_dim](key, 1)
     var store = Array[UInt8, head_dim](uninitialized=True)
     var codes = store.unsafe_ptr()

@@ -10,7 +10,7 @@ from .codes import Codes, minima, quads, scales
 from .dots import AVX2, HAS, VNNI_256, signs_codes, unpacked_dots
 from .fetch import fetch_ahead
 from .layout import LINE, PART, ROWS, Floats, encoding
-from .quantized import add_products, row_bytes
+from .quantized import add_part, row_bytes
 
 comptime PREFERRED = HAS == AVX2 or HAS == VNNI_256
 """Whether tiles of `TURN` rows and more are multiplied here."""
@@ -76,7 +76,7 @@ def unpacked_tile[
                         var m = begin + k
                         acc.unsafe_store(
                             m * ROWS,
-                            add_products[kind, True, MR, half](
+                            add_part[kind, True, MR, half](
                                 acc.unsafe_load[width=ROWS](m * ROWS),
                                 products[k].cast[.float32](),
                                 scale,

@@ -12,7 +12,7 @@ from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
 from max.nn.kv_cache import KVCacheParams
 from max.nn.layer import Module
 
-from ..model_config import MistralConfig
+from ..graph_config import GraphConfig
 from .attention_step import AttentionStep
 from .packed import PackedLinear, PackedQKV
 from .packed_attention import packed_attention
@@ -56,7 +56,7 @@ class MistralAttention(Module):
         self._sharding_strategy: ShardingStrategy | None = None
 
     @classmethod
-    def of(cls, config: MistralConfig, layer: int) -> Self:
+    def of(cls, config: GraphConfig, layer: int) -> Self:
         """Returns the attention of a block.
 
         Args:

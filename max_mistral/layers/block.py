@@ -8,7 +8,7 @@ from max.nn.layer import Module
 from max.nn.norm import RMSNorm
 from max.nn.transformer.distributed_transformer import forward_sharded_layers
 
-from ..model_config import MistralConfig
+from ..graph_config import GraphConfig
 from .attention import MistralAttention
 from .attention_step import AttentionStep
 from .mlp import make_mlp
@@ -17,7 +17,7 @@ from .packed_block import packed_block
 from .sharding import shard
 
 
-def make_norm(config: MistralConfig, cls: type[RMSNorm] = RMSNorm) -> RMSNorm:
+def make_norm(config: GraphConfig, cls: type[RMSNorm] = RMSNorm) -> RMSNorm:
     """Returns an RMSNorm over the hidden size."""
     # Llama's order: normalize, cast to the activations' dtype, then scale.
     return cls(
@@ -28,7 +28,7 @@ def make_norm(config: MistralConfig, cls: type[RMSNorm] = RMSNorm) -> RMSNorm:
     )
 
 
-def carries_delta(config: MistralConfig) -> bool:
+def carries_delta(config: GraphConfig) -> bool:
     """Whether a block leaves it to the next one to add its MLP's output.
 
     There MAX adds and normalizes in one kernel. At a block's end, which is the end
@@ -66,7 +66,7 @@ class MistralBlock(Module):
         layer: Which block this is.
     """
 
-    def __init__(self, config: MistralConfig, layer: int) -> None:
+    def __init__(self, config: GraphConfig, layer: int) -> None:
         super().__init__()
         self.carries_delta = carries_delta(config)
         self.self_attn = MistralAttention.of(config, layer)

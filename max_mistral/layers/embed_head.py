@@ -13,7 +13,7 @@ from max.graph import BufferValue, TensorValue
 from max.nn.embedding import Embedding, VocabParallelEmbedding
 from max.nn.linear import ColumnParallelLinear, Linear
 
-from ..model_config import MistralConfig
+from ..graph_config import GraphConfig
 from ..weights.names import EMBEDDING, HEAD
 from .packed import PackedEmbedding, PackedHead
 
@@ -36,7 +36,7 @@ AnyEmbedding = _OneDeviceEmbedding | VocabParallelEmbedding | PackedEmbedding
 
 
 def make_embedding(
-    config: MistralConfig,
+    config: GraphConfig,
 ) -> AnyEmbedding:
     """Returns the embedding: ``(tokens, signal_buffers) -> [hidden] per device``."""
     if config.encodings:
@@ -56,7 +56,7 @@ def make_embedding(
 
 
 def make_head(
-    config: MistralConfig,
+    config: GraphConfig,
     embedding: AnyEmbedding,
 ) -> _OneDeviceHead | ColumnParallelLinear | PackedHead:
     """Returns the head: ``(hidden per device, signal_buffers) -> logits per device``.

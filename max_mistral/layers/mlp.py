@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from max.nn.linear import MLP
 
-from ..model_config import MistralConfig
+from ..graph_config import GraphConfig
 from .packed import PackedMLP
 
 
-def make_mlp(config: MistralConfig, layer: int) -> MLP | PackedMLP:
+def make_mlp(config: GraphConfig, layer: int) -> MLP | PackedMLP:
     """Returns a block's MLP.
 
     Args:

@@ -87,10 +87,11 @@ def attention_arguments(
         step.layer_idx,
         ops.constant(scale, DType.float32, device=CPU),
     ]
-    narrow = kv_params.dtype != DType.float32
     return inputs, {
         "head_dim": head_dim,
         "window": 2**31 if window is None else window,
         "scaled": step.query_scale is not None,
-        "narrow": narrow and rounds_to_bfloat16(mode),
+        "rounded_attention": (
+            kv_params.dtype != DType.float32 and rounds_to_bfloat16(mode)
+        ),
     }

@@ -12,6 +12,7 @@ learns which names an answer changes, :mod:`.odds` decides how many are worth th
 rows, :mod:`.rows` lays them out for the graph, and :mod:`.pipeline` runs the step.
 """
 
+from .. import switches
 from ..switches import is_on
 
 
@@ -21,4 +22,4 @@ def enabled() -> bool:
     Raises:
         UserError: (a ``ValueError``) for another value.
     """
-    return is_on("MAX_MISTRAL_LOOKUP")
+    return is_on(switches.LOOKUP)

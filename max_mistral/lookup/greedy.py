@@ -16,7 +16,9 @@ _PLAIN = 9
 _MOST_LOGITS = 2**20
 
 
-def likeliest(logits: Buffer, vocab_size: int | None) -> npt.NDArray[np.int64] | None:
+def greedy_tokens(
+    logits: Buffer, vocab_size: int | None
+) -> npt.NDArray[np.int64] | None:
     """Returns each row's likeliest token, ``[rows]``; ``None`` of too many logits.
 
     Logits from ``vocab_size`` on are padding, which MAX's sampler leaves out too.
@@ -46,7 +48,7 @@ class GreedySampler:
         """Returns the new tokens ``[batch]``, all tokens so far, and the seeds."""
         logits, before, top_k = inputs[:3]
         plain = len(inputs) == _PLAIN and (top_k.to_numpy() == 1).all()
-        tokens = likeliest(logits, self._vocab_size) if plain else None
+        tokens = greedy_tokens(logits, self._vocab_size) if plain else None
         if tokens is None:
             return self._sampler(*inputs)
         so_far = np.concatenate([before.to_numpy(), tokens[:, None]], axis=1)

@@ -30,7 +30,7 @@ from .counts import Counts, only_count
 from .drafts import NONE, Draft, Tokens
 from .follower import Follower
 from .grammar import Mask, masks_of_rows
-from .greedy import GreedySampler, likeliest
+from .greedy import GreedySampler, greedy_tokens
 from .odds import MOST, Candidate, Cost, how_many
 from .rows import sampled_rows, with_drafts
 from .samplers import samplers_together
@@ -178,7 +178,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             logits is not None
             and all(row.sampling_params.top_k == 1 for row in rows)
             and not any(row.sampling_params.needs_penalties for row in rows)
-            and (tokens := likeliest(logits, self.vocab_size)) is not None
+            and (tokens := greedy_tokens(logits, self.vocab_size)) is not None
         ):
             return tokens
         assert sampler is not None

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 from .. import hf_config
 from ..errors import UserError, shown
 from ..fields import MOST_POSITIONS, read_json
-from ..mistral_common_chat import FILES as MISTRAL_TOKENIZERS
+from ..mistral_common_chat import MISTRAL_TOKENIZERS
 from ..other_models import refuse_other_models
 from ..weights.gguf_file import GGUFCheckpoint
 from . import gguf_config

@@ -24,7 +24,7 @@ _STEP = 2**18
 
 @dataclass(frozen=True)
 class _Format:
-    """Numbers of which those are not finite whose magnitude is large.
+    """A float format whose bit patterns above ``largest`` are infinity or NaN.
 
     True of every format here: without its sign a number's bits grow with it,
     and infinity and NaN are beyond the largest.

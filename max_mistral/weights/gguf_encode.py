@@ -37,20 +37,20 @@ _STEP = 2**22
 _ONE = np.array([1], np.float16).view(np.uint8)
 
 
-def encoding_of(kind: GGMLQuantizationType) -> Encoding:
+def encoding_of(ggml_type: GGMLQuantizationType) -> Encoding:
     """Returns the encoding that a matrix of a type has, or gets.
 
     Types that have no other one become float16, whose rounding (2^-11) is far below
     their own.
     """
-    if kind.name in Encoding.__members__:
-        return Encoding[kind.name]
-    return _ENCODERS[kind][0] if kind in _ENCODERS else Encoding.F16
+    if ggml_type.name in Encoding.__members__:
+        return Encoding[ggml_type.name]
+    return _ENCODERS[ggml_type][0] if ggml_type in _ENCODERS else Encoding.F16
 
 
 def encode(
     stored: Stored,
-    kind: GGMLQuantizationType,
+    ggml_type: GGMLQuantizationType,
     shape: tuple[int, ...],
     what: str = "A tensor",
 ) -> Bytes:
@@ -58,7 +58,7 @@ def encode(
 
     Args:
         stored: Where its bytes are.
-        kind: What they are; a type without a kernel.
+        ggml_type: What they are; a type without a kernel.
         shape: ``(rows, columns)``.
         what: What to call it in a message.
 
@@ -66,9 +66,9 @@ def encode(
         UserError: (a ``ValueError``) if the ``gguf`` package cannot read the type.
     """
     data = stored.read()
-    if kind in _ENCODERS:
-        encoding, encode_blocks = _ENCODERS[kind]
-        columns, size = GGML_QUANT_SIZES[kind]
+    if ggml_type in _ENCODERS:
+        encoding, encode_blocks = _ENCODERS[ggml_type]
+        columns, size = GGML_QUANT_SIZES[ggml_type]
         blocks = data.reshape(-1, size)
         encoded = np.empty((len(blocks), encoding.block_bytes), np.uint8)
         step = _STEP // columns
@@ -76,13 +76,13 @@ def encode(
             part = slice(start, start + step)
             encoded[part] = encode_blocks(blocks[part])
         return encoded.reshape(-1)
-    values = dequantize_rows(data, kind, shape, what)
+    values = dequantize_rows(data, ggml_type, shape, what)
     return values.astype(np.float16).view(np.uint8)
 
 
 def dequantize_rows(
     data: Bytes,
-    kind: GGMLQuantizationType,
+    ggml_type: GGMLQuantizationType,
     shape: tuple[int, ...],
     what: str = "A tensor",
 ) -> npt.NDArray[np.float32]:
@@ -93,21 +93,21 @@ def dequantize_rows(
             read the type.
     """
     try:
-        return dequantize(data.reshape(*shape[:-1], -1), kind).reshape(shape)
+        return dequantize(data.reshape(*shape[:-1], -1), ggml_type).reshape(shape)
     except NotImplementedError as error:
         raise UserError(
-            f"{what} is of type {kind.name}, which the gguf package cannot decode. "
-            "Update gguf, or take a file in Q4_K_M."
+            f"{what} is of type {ggml_type.name}, which the gguf package cannot "
+            "decode. Update gguf, or take a file in Q4_K_M."
         ) from error
 
 
 def _without_scale(
-    blocks: Bytes, kind: GGMLQuantizationType, scale_at: int
+    blocks: Bytes, ggml_type: GGMLQuantizationType, scale_at: int
 ) -> npt.NDArray[np.float32]:
     """Returns what blocks would be if their float16 scale were 1."""
     ones = blocks.copy()
     ones[:, scale_at : scale_at + 2] = _ONE
-    return dequantize(ones, kind)
+    return dequantize(ones, ggml_type)
 
 
 def _tq2_0(blocks: Bytes) -> Bytes:
@@ -123,7 +123,7 @@ class _Grid:
     Blocks of 256 begin with float16 d; s is a sub-scale of 4 bits.
     """
 
-    kind: GGMLQuantizationType
+    ggml_type: GGMLQuantizationType
     numbers: tuple[int, ...]
     """In the type's grid, without their signs."""
     unit: float
@@ -137,7 +137,7 @@ class _Grid:
         least on, as the tables in ``layout.mojo`` have them.
         """
         factors = 2 * self.sub_scales(blocks) + 1
-        weights = _without_scale(blocks, self.kind, 0)
+        weights = _without_scale(blocks, self.ggml_type, 0)
         weights = weights.reshape(*factors.shape, -1)
         numbers = weights / (factors[..., None] * np.float32(self.unit))
         signed = sorted([*self.numbers, *(-number for number in self.numbers)])
@@ -229,9 +229,9 @@ _IQ3_S = _Grid(
 
 _ENCODERS: dict[GGMLQuantizationType, tuple[Encoding, Callable[[Bytes], Bytes]]] = {
     GGMLQuantizationType.TQ1_0: (Encoding.TQ2_0, _tq2_0),
-    _IQ2_XXS.kind: (Encoding.IQ2_IN_Q3_K, _IQ2_XXS.in_q3_k),
-    _IQ2_XS.kind: (Encoding.IQ2_IN_Q3_K, _IQ2_XS.in_q3_k),
-    _IQ2_S.kind: (Encoding.IQ2_IN_Q3_K, _IQ2_S.in_q3_k),
-    _IQ3_XXS.kind: (Encoding.IQ3_XXS_IN_IQ4_XS, _IQ3_XXS.in_iq4_xs),
-    _IQ3_S.kind: (Encoding.IQ3_S_IN_IQ4_XS, _IQ3_S.in_iq4_xs),
+    _IQ2_XXS.ggml_type: (Encoding.IQ2_IN_Q3_K, _IQ2_XXS.in_q3_k),
+    _IQ2_XS.ggml_type: (Encoding.IQ2_IN_Q3_K, _IQ2_XS.in_q3_k),
+    _IQ2_S.ggml_type: (Encoding.IQ2_IN_Q3_K, _IQ2_S.in_q3_k),
+    _IQ3_XXS.ggml_type: (Encoding.IQ3_XXS_IN_IQ4_XS, _IQ3_XXS.in_iq4_xs),
+    _IQ3_S.ggml_type: (Encoding.IQ3_S_IN_IQ4_XS, _IQ3_S.in_iq4_xs),
 }

@@ -125,7 +125,7 @@ class GGUFCheckpoint:
             )
         values = dequantize_rows(
             tensor.stored.read(),
-            tensor.kind,
+            tensor.ggml_type,
             tensor.shape,
             f"{self.path}: {_ROPE_DIVISORS}",
         )
@@ -182,13 +182,13 @@ class GGUFCheckpoint:
         for tensor in progress(wanted, "Loading weights", "tensors"):
             graph, shape = expected[tensor.name].graph, expected[tensor.name].shape
             heads = rotary_heads(graph, config)
-            kind, what = tensor.kind, f"{self.path}: {tensor.name}"
+            ggml_type, what = tensor.ggml_type, f"{self.path}: {tensor.name}"
             if packed and len(shape) == 2:
-                encoding = encoding_of(kind)
+                encoding = encoding_of(ggml_type)
                 data: Stored | Callable[[], Bytes] = tensor.stored
-                if encoding.name != kind.name:
-                    repacked[f"{kind.name} as {encoding.name}"] += 1
-                    data = partial(encode, tensor.stored, kind, shape, what)
+                if encoding.name != ggml_type.name:
+                    repacked[f"{ggml_type.name} as {encoding.name}"] += 1
+                    data = partial(encode, tensor.stored, ggml_type, shape, what)
                 yield (
                     graph,
                     pack_matrix(
@@ -197,7 +197,7 @@ class GGUFCheckpoint:
                     ),
                 )
                 continue
-            values = dequantize_rows(tensor.stored.read(), kind, shape, what)
+            values = dequantize_rows(tensor.stored.read(), ggml_type, shape, what)
             check_bytes(
                 tensor.name,
                 np.ascontiguousarray(values).reshape(-1).view(np.uint8),

@@ -27,7 +27,7 @@ _NUMBERS = {
     **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1"},
     **{10: "<u8", 11: "<i8", 12: "<f8"},
 }
-_KINDS = {int(kind) for kind in GGML_QUANT_SIZES}
+_GGML_TYPES = {int(each) for each in GGML_QUANT_SIZES}
 # Far more than any file has. A file may be sparse, so its size alone is no bound.
 _MOST_KEYS, _MOST_TENSORS, _MOST_ITEMS, _MOST_BYTES = 2**16, 2**17, 2**22, 2**28
 # Of one tensor; ggml's own limit.
@@ -44,7 +44,7 @@ class GGUFTensor:
     name: str
     shape: tuple[int, ...]
     """The outermost dimension first; the file has it the other way round."""
-    kind: GGMLQuantizationType
+    ggml_type: GGMLQuantizationType
     stored: Stored
 
 
@@ -118,14 +118,14 @@ class _Reader:
         """The tensors, one behind the other with no more between than alignment."""
         tensors: dict[str, GGUFTensor] = {}
         expected = 0
-        for name, shape, kind, offset in infos:
+        for name, shape, ggml_type, offset in infos:
             if name in tensors:
                 self.fail(f"it has the tensor {shown(name)} twice")
-            block, size = GGML_QUANT_SIZES[kind]
+            block, size = GGML_QUANT_SIZES[ggml_type]
             if shape[-1] % block:
                 self.fail(
-                    f"{shown(name)} is {kind.name} with rows of {shape[-1]}, which "
-                    f"come in blocks of {block}"
+                    f"{shown(name)} is {ggml_type.name} with rows of {shape[-1]}, "
+                    f"which come in blocks of {block}"
                 )
             size = math.prod(shape) // block * size
             if offset != expected:
@@ -139,7 +139,7 @@ class _Reader:
                     f"{self.size} bytes"
                 )
             stored = Stored(self.path, start + offset, size)
-            tensors[name] = GGUFTensor(name, shape, kind, stored)
+            tensors[name] = GGUFTensor(name, shape, ggml_type, stored)
             expected += size + -size % alignment
         return tensors
 
@@ -148,15 +148,15 @@ class _Reader:
         if not 1 <= rank <= _MOST_RANK:
             self.fail(f"{shown(name)} has {rank} dimensions, not 1 to {_MOST_RANK}")
         shape = tuple(self.number(8) for _ in range(rank))
-        kind, offset = self.number(4), self.number(8)
+        ggml_type, offset = self.number(4), self.number(8)
         if 0 in shape:
             self.fail(f"{shown(name)} has a dimension of 0")
-        if kind not in _KINDS:
+        if ggml_type not in _GGML_TYPES:
             raise UserError(
-                f"{self.path} has {shown(name)} of the type {kind}, which the gguf "
-                "package does not know. Fetch the file again, or update gguf."
+                f"{self.path} has {shown(name)} of the type {ggml_type}, which the "
+                "gguf package does not know. Fetch the file again, or update gguf."
             )
-        return name, shape[::-1], GGMLQuantizationType(kind), offset
+        return name, shape[::-1], GGMLQuantizationType(ggml_type), offset
 
     def value(self, key: str) -> Any:
         kind = self.number(4)

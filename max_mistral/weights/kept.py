@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from max.driver import is_virtual_device_mode
 
+from .. import switches
 from ..disk import sync
 from ..errors import UserError
 from ..kernels.pieces import Bytes
@@ -39,7 +40,6 @@ logger = logging.getLogger("max.pipelines")
 
 State = tuple[tuple[int, int, int, int], ...]
 
-VARIABLE = "MAX_MISTRAL_KEEP_PACKED"
 FOLDER = "packed"
 
 # Below that, packing takes a second.
@@ -82,7 +82,7 @@ class KeptMatrices:
                 ``on``, the default, nor ``off``.
         """
         # max warm-cache may have zeros for a checkpoint that is not there.
-        if not is_on(VARIABLE) or is_virtual_device_mode():
+        if not is_on(switches.KEEP_PACKED) or is_virtual_device_mode():
             return cls()
         try:
             state = state or state_of(paths)
@@ -182,7 +182,7 @@ def _folder_for(paths: Sequence[Path], state: State, how: str) -> Path | None:
         logger.info(
             "Packed weights are kept in %s for the next start; %s=off leaves that out",
             folder,
-            VARIABLE,
+            switches.KEEP_PACKED,
         )
     remove(folder.glob(f"{_PARTIAL}*"), unused=_ABANDONED)
     os.utime(checkpoint)

@@ -16,7 +16,7 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, TensorType
 from max.nn import Linear
 
-from max_mistral import matmuls
+from max_mistral import matmuls, switches
 from max_mistral.self_check import rows_of
 
 # Every number of them; then some of each tile that MAX chooses by the rows, of which
@@ -35,7 +35,7 @@ def matmul():
     """The one that the environment asks for: MAX's own may be wrong."""
     if os.environ.get("MAX_MISTRAL_VENDOR_BLAS") == "1":
         return matmuls.VENDOR
-    is_multistage = os.environ.get(matmuls.MATMUL_VARIABLE) == "multistage"
+    is_multistage = os.environ.get(switches.MATMUL) == "multistage"
     return matmuls.MULTISTAGE if is_multistage else matmuls.OWN
 
 

@@ -14,7 +14,7 @@ from max.graph import BufferType, DeviceRef, Graph, TensorType, ops
 
 from max_mistral import kernels
 from max_mistral.graph_cache import find_at_once
-from tests.kv_cache_reference import mixed, mixing, rounded, stored, stored_first
+from tests.kv_cache_reference import mixed, mixing, stored, stored_first, to_bfloat16
 
 EPS = float(np.finfo(np.float32).eps)
 LAYERS, LAYER, SCALE = 2, 1, 0.1
@@ -100,13 +100,13 @@ def after(name, dtype):
     return queries, blocks
 
 
-def reference(name, dtype, narrow):
+def reference(name, dtype, rounded):
     """Attention in float64, and a bound on what float32 may differ by."""
     heads, kv_heads, head_dim, _, window = SHAPES[name]
     queries, blocks = after(name, dtype)
-    blocks = rounded(blocks, dtype)
-    if narrow:
-        queries = rounded(queries.astype(np.float32), DType.bfloat16)
+    blocks = to_bfloat16(blocks, dtype)
+    if rounded:
+        queries = to_bfloat16(queries.astype(np.float32), DType.bfloat16)
     table = inputs(name)[-1]
     found, at, largest = [], 0, 0.0
     for (new, cached), pages in zip(BATCH, table, strict=True):
@@ -129,7 +129,7 @@ def reference(name, dtype, narrow):
     keys = max(new + cached for new, cached in BATCH)
     most = np.abs(blocks[:, 1]).max()
     bound = EPS * (2 * head_dim * largest + keys) * most
-    if narrow:
+    if rounded:
         # Each weight is off by 2^-8 of itself at most, and so is their sum.
         bound += 2**-7 / (1 - 2**-8) * most
     return np.concatenate(found), bound
@@ -158,7 +158,7 @@ def run():
         "attention", input_types=types, custom_extensions=[kernels.library()]
     ) as graph:
         values = list(graph.inputs)
-        for i, (name, _, narrow) in enumerate(CASES):
+        for i, (name, _, rounded) in enumerate(CASES):
             heads, _, head_dim, _, window = SHAPES[name]
             scalars = [
                 ops.constant(LAYER, DType.uint32, device=cpu),
@@ -173,7 +173,7 @@ def run():
                     "head_dim": head_dim,
                     "window": window or 2**31,
                     "scaled": name in SCALED,
-                    "narrow": narrow,
+                    "rounded_attention": rounded,
                 },
             )
         graph.output(*outputs)
@@ -193,7 +193,7 @@ def run():
         counts = [new for new, _ in BATCH]
         tokens = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
         buffers = []
-        for name, dtype, narrow in CASES:
+        for name, dtype, rounded in CASES:
             qkv, freqs, scales, blocks, table = inputs(name)
             rows = np.concatenate([np.arange(0), *(tokens[i] for i in requests)])
             pool, stride = lay(stored(blocks, dtype))
@@ -209,7 +209,7 @@ def run():
             }
             spoil(arrays)
             made = {key: Buffer.from_numpy(array) for key, array in arrays.items()}
-            pools[name, dtype, narrow] = made["pool"]
+            pools[name, dtype, rounded] = made["pool"]
             buffers += (made | {"pool": made["pool"].view(dtype)}).values()
         found = model.execute(*buffers)
         return {
@@ -226,13 +226,13 @@ def together(run):
     return run(list(range(len(BATCH))))
 
 
-@pytest.mark.parametrize(("name", "dtype", "narrow"), CASES)
-def test_it_is_attention(together, name, dtype, narrow):
-    want, bound = reference(name, dtype, narrow)
-    error = np.abs(np.concatenate(together[name, dtype, narrow]) - want).max()
+@pytest.mark.parametrize(("name", "dtype", "rounded"), CASES)
+def test_it_is_attention(together, name, dtype, rounded):
+    want, bound = reference(name, dtype, rounded)
+    error = np.abs(np.concatenate(together[name, dtype, rounded]) - want).max()
     assert error <= bound, (error, bound)
     # One key too many or too few would show.
-    assert narrow or bound < 1 / min(513, SHAPES[name][-1] or 513)
+    assert rounded or bound < 1 / min(513, SHAPES[name][-1] or 513)
 
 
 def test_it_stores_this_steps_keys_and_values_and_nothing_else(run):

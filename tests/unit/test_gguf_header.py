@@ -61,7 +61,7 @@ def test_it_reads_what_the_gguf_package_reads(tmp_path):
     for want in reader.tensors:
         found = header.tensors[want.name]
         assert found.shape == tuple(reversed(want.shape.tolist()))
-        assert (found.kind, found.stored.size) == (want.tensor_type, want.n_bytes)
+        assert (found.ggml_type, found.stored.size) == (want.tensor_type, want.n_bytes)
         assert np.array_equal(found.stored.read(), want.data.reshape(-1).view(np.uint8))
 
 

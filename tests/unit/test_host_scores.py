@@ -5,7 +5,7 @@ import pytest
 from max.driver import CPU, Buffer
 from max.pipelines.lib.log_probabilities import compute_log_probabilities_ragged
 
-from max_mistral.host_scores import TOP, HostScores, likeliest
+from max_mistral.host_scores import TOP, HostScores, top_ids
 
 # Each step of a sum in float32, relative to a sum of numbers of the same sign.
 UNIT = 2.0**-23
@@ -100,7 +100,7 @@ def test_the_likeliest_of_many(size):
     for _ in range(20):
         # Few different values, so that many are alike.
         row = rng.integers(0, 50, size).astype(np.float32)
-        found = likeliest(row, TOP)
+        found = top_ids(row, TOP)
         assert len(set(found.tolist())) == min(TOP, size)
         want = np.sort(row)[::-1][: len(found)]
         assert np.array_equal(np.sort(row[found])[::-1], want)

@@ -15,12 +15,13 @@ import pytest
 from max.driver import DeviceSpec
 from transformers import MistralConfig
 
+from max_mistral import switches
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding
 from max_mistral.prepare.gguf_config import read_config
 from max_mistral.weights import kept as module
 from max_mistral.weights.gguf_file import GGUFCheckpoint
-from max_mistral.weights.kept import VARIABLE, KeptMatrices, state_of
+from max_mistral.weights.kept import KeptMatrices, state_of
 from max_mistral.weights.packed import PackedWeight, pack_matrix
 from tests.harness import load_safetensors, store
 from tests.unit.test_gguf import write_gguf
@@ -240,9 +241,9 @@ def test_what_a_killed_process_left_goes(checkpoint, cache):
 
 
 def test_nothing_is_kept_where_it_is_off(checkpoint, cache, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "off")
+    monkeypatch.setenv(switches.KEEP_PACKED, "off")
     matrix(checkpoint, Packer())
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(switches.KEEP_PACKED)
     monkeypatch.setattr(module, "is_virtual_device_mode", lambda: True)
     matrix(checkpoint, Packer())
     assert not cache.exists()
@@ -250,7 +251,7 @@ def test_nothing_is_kept_where_it_is_off(checkpoint, cache, monkeypatch):
 
 @pytest.mark.parametrize("value", ["", "On", "1", "yes"])
 def test_another_value_is_refused(checkpoint, monkeypatch, value):
-    monkeypatch.setenv(VARIABLE, value)
+    monkeypatch.setenv(switches.KEEP_PACKED, value)
     with pytest.raises(UserError, match=r"KEEP_PACKED is .* to on or off"):
         KeptMatrices.of([checkpoint])
 

@@ -110,7 +110,7 @@ def write_adapter(folder, modules):
 
 
 def values(tensor):
-    return dequantize_rows(tensor.stored.read(), tensor.kind, tensor.shape)
+    return dequantize_rows(tensor.stored.read(), tensor.ggml_type, tensor.shape)
 
 
 def test_each_encoding(tmp_path, base):
@@ -131,13 +131,15 @@ def test_each_encoding(tmp_path, base):
     for name, tensor in old.tensors.items():
         found = new.tensors[name]
         if name not in merged:
-            assert found.kind == tensor.kind
+            assert found.ggml_type == tensor.ggml_type
             assert np.array_equal(found.stored.read(), tensor.stored.read()), name
             continue
-        assert found.kind == (Kind.Q8_0 if tensor.kind == Kind.Q4_K else tensor.kind)
+        assert found.ggml_type == (
+            Kind.Q8_0 if tensor.ggml_type == Kind.Q4_K else tensor.ggml_type
+        )
         exact = values(tensor) + merged[name]
         # Once more from the exact values gives nothing nearer.
-        nearest = quantize(exact, found.kind).view(np.uint8).reshape(-1)
+        nearest = quantize(exact, found.ggml_type).view(np.uint8).reshape(-1)
         assert np.array_equal(found.stored.read(), nearest), name
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     weights = new.weights(AutoConfig.for_model(**config), packed=True)

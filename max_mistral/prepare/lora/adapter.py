@@ -74,8 +74,8 @@ class Change:
 
 def read_floats(tensor: SafeTensor) -> Values:
     """Returns the values of a tensor whose dtype is one of :data:`FLOATS`."""
-    kind = FLOATS[tensor.dtype]
-    return dequantize_rows(tensor.stored.read(), kind, tensor.shape)
+    ggml_type = FLOATS[tensor.dtype]
+    return dequantize_rows(tensor.stored.read(), ggml_type, tensor.shape)
 
 
 def read_adapter(

@@ -52,20 +52,20 @@ def merge_gguf(
     """
     source = str(checkpoint.path)
     outputs = plan(checkpoint.tensors, config, changes, "gguf", "", source)
-    kinds = [_writable(output) for output in outputs]
+    ggml_types = [_writable(output) for output in outputs]
     losses: dict[tuple[str, str, str], _Loss] = {}
     with path.open("wb") as file:
-        _write_gguf_header(file, checkpoint, outputs, kinds)
-        both = list(zip(outputs, kinds, strict=True))
-        for output, kind in progress(both, "Merging", "tensors"):
+        _write_gguf_header(file, checkpoint, outputs, ggml_types)
+        both = list(zip(outputs, ggml_types, strict=True))
+        for output, ggml_type in progress(both, "Merging", "tensors"):
             _pad(file, checkpoint.header.alignment)
             if output.change is None:
                 output.source.stored.read().tofile(file)
                 continue
-            old, new = merged(output, output.change, output.source.kind, source)
-            data, worth = encode(new, kind, output.name)
+            old, new = merged(output, output.change, output.source.ggml_type, source)
+            data, worth = encode(new, ggml_type, output.name)
             data.tofile(file)
-            key = (_class(output.name), output.source.kind.name, kind.name)
+            key = (_class(output.name), output.source.ggml_type.name, ggml_type.name)
             losses.setdefault(key, _Loss()).add(old, new, worth)
         # As every other tensor, the last is followed by padding.
         _pad(file, checkpoint.header.alignment)
@@ -105,9 +105,9 @@ def _squares(values: Values) -> float:
 
 def _writable(output: Output) -> GGMLQuantizationType:
     """The encoding to write a tensor in."""
-    kind = output.source.kind
-    if output.change is None or kind in _WRITABLE:
-        return kind
+    ggml_type = output.source.ggml_type
+    if output.change is None or ggml_type in _WRITABLE:
+        return ggml_type
     # Rows of the others are whole blocks of 32 or 256; Q8_0's are of 32.
     return GGMLQuantizationType.Q8_0
 
@@ -121,19 +121,19 @@ def _write_gguf_header(
     file: BinaryIO,
     checkpoint: GGUFCheckpoint,
     outputs: Sequence[Output],
-    kinds: Sequence[GGMLQuantizationType],
+    ggml_types: Sequence[GGMLQuantizationType],
 ) -> None:
     """The base's own metadata, then what each tensor is and where."""
     beginning = checkpoint.header.beginning.read().tobytes()
     # Magic and version, how many tensors, how many keys, the keys.
     file.write(beginning[:8] + struct.pack("<Q", len(outputs)) + beginning[16:])
     offset = 0
-    for output, kind in zip(outputs, kinds, strict=True):
+    for output, ggml_type in zip(outputs, ggml_types, strict=True):
         name, shape = output.name.encode(), output.source.shape
         file.write(struct.pack("<Q", len(name)) + name)
         file.write(struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1]))
-        file.write(struct.pack("<IQ", kind, offset))
-        block, size = GGML_QUANT_SIZES[kind]
+        file.write(struct.pack("<IQ", ggml_type, offset))
+        block, size = GGML_QUANT_SIZES[ggml_type]
         offset += math.prod(shape) // block * size
         offset += -offset % checkpoint.header.alignment
 

@@ -107,7 +107,7 @@ def plan(
 
 
 def merged(
-    output: Output, change: Change, kind: GGMLQuantizationType, where: str
+    output: Output, change: Change, ggml_type: GGMLQuantizationType, where: str
 ) -> tuple[Values, Values]:
     """Returns a tensor's values without and with the change, in the file's order.
 
@@ -116,7 +116,7 @@ def merged(
     """
     source = output.source
     what = f"{where}: {output.name}"
-    old = dequantize_rows(source.stored.read(), kind, source.shape, what)
+    old = dequantize_rows(source.stored.read(), ggml_type, source.shape, what)
     values = old if output.heads is None else split_rotary(old, output.heads)
     values = change.apply(values)
     if not np.isfinite(values).all():
@@ -131,15 +131,17 @@ def merged(
 
 
 def encode(
-    values: Values, kind: GGMLQuantizationType, name: str
+    values: Values, ggml_type: GGMLQuantizationType, name: str
 ) -> tuple[npt.NDArray[np.uint8], Values]:
     """The values' bytes, and what these are worth."""
     with np.errstate(over="ignore"):
-        data = np.ascontiguousarray(quantize(values, kind)).view(np.uint8).reshape(-1)
-    worth = dequantize_rows(data, kind, values.shape)
+        data = (
+            np.ascontiguousarray(quantize(values, ggml_type)).view(np.uint8).reshape(-1)
+        )
+    worth = dequantize_rows(data, ggml_type, values.shape)
     if not np.isfinite(worth).all():
         raise UserError(
-            f"{name} with the adapter merged is beyond what {kind.name} can hold. "
+            f"{name} with the adapter merged is beyond what {ggml_type.name} can hold. "
             "Give a base in bfloat16 or float32."
         )
     return data, worth

@@ -108,7 +108,7 @@ def _write_safetensors(file: BinaryIO, outputs: Sequence[Output]) -> None:
         if output.change is None:
             output.source.stored.read().tofile(file)
             continue
-        kind = FLOATS[output.source.dtype]
+        ggml_type = FLOATS[output.source.dtype]
         where = str(output.source.stored.path)
-        _, values = merged(output, output.change, kind, where)
-        encode(values, kind, output.name)[0].tofile(file)
+        _, values = merged(output, output.change, ggml_type, where)
+        encode(values, ggml_type, output.name)[0].tofile(file)
