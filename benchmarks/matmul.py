@@ -35,15 +35,15 @@ from max.graph import (
 )
 
 from benchmarks.rounds import in_process
-from max_mistral.matmuls import MULTISTAGE, OWN, VENDOR, compile_with
-from max_mistral.products import (
+from max_mistral.gpu_matmul.matmuls import MULTISTAGE, OWN, VENDOR, compile_with
+from max_mistral.gpu_matmul.products import (
     Operand,
     Product,
     block_products,
     check_graph,
     operands_of,
 )
-from max_mistral.self_check import encode, rows_of, wrong_products
+from max_mistral.gpu_matmul.self_check import encode, rows_of, wrong_products
 from workbench.demo import ROOT
 from workbench.record import place, write
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from max.graph.weights import WeightData
 
 from .data_parallel import DataParallelMistral, replica_weights
-from .mistral import Mistral
 from .graph_config import GraphConfig
+from .mistral import Mistral
 
 
 def build_graph(

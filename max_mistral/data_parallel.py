@@ -14,8 +14,8 @@ from max.nn.kv_cache import PagedCacheValues
 from max.nn.layer import LayerList
 
 from .flat_graph import FlatGraph
-from .mistral import Mistral
 from .graph_config import GraphConfig
+from .mistral import Mistral
 
 # Of a replica's weights, as its place in ``models`` makes it.
 _PREFIX = "models.{i}."

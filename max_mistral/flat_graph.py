@@ -22,8 +22,8 @@ from max.nn.kv_cache import KVCacheInputsPerDevice, PagedCacheValues
 from max.nn.layer import Module
 
 from . import kernels
-from .inputs import input_tree
 from .graph_config import GraphConfig
+from .inputs import input_tree
 
 
 class FlatGraph(Module):

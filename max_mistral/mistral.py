@@ -46,13 +46,13 @@ from max.nn.transformer.distributed_transformer import (
 from max.nn.transformer.transformer import forward_sequential_layers
 
 from .flat_graph import FlatGraph
+from .graph_config import GraphConfig
 from .layers.block import MistralBlock, add_delta, carries_delta, make_norm
 from .layers.embed_head import make_embedding, make_head
 from .layers.pooling import pool_last
 from .layers.query_scale import query_scale
 from .layers.rope import ScaledRotaryEmbedding
 from .layers.sharding import shard
-from .graph_config import GraphConfig
 
 
 class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):

@@ -35,17 +35,17 @@ from typing_extensions import override
 from .batch_processor import MistralBatchProcessor
 from .build import build_graph
 from .errors import UserError
-from .graph_cache import find_at_once
+from .gpu_matmul.matmuls import use_right_matmul
 from .inputs import MistralInputs
 from .kv_room import with_room
-from .log_probabilities import EchoLogProbabilities
-from .matmuls import use_right_matmul
 from .model_config import MistralConfig
-from .orphans import end_with_the_server
 from .own_folders import note_use
-from .prompt_chunks import let_grammars_wait
-from .run_graph import run_graph
 from .weight_adapters import WEIGHT_ADAPTERS, convert_safetensor_state_dict
+from .workarounds.graph_cache import find_at_once
+from .workarounds.log_probabilities import EchoLogProbabilities
+from .workarounds.orphans import end_with_the_server
+from .workarounds.prompt_chunks import let_grammars_wait
+from .workarounds.run_graph import run_graph
 
 
 class MistralModel(

@@ -32,14 +32,14 @@ from .chat import ChatTokens, contents
 from .fill_in import encode_fim
 from .hf_tokenizer import load_fast, vocab_size
 from .mistral_common_chat import load_chat
-from .request_limits import (
+from .server.request_limits import (
     bounded_sampling,
     check_template_names,
     check_template_options,
     check_token_ids,
 )
-from .routes import hook_routes
-from .stop_strings import ends_at_stops
+from .server.routes import hook_routes
+from .server.stop_strings import ends_at_stops
 
 logger = logging.getLogger("max.pipelines")
 

@@ -17,7 +17,7 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, default_custom_extensions_scope
 
 from max_mistral.gpu_kernels import library
-from max_mistral.products import Product, block_products, check_graph
+from max_mistral.gpu_matmul.products import Product, block_products, check_graph
 from workbench.virtual import use_virtual_gpus
 
 HEAD = Product(32768, 4096, "float32", is_head=True)

@@ -33,13 +33,13 @@ from max.pipelines.lib.utils import parse_state_dict_from_weights
 from typing_extensions import override
 
 from ..build import build_graph
-from ..graph_cache import find_at_once
+from ..gpu_matmul.matmuls import use_right_matmul
 from ..inputs import MistralInputs
-from ..matmuls import use_right_matmul
 from ..model_config import MistralConfig
-from ..orphans import end_with_the_server
 from ..own_folders import note_use
-from ..run_graph import run_graph
+from ..workarounds.graph_cache import find_at_once
+from ..workarounds.orphans import end_with_the_server
+from ..workarounds.run_graph import run_graph
 from .config import MistralEmbeddingConfig
 
 

@@ -14,8 +14,8 @@ TEXT_TOKENIZER = "max.pipelines.lib:TextTokenizer"
     "`/v1/embeddings` is a route of the module's `router`; its handler makes a "
     "`TextGenerationRequest` of each text, which `encode` of the pipeline embeds",
     "record_request_start",
-    "compare `embedding_route.py` with MAX's `openai_create_embeddings`; drop ours if "
-    "that honours the fields and counts tokens by now",
+    "compare `server/embedding_route.py` with MAX's `openai_create_embeddings`; drop "
+    "ours if that honours the fields and counts tokens by now",
 )
 def embeddings_route():
     handler = f"{ROUTES}:openai_create_embeddings"
@@ -35,7 +35,7 @@ def embeddings_route():
     "`encode` of MAX's pipeline leaves the worker's answer after a chunk, for which "
     "MAX tells the worker to cancel it; the scheduler of embeddings reads no cancels",
     "_ToTheEnd",
-    "drop `_ToTheEnd` of `embedding_route.py` if cancels are read by now",
+    "drop `_ToTheEnd` of `server/embedding_route.py` if cancels are read by now",
 )
 def cancelled_embeddings():
     encode = "max.serve.pipelines.llm:TokenGeneratorPipeline.encode"
@@ -107,7 +107,8 @@ def conformance_logs():
     "request)`; where it has no text it takes `decoded_reasoning_tokens` for that, "
     "else it writes these to the message's `_reasoning_field`",
     "all_tokens _reasoning_field",
-    "if MAX keeps thinking apart by now, drop `_keeping_thinking` from `routes.py`",
+    "if MAX keeps thinking apart by now, drop `_keeping_thinking` from "
+    "`server/routes.py`",
 )
 def thinking_for_text():
     generator = f"{ROUTES}:OpenAIChatResponseGenerator"
@@ -142,7 +143,7 @@ def stop_tokens():
     "and merges chunks where `_min_chunk_tokens` is above 1",
     "next_token_chunk _min_chunk_tokens TokenByToken until_stop",
     "see whether MAX cuts an answer before its stop string by itself now; then drop "
-    "`stop_strings.py`",
+    "`server/stop_strings.py`",
 )
 def stopped_answers():
     pipeline = "max.serve.pipelines.llm:TokenGeneratorPipeline"
@@ -168,7 +169,8 @@ def stopped_answers():
 @seam(
     'MAX\'s worker is a process of the name "Model Worker"',
     "end_with_the_server",
-    "put the new name into `orphans.py`, or drop it if MAX's worker ends by itself",
+    "put the new name into `workarounds/orphans.py`, or drop it if MAX's worker ends "
+    "by itself",
 )
 def worker_process():
     says("max.serve.pipelines.model_worker", r'subprocess_manager\("Model Worker"')

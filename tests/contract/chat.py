@@ -127,7 +127,8 @@ def white_space():
     "`update_context_and_prepare_responses(tokens, flat_batch, ...)`, which moves a "
     "grammar on even where a prompt is read in pieces",
     "update_context_and_prepare_responses",
-    "see whether a grammar waits by itself now; then drop `prompt_chunks.py`",
+    "see whether a grammar waits by itself now; then drop "
+    "`workarounds/prompt_chunks.py`",
 )
 def grammars_and_pieces():
     lib = "max.pipelines.lib.pipeline_variants"

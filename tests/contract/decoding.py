@@ -3,7 +3,7 @@
 import inspect
 import re
 
-from max_mistral.host_scores import TOP
+from max_mistral.workarounds.host_scores import TOP
 from tests.seams import find, has, says, seam, takes
 
 
@@ -116,7 +116,7 @@ def two_samplers():
 @seam(
     "what MAX's graph of log-probabilities takes and returns",
     "_logprobs_model _logprobs_device LogProbabilitiesMixin",
-    "compare `HostScores` in `host_scores.py` with MAX's "
+    "compare `HostScores` in `workarounds/host_scores.py` with MAX's "
     "`compute_log_probabilities_ragged`",
 )
 def the_graph_of_log_probabilities():

@@ -143,8 +143,8 @@ def split_batch():
     "`InferenceSession._use_vendor_blas(mode)` acts on what the session loads from "
     "then on, and `configure_session` comes before MAX makes the model",
     "_use_vendor_blas",
-    "if MAX's own bfloat16 matmul is right on Hopper by then, drop `matmuls.py`, "
-    "`self_check.py`, `cublas.py` and `gpu_kernels/`",
+    "if MAX's own bfloat16 matmul is right on Hopper by then, drop `gpu_matmul/` and "
+    "`gpu_kernels/`",
 )
 def vendor_blas():
     takes("max.engine:InferenceSession._use_vendor_blas", 2)

@@ -109,7 +109,7 @@ def mojo_compiler():
     "module as the graph itself",
     "find_at_once kernel_libraries_paths",
     "time a second start (`python -m benchmarks.start`): if MAX finds a graph as fast "
-    "as its module, drop `graph_cache.py`",
+    "as its module, drop `workarounds/graph_cache.py`",
 )
 def how_graphs_are_found():
     session = "max.engine:InferenceSession"

@@ -62,7 +62,8 @@ def request_body():
     "a chunk of a streamed chat is a `CreateChatCompletionStreamResponse` of the "
     "module's, dumped without what is null",
     "ChatCompletionStreamResponseChoice CreateChatCompletionStreamResponse",
-    "drop that part of `answer_shapes.py` if chunks have a `finish_reason` by now",
+    "drop that part of `server/answer_shapes.py` if chunks have a `finish_reason` by "
+    "now",
 )
 def stream_chunks():
     stream = f"{ROUTES}:OpenAIChatResponseGenerator._stream"
@@ -80,7 +81,8 @@ def stream_chunks():
     "CompletionResponseChoice CreateCompletionResponse CompletionLogprobs "
     "CompletionResponseStreamChoice CompletionStreamResponse "
     "_process_log_probabilities",
-    "`answer_shapes.py` puts a null in the first token's place where a prompt echoes",
+    "`server/answer_shapes.py` puts a null in the first token's place where a prompt "
+    "echoes",
 )
 def completion_scores():
     answers = f"{ROUTES}:OpenAICompletionResponseGenerator"

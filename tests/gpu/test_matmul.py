@@ -16,8 +16,9 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, TensorType
 from max.nn import Linear
 
-from max_mistral import matmuls, switches
-from max_mistral.self_check import rows_of
+from max_mistral import switches
+from max_mistral.gpu_matmul import matmuls
+from max_mistral.gpu_matmul.self_check import rows_of
 
 # Every number of them; then some of each tile that MAX chooses by the rows, of which
 # modular/modular #7146 has the last. They are the first 256 again.

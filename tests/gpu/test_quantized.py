@@ -8,7 +8,7 @@ from max.engine import InferenceSession
 from max.graph import Graph, TensorType
 
 from max_mistral.gpu import gpu_architecture
-from max_mistral.matmuls import use_right_matmul
+from max_mistral.gpu_matmul.matmuls import use_right_matmul
 from tests.gpu.test_matmul import random, to_array, to_buffer
 from tests.harness import build, relative_error
 from workbench.quantized import (

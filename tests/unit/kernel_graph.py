@@ -12,9 +12,9 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, TensorType, ops
 
 from max_mistral import kernels
-from max_mistral.graph_cache import find_at_once
 from max_mistral.kernels.packing import Encoding
 from max_mistral.layers.packed_ops import Normed, embed, multiply_any
+from max_mistral.workarounds.graph_cache import find_at_once
 
 HOST = DeviceRef.CPU()
 # Columns are a multiple of one of these.

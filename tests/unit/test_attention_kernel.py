@@ -13,7 +13,7 @@ from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Graph, TensorType, ops
 
 from max_mistral import kernels
-from max_mistral.graph_cache import find_at_once
+from max_mistral.workarounds.graph_cache import find_at_once
 from tests.kv_cache_reference import mixed, mixing, stored, stored_first, to_bfloat16
 
 EPS = float(np.finfo(np.float32).eps)

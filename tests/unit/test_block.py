@@ -13,7 +13,6 @@ from max.nn.layer import Module
 
 from max_mistral import kernels
 from max_mistral.formats.qkv import QKV
-from max_mistral.graph_cache import find_at_once
 from max_mistral.kernels.packing import Encoding, pack
 from max_mistral.kv_cache import SCALE_BYTES
 from max_mistral.layers import packed_block as module
@@ -21,6 +20,7 @@ from max_mistral.layers.attention import MistralAttention
 from max_mistral.layers.attention_step import AttentionStep
 from max_mistral.layers.packed import PackedLinear, PackedMLP, PackedNorm, PackedQKV
 from max_mistral.layers.packed_block import packed_block
+from max_mistral.workarounds.graph_cache import find_at_once
 from tests.unit.test_kernels import random_weight
 
 HOST = DeviceRef.CPU()

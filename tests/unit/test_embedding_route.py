@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from max.pipelines.modeling.types import PipelineTask
 
-from max_mistral.embedding_route import AT_A_TIME
+from max_mistral.server.embedding_route import AT_A_TIME
 from tests.routes import Routes
 
 TASK = PipelineTask.EMBEDDINGS_GENERATION

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import gpu, matmul
-from max_mistral.products import Product
+from max_mistral.gpu_matmul.products import Product
 
 
 class Engine:

@@ -5,7 +5,7 @@ import pytest
 from max.driver import CPU, Buffer
 from max.pipelines.lib.log_probabilities import compute_log_probabilities_ragged
 
-from max_mistral.host_scores import TOP, HostScores, top_ids
+from max_mistral.workarounds.host_scores import TOP, HostScores, top_ids
 
 # Each step of a sum in float32, relative to a sum of numbers of the same sign.
 UNIT = 2.0**-23

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from max_mistral.idle_threads import threads_that_wait
+from max_mistral.workarounds.idle_threads import threads_that_wait
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has SCHED_IDLE")
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from max.pipelines.context import LogProbabilities, TextContext, TokenBuffer
 
-from max_mistral.log_probabilities import join
+from max_mistral.workarounds.log_probabilities import join
 
 
 def context_of(length):

@@ -9,9 +9,10 @@ import pytest
 from max.dtype import DType
 from max.graph import default_custom_extensions
 
-from max_mistral import cublas, gpu_kernels, matmuls
+from max_mistral import gpu_kernels
 from max_mistral.errors import UserError
-from max_mistral.matmuls import (
+from max_mistral.gpu_matmul import cublas, matmuls
+from max_mistral.gpu_matmul.matmuls import (
     MULTISTAGE,
     OWN,
     VENDOR,
@@ -19,8 +20,8 @@ from max_mistral.matmuls import (
     choose,
     use_right_matmul,
 )
-from max_mistral.products import Product
-from max_mistral.self_check import Wrong
+from max_mistral.gpu_matmul.products import Product
+from max_mistral.gpu_matmul.self_check import Wrong
 from tests.unit.test_self_check import PRODUCTS
 from workbench.demo import ROOT
 

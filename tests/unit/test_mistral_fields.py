@@ -6,7 +6,7 @@ import json
 import pytest
 from max.pipelines.modeling.types import PipelineTask
 
-from max_mistral.mistral_fields import as_openai
+from max_mistral.server.mistral_fields import as_openai
 from tests.routes import EOS, Routes
 from tests.tools import CALLS, TOOLS
 

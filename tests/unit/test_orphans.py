@@ -15,7 +15,7 @@ SERVER = textwrap.dedent("""
 
 
     def work():
-        from max_mistral.orphans import end_with_the_server
+        from max_mistral.workarounds.orphans import end_with_the_server
 
         end_with_the_server()
         print("ready", flush=True)

@@ -6,8 +6,13 @@ import pytest
 from max.driver import DeviceSpec
 
 from max_mistral import MistralConfig
+from max_mistral.gpu_matmul.products import (
+    Product,
+    block_products,
+    leaves_some_dense,
+    products,
+)
 from max_mistral.layers.block import carries_delta
-from max_mistral.products import Product, block_products, leaves_some_dense, products
 from tests.harness import virtual_gpus
 from workbench.checkpoints import BASE, write_checkpoint
 from workbench.quantized import CONFIG, LAYOUTS, pipeline, write_quantized

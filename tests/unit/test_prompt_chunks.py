@@ -5,7 +5,7 @@ import pytest
 from max.pipelines.context import TextContext, TokenBuffer
 from max.pipelines.lib.pipeline_variants import text_generation
 
-from max_mistral.prompt_chunks import let_grammars_wait
+from max_mistral.workarounds.prompt_chunks import let_grammars_wait
 
 
 class Grammar:

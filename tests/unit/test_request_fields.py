@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from max_mistral.request_limits import LONGEST_STOPS, MOST_STOPS
+from max_mistral.server.request_limits import LONGEST_STOPS, MOST_STOPS
 from tests.routes import EOS, Routes
 
 PATHS = ("completions", "chat/completions")

@@ -8,8 +8,13 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef
 
-from max_mistral.products import Product, check_graph, operands_of, static_scales
-from max_mistral.self_check import allowed, rows_to_try, wrong_products
+from max_mistral.gpu_matmul.products import (
+    Product,
+    check_graph,
+    operands_of,
+    static_scales,
+)
+from max_mistral.gpu_matmul.self_check import allowed, rows_to_try, wrong_products
 
 PRODUCTS = [
     Product(256, 96),

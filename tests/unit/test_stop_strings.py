@@ -11,8 +11,8 @@ from max.pipelines.context import GenerationStatus, TextGenerationOutput
 from max.serve.scheduler_result import SchedulerResult
 from max.serve.worker_interface.zmq_interface import ZmqModelWorkerProxy
 
-from max_mistral.request_limits import LONGEST_STOPS, MOST_STOPS
-from max_mistral.stop_strings import StopSearch, TokenByToken
+from max_mistral.server.request_limits import LONGEST_STOPS, MOST_STOPS
+from max_mistral.server.stop_strings import StopSearch, TokenByToken
 from tests.routes import EOS, joined
 from tests.tools import CALLS, TOOLS, TWO, calls_of
 

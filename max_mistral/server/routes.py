@@ -39,8 +39,8 @@ from typing import Any
 from max.pipelines.context.exceptions import InputError
 from pydantic import ValidationError
 
+from ..chat import read_messages, read_tool_choice, without_nulls
 from .answer_shapes import hook_answers
-from .chat import read_messages, read_tool_choice, without_nulls
 from .embedding_route import hook_embeddings
 from .mistral_fields import FIELDS, as_openai
 from .request_fields import (

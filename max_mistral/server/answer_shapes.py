@@ -5,7 +5,7 @@
 - A null for the first token where ``echo`` gives the log-probabilities of a prompt,
   as nothing predicts it. OpenAI's API has it, and what reads them counts by it
   (lm-evaluation-harness). It comes from the worker as NaN; see
-  ``log_probabilities.py``.
+  ``workarounds/log_probabilities.py``.
 """
 
 from __future__ import annotations

@@ -13,15 +13,15 @@ from max.engine import InferenceSession
 from max.graph import default_custom_extensions_scope
 from max.pipelines.lib import PipelineConfig
 
-from . import switches
+from .. import switches
+from ..errors import UserError
+from ..gpu import gpu_architecture
+from ..gpu_kernels import library
+from ..model_config import MistralConfig
+from ..switches import chosen, is_on
 from .cublas import INSTALL, load_cublas
-from .errors import UserError
-from .gpu import gpu_architecture
-from .gpu_kernels import library
-from .model_config import MistralConfig
 from .products import Product, leaves_some_dense, products
 from .self_check import Wrong, rows_to_try, wrong_products
-from .switches import chosen, is_on
 
 logger = logging.getLogger("max.pipelines")
 

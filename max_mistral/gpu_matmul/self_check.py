@@ -20,7 +20,7 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef
 
-from .formats.restore import fp8_values
+from ..formats.restore import fp8_values
 from .products import Operand, Product, check_graph, operands_of, static_scales
 
 # On both sides of tiles that have as many rows; and MAX chooses its tile by them, in

@@ -18,11 +18,11 @@ from max.nn.quant_config import (
 )
 from max.pipelines.lib import PipelineConfig
 
-from .formats import FP8
-from .formats.base import is_projection
-from .graph_config import GraphConfig
-from .weights.names import expected_tensors, find_scheme, find_text_tower
-from .weights.safetensors_file import read_tensors
+from ..formats import FP8
+from ..formats.base import is_projection
+from ..graph_config import GraphConfig
+from ..weights.names import expected_tensors, find_scheme, find_text_tower
+from ..weights.safetensors_file import read_tensors
 
 Fused = Literal["nothing", "swiglu", "float32"]
 

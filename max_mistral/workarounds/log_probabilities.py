@@ -101,8 +101,8 @@ class EchoLogProbabilities(LogProbabilitiesMixin):
 def join(context: TextContext, scores: LogProbabilities) -> LogProbabilities | None:
     """Returns the scores of all steps of a prefill, once the last one is done.
 
-    The first token's is NaN, for nothing predicts it; ``answer_shapes.py`` makes null
-    of it.
+    The first token's is NaN, for nothing predicts it; ``server/answer_shapes.py``
+    makes null of it.
 
     Args:
         context: The request, which keeps what earlier steps gave.

@@ -14,7 +14,7 @@ from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib import PipelineConfig
 from max.pipelines.modeling.types import PipelineTask
 
-from .errors import shown
+from ..errors import shown
 
 # The value of each that asks for nothing.
 _PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}

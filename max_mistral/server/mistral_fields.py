@@ -10,7 +10,7 @@ from typing import Any
 
 from max.pipelines.context.exceptions import InputError
 
-from .errors import shown
+from ..errors import shown
 
 FIELDS = ("random_seed", "safe_prompt", "prompt_mode")
 

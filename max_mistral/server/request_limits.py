@@ -18,7 +18,7 @@ from max.pipelines.context import SamplingParams
 from max.pipelines.context.exceptions import InputError
 from transformers import PreTrainedTokenizerBase
 
-from .unicode import is_unicode
+from ..unicode import is_unicode
 
 # What a template may be asked to repeat or to count up to.
 LARGEST_OPTION = 1_000_000
