@@ -84,7 +84,10 @@ class MistralChat:
     def encode_fim(self, prompt: str, suffix: str) -> list[int]:
         """Returns the ids after which a model fills in between two texts."""
         request = FIMRequest(prompt=prompt, suffix=suffix)
-        return list(self._tokenizer.encode_fim(request).tokens)
+        try:
+            return list(self._tokenizer.encode_fim(request).tokens)
+        except ValueError as error:  # tiktoken's, of a text that it cannot cut
+            raise InputError(f"this suffix cannot be encoded: {error}") from error
 
     def encode(
         self,
@@ -112,10 +115,8 @@ class MistralChat:
         if unknown := options.keys() - _OPTIONS:
             raise InputError(f"this model's chats have no option {min(unknown)!r}.")
         settings: dict[str, Any] = {}
-        # Where there are no efforts, "none" asks for nothing.
-        nothing = (None,) if self.version.supports_model_settings else (None, "none")
-        if options.get("reasoning_effort") not in nothing:
-            settings["reasoning_effort"] = options["reasoning_effort"]
+        if (effort := self._effort(options)) is not None:
+            settings["reasoning_effort"] = effort
         if "continue_final_message" in options:
             settings["continue_final_message"] = options["continue_final_message"]
         # Its errors share no base, and a message makes it raise others too.
@@ -128,6 +129,23 @@ class MistralChat:
             return list(self._tokenizer.encode_chat_completion(request).tokens)
         except Exception as error:
             raise InputError(f"this chat cannot be encoded: {error}") from error
+
+    def _effort(self, options: dict[str, Any]) -> str | None:
+        """What a request's fields of thinking say, as mistral-common takes it."""
+        effort: str | None = options.get("reasoning_effort")
+        # MAX sets both of a request's ``thinking`` or ``reasoning.enabled``.
+        thinks = options.get("enable_thinking", options.get("thinking"))
+        if self.version.supports_model_settings:
+            if thinks is False:
+                return "none"
+            return "high" if thinks and effort in (None, "none") else effort
+        if thinks and effort in (None, "none"):
+            raise InputError(
+                "no field turns this model's thinking on: leave thinking, reasoning "
+                "and enable_thinking out. If it thinks, its system prompt says so."
+            )
+        # Where there are no efforts, "none" asks for nothing.
+        return None if effort == "none" else effort
 
     def _openai(
         self,

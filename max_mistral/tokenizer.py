@@ -37,6 +37,7 @@ from .server.request_limits import (
     check_template_names,
     check_template_options,
     check_token_ids,
+    with_effort,
 )
 from .server.routes import hook_routes
 from .server.stop_strings import ends_at_stops
@@ -192,6 +193,7 @@ class MistralTokenizer(ChatTokens):
             ) from error
         special = self.delegate.special_tokens_map
         check_template_options(chat_template_options, template, special)
+        chat_template_options = with_effort(chat_template_options, template)
         try:
             return super().apply_chat_template(messages, tools, **chat_template_options)
         except InputError:

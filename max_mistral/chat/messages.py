@@ -114,13 +114,41 @@ def _renamed(message: Any, ids: MistralIds) -> Any:
     return message.model_copy(update=changes) if changes else message
 
 
+def as_trained(tools: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Returns tools with the keys, and in the order, that models were trained on.
+
+    Templates write a function's keys as they come. MAX puts the description first,
+    null or not, and adds ``strict``. Source: ``Function`` of mistral-common.
+    """
+    return [
+        {
+            **tool,
+            "function": {
+                "name": tool["function"]["name"],
+                "description": tool["function"].get("description") or "",
+                "parameters": tool["function"].get("parameters") or {},
+            },
+        }
+        for tool in tools
+    ]
+
+
 def in_words(
-    messages: Sequence[Any], tools: Sequence[Mapping[str, Any]] | None
+    messages: Sequence[Any],
+    tools: Sequence[Mapping[str, Any]] | None,
+    *,
+    has_system: bool = True,
 ) -> list[Any]:
     """Returns messages that tell tools, calls and results in the text itself.
 
     For a chat template that knows none of them. The form is what Hermes and
-    models after it were trained on; the tools join the system prompt.
+    models after it were trained on; the tools join the system prompt, or the first
+    message where there is none.
+
+    Args:
+        messages: MAX's ``TextGenerationRequestMessage``, in order.
+        tools: The functions that may be called.
+        has_system: Whether the template takes a system prompt.
     """
     told: list[Any] = []
     changes: dict[str, Any]
@@ -148,6 +176,9 @@ def in_words(
     words = _TOOLS_IN_WORDS.format(tools="\n".join(lines))
     if str(told[0].role) == "system":
         words = f"{told.pop(0).content}\n\n{words}"
+    elif not has_system:
+        words = f"{words}\n\n{told[0].content}"
+        return [told[0].model_copy(update={"content": words}), *told[1:]]
     system = told[0].model_copy(update={"role": "system", "content": words})
     return [system, *told]
 

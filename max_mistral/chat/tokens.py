@@ -15,7 +15,7 @@ from max.pipelines.lib import TextTokenizer
 
 from . import tool_parser
 from .call_reader import ARGS_MARK, ID_MARK, MARK
-from .messages import check_order, in_words, with_mistral_ids
+from .messages import as_trained, check_order, in_words, with_mistral_ids
 from .reasoning import END, START
 from .schema_forms import compilable
 from .schemas import can_hold, check_schema, check_size, check_together
@@ -94,14 +94,18 @@ class ChatTokens(TextTokenizer):
         Raises:
             InputError: There are tools, and the template has none.
         """
+        tools = as_trained(tools) if tools else None
+        template = str(self.delegate.chat_template)
         with_calls = any(m.tool_calls or str(m.role) == "tool" for m in messages)
-        if (tools or with_calls) and "tools" not in str(self.delegate.chat_template):
+        if (tools or with_calls) and "tools" not in template:
             if MARK in special_tokens(self.delegate):
                 raise InputError(
                     "This checkpoint's chat template has no tools; start the server "
                     "with one that has, by --chat-template."
                 )
-            messages, tools = in_words(messages, tools), None
+            # The first templates of 7B take turns of user and assistant alone.
+            has_system = "system" in template or "raise_exception" not in template
+            messages, tools = in_words(messages, tools, has_system=has_system), None
         return super().apply_chat_template(messages, tools, **options)
 
 

@@ -2,6 +2,11 @@
 
 - ``finish_reason`` in each chunk of a streamed chat, null in all but the last. MAX
   leaves out all that is null; Mistral's clients refuse a chunk without it.
+- ``role`` in the first chunk alone. MAX has it in each, and OpenAI's client joins a
+  stream's texts: "assistantassistant".
+- No ``logprobs`` where none were asked for. MAX has an object of empty lists.
+- Of a completion's ``logprobs`` the ``tokens``, and ``text_offset``: where each begins
+  in the text.
 - A null for the first token where ``echo`` gives the log-probabilities of a prompt,
   as nothing predicts it. OpenAI's API has it, and what reads them counts by it
   (lm-evaluation-harness). It comes from the worker as NaN; see
@@ -12,20 +17,43 @@ from __future__ import annotations
 
 import functools
 import math
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from pydantic import SerializerFunctionWrapHandler, create_model, model_serializer
 
 
+@dataclass
+class _Sent:
+    """What a stream has sent so far."""
+
+    role: bool = False
+    characters: int = 0
+
+
+_sent: ContextVar[_Sent | None] = ContextVar("sent", default=None)
+
+
+def begin_answer(*, stream: bool) -> None:
+    """Says that this task's request begins to be answered."""
+    _sent.set(_Sent() if stream else None)
+
+
 def hook_answers(routes: Any) -> None:
     """Replaces the pydantic models by which MAX's routes write answers."""
-    routes.ChatCompletionStreamResponseChoice = _chat_choice(
-        routes.ChatCompletionStreamResponseChoice
-    )
-    chat = routes.CreateChatCompletionStreamResponse
-    routes.CreateChatCompletionStreamResponse = _with(
-        chat, choices=list[routes.ChatCompletionStreamResponseChoice]
-    )
+    for name, answer, shape in (
+        ("ChatCompletionResponseChoice", "CreateChatCompletionResponse", _whole),
+        (
+            "ChatCompletionStreamResponseChoice",
+            "CreateChatCompletionStreamResponse",
+            _chunk,
+        ),
+    ):
+        ours = shape(getattr(routes, name))
+        setattr(routes, name, ours)
+        setattr(routes, answer, _with(getattr(routes, answer), choices=list[ours]))
     scores = _with(
         routes.CompletionLogprobs,
         token_logprobs=list[float | None],
@@ -45,15 +73,24 @@ def hook_answers(routes: Any) -> None:
     @functools.wraps(process)
     def with_nulls(outputs: Any) -> Any:
         found = process(outputs)
+        if not found.token_logprobs:
+            return None
         known = [not math.isnan(score) for score in found.token_logprobs]
 
         def or_null(values: list[Any]) -> list[Any]:
             pairs = zip(values, known, strict=False)
             return [value if is_known else None for value, is_known in pairs]
 
+        tokens = [text for each in outputs for text in each.sampled_tokens or ()]
+        sent = _sent.get() or _Sent()
+        *offsets, sent.characters = accumulate(
+            map(len, tokens), initial=sent.characters
+        )
         return scores(
+            tokens=tokens,
             token_logprobs=or_null(found.token_logprobs),
             top_logprobs=or_null(found.top_logprobs),
+            text_offset=offsets,
         )
 
     routes._process_log_probabilities = with_nulls
@@ -64,12 +101,30 @@ def _with(model: Any, **types: Any) -> Any:
     return create_model(model.__name__, __base__=model, **fields)
 
 
-def _chat_choice(model: Any) -> Any:
+def _whole(model: Any) -> Any:
+    class Choice(model):
+        @model_serializer(mode="wrap")
+        def _without_empty_scores(
+            self, handler: SerializerFunctionWrapHandler
+        ) -> dict[str, Any]:
+            has_scores = self.logprobs is not None and self.logprobs.content
+            return handler(self) | ({} if has_scores else {"logprobs": None})
+
+    return Choice
+
+
+def _chunk(model: Any) -> Any:
     class Choice(model):
         @model_serializer(mode="wrap")
         def _with_finish_reason(
             self, handler: SerializerFunctionWrapHandler
         ) -> dict[str, Any]:
-            return handler(self) | {"finish_reason": self.finish_reason}
+            found = handler(self) | {"finish_reason": self.finish_reason}
+            sent = _sent.get()
+            if sent is not None:
+                if sent.role:
+                    found["delta"].pop("role", None)
+                sent.role = True
+            return found
 
     return Choice

@@ -7,6 +7,7 @@ which its routes answer with a 400 and the sentence. What only labels a request
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from max.pipelines.context import SamplingParams
@@ -111,6 +112,9 @@ def check_fields(body: Any, config: PipelineConfig) -> None:
         if body.reasoning is not None and getattr(body.reasoning, field):
             raise InputError(f"reasoning.{field} is not supported; leave it out.")
     _check_sampling(body)
+    for field in ("max_tokens", "max_completion_tokens"):
+        if getattr(body, field, None) == 0:
+            raise InputError(f"{field} is 0, but an answer has one token or more.")
     if not config.sampling.enable_penalties:
         for field, nothing in _PENALTIES.items():
             _refuse_without_flag(body, field, nothing, "--enable-penalties")
@@ -144,6 +148,7 @@ def check_chat_fields(body: Any) -> None:
     Raises:
         InputError: (a ``ValueError``) that names the field.
     """
+    _check_response_format(body.response_format)
     if body.top_logprobs and not body.logprobs:
         raise InputError("top_logprobs needs logprobs: true.")
     for field in ("audio", "moderation", "web_search_options"):
@@ -158,6 +163,19 @@ def check_chat_fields(body: Any) -> None:
         raise InputError(
             f"modalities is {shown(body.modalities)}, but an answer is text only; "
             "leave it out."
+        )
+
+
+def _check_response_format(found: Mapping[str, Any] | None) -> None:
+    """Says what is missing; MAX takes a schema that is left out for any JSON."""
+    if found and "type" not in found:
+        raise InputError(
+            "response_format has no type; give text, json_object or json_schema."
+        )
+    if found and found["type"] == "json_schema" and not found.get("json_schema"):
+        raise InputError(
+            "response_format has the type json_schema, but no json_schema; give one, "
+            "or the type json_object."
         )
 
 

@@ -134,6 +134,12 @@ def check_template_options(
     check_template_names(options)
     effort = options.get("reasoning_effort")
     reasons = any(_speaks_of(name, template) for name in _REASONING)
+    for name in ("enable_thinking", "thinking"):
+        if options.get(name) and effort in (None, "none") and not reasons:
+            raise InputError(
+                "thinking is asked for, but this model's chat template has none; leave "
+                "thinking, reasoning and enable_thinking out."
+            )
     if effort not in (None, "none") and not reasons:
         said = repr(str(effort)[:64])
         raise InputError(
@@ -155,6 +161,29 @@ def check_template_options(
                 f"{LONGEST_OPTION} characters, a number of at most "
                 f"{LARGEST_OPTION}, true, false or null."
             )
+
+
+def with_effort(options: Mapping[str, Any], template: str) -> dict[str, Any]:
+    """Returns options with an effort, if that is the template's switch for thinking.
+
+    Args:
+        options: A request's ``chat_template_kwargs``; MAX makes a request's
+            ``thinking`` or ``reasoning.enabled`` ``enable_thinking`` and ``thinking``.
+        template: The text of the template that will be rendered.
+    """
+    thinks = options.get("enable_thinking", options.get("thinking"))
+    switches = ("enable_thinking", "thinking")
+    by_effort = _speaks_of("reasoning_effort", template) and not any(
+        _speaks_of(name, template) for name in switches
+    )
+    if not by_effort or thinks is None:
+        return dict(options)
+    effort = options.get("reasoning_effort")
+    if not thinks:
+        effort = "none"
+    elif effort in (None, "none"):
+        effort = "high"
+    return {**options, "reasoning_effort": effort}
 
 
 def _speaks_of(name: str, template: str) -> bool:

@@ -40,7 +40,7 @@ from max.pipelines.context.exceptions import InputError
 from pydantic import ValidationError
 
 from ..chat import read_messages, read_tool_choice, without_nulls
-from .answer_shapes import hook_answers
+from .answer_shapes import begin_answer, hook_answers
 from .embedding_route import hook_embeddings
 from .mistral_fields import FIELDS, as_openai
 from .request_fields import (
@@ -220,6 +220,7 @@ async def _checked(request: Any, body: Any, tokenizer: Any, given: Any) -> Any:
         check_embedding_fields(body)
         return body
     check_fields(body, config)
+    begin_answer(stream=bool(body.stream))
     # Where MAX takes 0 for none, what means the same.
     if body.seed == 0:
         body.seed = 2**64
@@ -227,6 +228,9 @@ async def _checked(request: Any, body: Any, tokenizer: Any, given: Any) -> Any:
         check_chat_fields(body)
         if body.response_format and body.response_format["type"] == "text":
             body.response_format = None
+        # An empty list offers none, but its iterator is one to MAX.
+        if not given.get("tools"):
+            body.tools = None
         body.top_logprobs = body.top_logprobs or None
         # Pydantic reads tools once only, and drops parts of messages.
         read_tool_choice(given)
@@ -237,6 +241,8 @@ async def _checked(request: Any, body: Any, tokenizer: Any, given: Any) -> Any:
         )
         return body
     check_completion_fields(body, config)
+    # A completion has no field for thinking: it is text there, as with OpenAI.
+    body.reasoning_split = bool(given.get("reasoning_split", False))
     if body.logprobs == 0:
         body.logprobs = 1
     if body.suffix is not None:

@@ -62,13 +62,14 @@ def request_body():
     "a chunk of a streamed chat is a `CreateChatCompletionStreamResponse` of the "
     "module's, dumped without what is null",
     "ChatCompletionStreamResponseChoice CreateChatCompletionStreamResponse",
-    "drop that part of `server/answer_shapes.py` if chunks have a `finish_reason` by "
-    "now",
+    "drop that part of `server/answer_shapes.py` if chunks have a `finish_reason`, and "
+    "the first alone a `role`, by now",
 )
 def stream_chunks():
     stream = f"{ROUTES}:OpenAIChatResponseGenerator._stream"
     says(
         stream,
+        r"role=\"assistant\"",
         r"\bChatCompletionStreamResponseChoice\(",
         r"response = CreateChatCompletionStreamResponse\(",
         r"response\.model_dump_json\(exclude_none=True\)",
@@ -94,7 +95,9 @@ def completion_scores():
         r"_process_log_probabilities\(\[chunk\]\)",
     )
     fields = find(f"{ROUTES}:CompletionLogprobs").model_fields
-    assert fields.keys() >= {"token_logprobs", "top_logprobs"}
+    assert fields.keys() >= {
+        *("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    }
 
 
 @seam(

@@ -6,7 +6,9 @@ import pytest
 
 from max_mistral.chat.messages import MistralIds
 from tests.chats import call, called, result
+from tests.routes import Routes
 from tests.tools import NAMED, TOOLS
+from tests.vocabularies import write_vocabulary
 
 CALLED = {
     "role": "assistant",
@@ -122,8 +124,48 @@ def test_tools_in_words_where_the_template_has_none(servers):
     assert '{"name": "add", "arguments": {"a": 1}}\n</tool_call>' in prompt
     assert "<user><tool_response>\n2\n</tool_response>" in prompt
     assert '"description": "Adds."' in prompt
-    server.answer("2.")
-    assert "tool" not in server.prompt
+    for tools in ({}, {"tools": []}):
+        server.answer("2.", **tools)
+        assert "tool" not in server.prompt
+
+
+def test_tools_in_words_where_the_template_has_no_system_prompt(tmp_path):
+    """As the first templates of 7B: turns of user and assistant, or an error."""
+    server = Routes(write_vocabulary(tmp_path, "none"), max_length=8192)
+    server.tokenizer.delegate.chat_template = (
+        "{%- for m in messages -%}"
+        "{%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}"
+        "{{- raise_exception('Roles must alternate user/assistant/...') -}}"
+        "{%- endif -%}"
+        "<{{ m.role }}>{{ m.content }}{%- endfor -%}"
+    )
+    server.answer("2.", messages=[USER, CALLED, RESULT], tools=TOOLS)
+    assert server.prompt.startswith("<user>You can call tools.")
+    assert server.prompt.count("<user>") == 2
+    assert f"</tool_call>\n\n{USER['content']}<assistant>" in server.prompt
+    refused = server.chat(messages=[{"role": "system", "content": "Hm."}, USER])
+    assert "Roles must alternate" in refused.json()["detail"]
+
+
+def test_a_template_gets_tools_as_models_were_trained_on_them(v13):
+    """The order of the keys is that of mistral-common; ``strict`` is for a grammar."""
+    parameters = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    function = {"strict": True, "parameters": parameters, "name": "add"}
+    v13.answer("2.", tools=[{"type": "function", "function": function}])
+    want = {"name": "add", "description": "", "parameters": parameters}
+    tools = json.dumps([{"type": "function", "function": want}])
+    assert f"[AVAILABLE_TOOLS]{tools}[/AVAILABLE_TOOLS]" in v13.prompt
+
+
+def test_an_empty_list_of_tools_offers_none(servers):
+    """Tags are then text, which of an offered tool would be a call."""
+    text = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+    for ask in (servers["none"].answer, servers["none"].streamed):
+        choice = ask(text, tools=[])
+        assert choice["message"]["content"] == text
+        assert choice["finish_reason"] == "stop"
+    servers["v13"].answer("2.", tools=[])
+    assert "AVAILABLE_TOOLS" not in servers["v13"].prompt
 
 
 def test_calls_in_words_stay_where_no_tools_are_given_any_more(servers):

@@ -83,6 +83,30 @@ def test_a_reasoning_effort(model, effort):
     assert_same(model, body | {"reasoning_effort": effort}, want)
 
 
+@pytest.mark.parametrize(
+    ("fields", "effort"),
+    [
+        ({"thinking": {"type": "enabled"}}, "high"),
+        ({"reasoning": {"enabled": True}}, "high"),
+        ({"thinking": {"type": "disabled"}}, "none"),
+        ({"reasoning": {"enabled": False, "effort": "high"}}, "none"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "high"),
+    ],
+)
+def test_thinking_turned_on_or_off_is_an_effort(model, fields, effort):
+    body = {"messages": [HI]}
+    if model[1].version == "v15":
+        assert_same(
+            model, body | fields, expected(model[1], body, reasoning_effort=effort)
+        )
+    elif effort == "none" and "effort" not in fields.get("reasoning", {}):
+        assert_same(model, body | fields, expected(model[1], body))
+    else:
+        refused = post(model[0], body | fields)
+        assert refused.status_code == 400, refused.text
+        assert "thinking" in refused.text or "reasoning" in refused.text
+
+
 @pytest.mark.parametrize("content", [" ", "I will look."])
 def test_a_text_beside_calls(model, content):
     """Before v7 there is no place for it; an answer may have had both all the same."""

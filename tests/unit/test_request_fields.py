@@ -1,4 +1,4 @@
-"""README's table of a request's fields, row by row, over MAX's own routes."""
+"""The table of fields in docs/requests.md, row by row, over MAX's own routes."""
 
 import json
 
@@ -166,6 +166,9 @@ def test_echo(plain, flagged):
         (CHAT, "top_logprobs", 2),
         (CHAT, "functions", [{"name": "f"}]),
         (CHAT, "function_call", "auto"),
+        (CHAT, "max_completion_tokens", 0),
+        (CHAT, "response_format", {"json_schema": {"name": "a", "schema": {}}}),
+        (CHAT, "response_format", {"type": "json_schema"}),
     ],
 )
 def test_what_is_not_supported_is_named(plain, paths, field, value):
@@ -203,6 +206,7 @@ def test_one_of_each_is_taken(plain):
         ("min_p", -1, "[0.0, 1.0]"),
         ("top_k", -5, "-1 or greater than 0"),
         ("max_tokens", -1, "non-negative"),
+        ("max_tokens", 0, "one token or more"),
         ("max_tokens", -(2**70), "non-negative"),
         ("min_tokens", -1, "non-negative"),
         ("frequency_penalty", 3, "[-2.0, 2.0]"),

@@ -216,6 +216,33 @@ def test_a_reasoning_effort_needs_a_template_that_has_it(styled, asked):
     assert_refused(styled, chat(styled, **asked), "reasoning_effort is", "has none")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"thinking": {"type": "enabled"}},
+        {"reasoning": {"enabled": True}},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+    ],
+)
+def test_thinking_needs_a_template_that_has_it(styled, asked):
+    assert_refused(styled, chat(styled, **asked), "thinking is asked for", "has none")
+
+
+def test_a_template_may_have_an_effort_in_place_of_a_switch(checkpoint, tmp_path):
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages[0].content }}{{ reasoning_effort or 'none' }}")
+    routes = Routes(checkpoint, chat_template=template)
+    for asked, effort in (
+        ({}, "none"),
+        ({"thinking": {"type": "enabled"}}, "high"),
+        ({"thinking": {"type": "disabled"}}, "none"),
+        ({"reasoning": {"enabled": True, "effort": "low"}}, "low"),
+        ({"reasoning": {"enabled": False, "effort": "low"}}, "none"),
+    ):
+        assert chat(routes, **asked).status_code == 200
+        assert routes.prompt == f"Hi{effort}"
+
+
 def test_a_template_may_have_a_switch_in_place_of_an_effort(checkpoint, tmp_path):
     template = tmp_path / "t.jinja"
     template.write_text("{{ messages[0].content }}{% if enable_thinking %}!{% endif %}")

@@ -1,0 +1,82 @@
+"""What the routes write, as OpenAI's own client and schemas read it."""
+
+import json
+
+import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types import Completion
+from openai.types.chat import ChatCompletionChunk
+
+from tests.routes import EOS
+from tests.tools import CALLS, TOOLS
+
+
+def events(response):
+    assert response.status_code == 200, response.text
+    lines = [line for line in response.text.splitlines() if line.startswith("data: {")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        ("Yes.", {}),
+        ("[THINK]Hm.[/THINK]Yes.", {}),
+        (CALLS["v13"], {"tools": TOOLS}),
+    ],
+)
+def test_a_stream_says_its_role_once(v13, answer, body):
+    """OpenAI's client joins the texts of all deltas, the role's too."""
+    state = ChatCompletionStreamState()
+    for _ in range(2):  # a request's stream is its own
+        chunks = events(v13.ask(answer, stream=True, **body))
+        roles = [chunk["choices"][0]["delta"].get("role") for chunk in chunks]
+        assert len(roles) > 1
+        assert roles == ["assistant"] + [None] * (len(roles) - 1)
+    for chunk in chunks:
+        state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+    assert state.current_completion_snapshot.choices[0].message.role == "assistant"
+
+
+def test_what_nobody_asked_for_has_no_scores(v13):
+    v13.worker.answer = [*v13.ids("Yes."), EOS]
+    whole = v13.complete("Hi").json()["choices"][0]
+    chat = v13.answer("Yes.")
+    chunks = events(v13.complete("Hi", stream=True))
+    for choice in (whole, chat, *(chunk["choices"][0] for chunk in chunks)):
+        assert choice.get("logprobs") is None
+
+
+def test_scores_name_their_tokens(v13):
+    v13.worker.at_a_time = 2
+    v13.worker.answer = [*v13.ids("Yes, no."), EOS]
+    whole = Completion.model_validate(v13.complete("Hi", logprobs=1).json())
+    (choice,) = whole.choices
+    *tokens, end = choice.logprobs.tokens
+    assert ("".join(tokens), end) == (choice.text, "") == ("Yes, no.", "")
+    # A token is a byte here.
+    assert choice.logprobs.text_offset == list(range(len("Yes, no.") + 1))
+    for _ in range(2):
+        parts = events(v13.complete("Hi", logprobs=1, stream=True))
+        scores = [part["choices"][0]["logprobs"] for part in parts]
+        for name in ("tokens", "text_offset", "token_logprobs"):
+            joined = [value for each in scores if each for value in each[name]]
+            assert joined == getattr(choice.logprobs, name)
+
+
+def test_two_prompts_have_scores_of_their_own(v13):
+    v13.worker.at_a_time = 1000
+    v13.worker.answer = [*v13.ids("Yes."), EOS]
+    choices = v13.complete(["Hi", "Ho"], logprobs=1).json()["choices"]
+    assert [c["logprobs"]["text_offset"] for c in choices] == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_a_completion_keeps_its_thinking_as_text(v13):
+    """It has no field for it."""
+    v13.worker.at_a_time = 1
+    v13.worker.answer = [*v13.ids("[THINK]Hm.[/THINK]Yes."), EOS]
+    assert v13.complete("Hi").json()["choices"][0]["text"] == "Hm.Yes."
+    parts = events(v13.complete("Hi", stream=True))
+    assert "".join(part["choices"][0]["text"] for part in parts) == "Hm.Yes."
+    whole = v13.complete("Hi", reasoning_split=True).json()["choices"][0]
+    assert whole["text"] == "Yes."
