@@ -29,7 +29,7 @@ _SAMPLING = {
 
 
 # As many texts as OpenAI takes.
-_MOST_TEXTS = 2048
+MOST_TEXTS = 2048
 
 
 def check_task(body: Any, task: PipelineTask) -> None:
@@ -69,9 +69,9 @@ def check_embedding_fields(body: Any) -> None:
         raise InputError(
             "input is empty or has an empty text; give each at least one token."
         )
-    if len(texts) > _MOST_TEXTS:
+    if len(texts) > MOST_TEXTS:
         raise InputError(
-            f"input has {len(texts)} texts, but a request may have {_MOST_TEXTS}: send "
+            f"input has {len(texts)} texts, but a request may have {MOST_TEXTS}: send "
             "several."
         )
 
@@ -194,9 +194,9 @@ def check_completion_fields(body: Any, config: PipelineConfig) -> None:
     prompts = as_prompts(body.prompt)
     if not prompts:
         raise InputError("prompt is empty; give a text or a list of token ids.")
-    if len(prompts) > _MOST_TEXTS:
+    if len(prompts) > MOST_TEXTS:
         raise InputError(
-            f"prompt has {len(prompts)} prompts, but a request may have {_MOST_TEXTS}: "
+            f"prompt has {len(prompts)} prompts, but a request may have {MOST_TEXTS}: "
             "send several."
         )
     if body.stream and len(prompts) > 1:
