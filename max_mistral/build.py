@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from max.graph.weights import WeightData
+from max.pipelines.lib.graph_specs import GraphSpec
 
 from .data_parallel import DataParallelMistral, replica_weights
 from .graph_config import GraphConfig
@@ -26,3 +30,21 @@ def build_graph(
         graph = Mistral(config)
     graph.load_state_dict(weights, weight_alignment=1)
     return graph
+
+
+def graph_spec(
+    graph: Mistral | DataParallelMistral, name: str, bind: Callable[[Any], Any]
+) -> GraphSpec:
+    """Returns what MAX compiles.
+
+    Args:
+        graph: From :func:`build_graph`.
+        name: What MAX's log calls it.
+        bind: The pipeline model's ``_bind_graph_inputs``.
+    """
+    return GraphSpec(
+        graph,
+        name,
+        bind(graph.input_tree()),
+        weights=graph.state_dict(auto_initialize=False),
+    )

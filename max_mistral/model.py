@@ -33,7 +33,7 @@ from transformers import PretrainedConfig
 from typing_extensions import override
 
 from .batch_processor import MistralBatchProcessor
-from .build import build_graph
+from .build import build_graph, graph_spec
 from .errors import UserError
 from .gpu_matmul.matmuls import use_right_matmul
 from .inputs import MistralInputs
@@ -249,11 +249,5 @@ class MistralModel(
         graph = build_graph(model_config, self._state_dict)
         # The graph holds what it binds; let the rest go.
         self._state_dict = {}
-        return {
-            GraphRole.DECODER: GraphSpec(
-                graph,
-                "mistral",
-                self._bind_graph_inputs(graph.input_tree()),
-                weights=graph.state_dict(auto_initialize=False),
-            )
-        }
+        spec = graph_spec(graph, "mistral", self._bind_graph_inputs)
+        return {GraphRole.DECODER: spec}

@@ -21,6 +21,7 @@ from transformers import PretrainedConfig
 
 from .encoding import activation_dtype
 from .errors import UserError
+from .formats import WeightFormat
 from .formats.restored import RestoredWeights
 from .formats.tensors import check_known, quantized_tensors
 from .hf_quantization import read_quantization
@@ -79,32 +80,11 @@ def convert_safetensor_state_dict(
     state = state_of(paths)
     stored = stored_tensors(paths)
     source = pipeline_config.model.model_path
-    scheme = find_scheme(state_dict, huggingface_config)
-    tower = find_text_tower(state_dict)
-    images = image_towers(scheme, tower)
-    tensors = {
-        name: weight.data()
-        for name, weight in state_dict.items()
-        if not name.startswith(images)
-    }
-    tied = headless or (
-        huggingface_config.tie_word_embeddings
-        and not _has_own_head(tensors, scheme, tower)
-    )
-    expected = expected_tensors(huggingface_config, scheme, tied=tied, tower=tower)
-    dropped = dropped_tensors(huggingface_config, scheme, tied=tied, tower=tower)
     quantization = read_quantization(
         huggingface_config, pipeline_config.model.quantization_encoding
     )
-    check_known(quantization, scheme, tensors, source)
-    if quantization is not None:
-        expected, more = quantized_tensors(expected, tensors, quantization)
-        dropped |= more
-    check_tensors(
-        {n: tuple(int(d) for d in t.shape) for n, t in tensors.items()},
-        expected,
-        dropped,
-        source,
+    scheme, tensors, expected = _checked(
+        state_dict, huggingface_config, quantization, source, headless
     )
     dtype = activation_dtype(pipeline_config.model)
     packed = runs_packed(pipeline_config, kernel_mode)
@@ -199,6 +179,45 @@ def convert_gguf_state_dict(
     }
     sharing = Sharing.of(huggingface_config, pipeline_config.model)
     return copy_kv_heads(weights, sharing)
+
+
+def _checked(
+    state_dict: Mapping[str, Weights],
+    huggingface_config: PretrainedConfig,
+    quantization: WeightFormat | None,
+    source: str,
+    headless: bool,
+) -> tuple[str, dict[str, WeightData], dict[str, ExpectedTensor]]:
+    """Names against those that must be there.
+
+    Returns:
+        Whose names they are, the text model's tensors, and what becomes of each.
+    """
+    scheme = find_scheme(state_dict, huggingface_config)
+    tower = find_text_tower(state_dict)
+    images = image_towers(scheme, tower)
+    tensors = {
+        name: weight.data()
+        for name, weight in state_dict.items()
+        if not name.startswith(images)
+    }
+    tied = headless or (
+        huggingface_config.tie_word_embeddings
+        and not _has_own_head(tensors, scheme, tower)
+    )
+    expected = expected_tensors(huggingface_config, scheme, tied=tied, tower=tower)
+    dropped = dropped_tensors(huggingface_config, scheme, tied=tied, tower=tower)
+    check_known(quantization, scheme, tensors, source)
+    if quantization is not None:
+        expected, more = quantized_tensors(expected, tensors, quantization)
+        dropped |= more
+    check_tensors(
+        {n: tuple(int(d) for d in t.shape) for n, t in tensors.items()},
+        expected,
+        dropped,
+        source,
+    )
+    return scheme, tensors, expected
 
 
 def _bfloat16(

@@ -32,7 +32,7 @@ from max.pipelines.lib.memory_estimation import MemoryPlan
 from max.pipelines.lib.utils import parse_state_dict_from_weights
 from typing_extensions import override
 
-from ..build import build_graph
+from ..build import build_graph, graph_spec
 from ..gpu_matmul.matmuls import use_right_matmul
 from ..inputs import MistralInputs
 from ..model_config import MistralConfig
@@ -201,11 +201,5 @@ class MistralEmbeddingModel(PipelineModel[TextContext, MistralEmbeddingConfig, M
         graph = build_graph(decoder, self._state_dict)
         # The graph holds what it binds; let the rest go.
         self._state_dict = {}
-        return {
-            GraphRole.ENCODER: GraphSpec(
-                graph,
-                "mistral_embeddings",
-                self._bind_graph_inputs(graph.input_tree()),
-                weights=graph.state_dict(auto_initialize=False),
-            )
-        }
+        spec = graph_spec(graph, "mistral_embeddings", self._bind_graph_inputs)
+        return {GraphRole.ENCODER: spec}

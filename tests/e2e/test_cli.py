@@ -120,13 +120,22 @@ MAXES = {
     "bfloat16 on a CPU": (
         lambda folder: write_checkpoint(folder, BASE, dtype="bfloat16"),
         ["--quantization-encoding", "bfloat16"],
-        "Use a different encoding (encodings available for this model: "
-        "bfloat16, float32, ",
+        "The encoding 'bfloat16' is not compatible with the selected device type 'cpu'",
     ),
     "bfloat16 on a CPU, without the flag": (
         lambda folder: write_checkpoint(folder, BASE, dtype="bfloat16"),
         [],
         "compatible weights cannot be found for 'float32'",
+    ),
+    "a weight file that is not there": (
+        lambda folder: None,
+        ["--weight-path", "/no/such/folder/model.safetensors"],
+        "Repo id must use alphanumeric chars",
+    ),
+    "a relative path of a GGUF file": (
+        lambda folder: None,
+        ["--weight-path", "elsewhere.gguf"],
+        "gguf file, but encoding not found in file name",
     ),
 }
 

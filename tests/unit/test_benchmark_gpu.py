@@ -1,4 +1,4 @@
-"""What the engines of ``benchmarks/gpu.py`` have to do beside their model."""
+"""``benchmarks/gpu.py`` without a GPU: its engines, and its figures."""
 
 import json
 import sys
@@ -38,7 +38,24 @@ def test_the_choice_is_compiled_once_and_comes_to_the_host(monkeypatch):
     assert len(made) == 1
 
 
-def test_an_engine_that_fails_ends_no_other(monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def on_an_h100(monkeypatch, tmp_path):
+    """Runs ``main`` with an engine's figures by ``in_process``; returns the report."""
+
+    def main(in_process, rounds):
+        path = tmp_path / "gpu.json"
+        name = lambda code: "H100" if "model_name" in code else ""  # noqa: E731
+        monkeypatch.setattr(gpu, "in_process", in_process)
+        monkeypatch.setattr(gpu, "ask", name)
+        monkeypatch.setattr(gpu.models, "make_safetensors", lambda _, folder: folder)
+        flags = ["gpu", "--rounds", str(rounds), "--json", str(path)]
+        monkeypatch.setattr(sys, "argv", flags)
+        gpu.main()
+
+    return main
+
+
+def test_an_engine_that_fails_ends_no_other(on_an_h100, capsys, tmp_path):
     rates = {name: 100.0 for name in ("prefill", *gpu.DECODES)}
     path = tmp_path / "gpu.json"
 
@@ -47,13 +64,108 @@ def test_an_engine_that_fails_ends_no_other(monkeypatch, capsys, tmp_path):
             sys.exit("MAX failed: out of memory")
         return {"bytes/s": 1e12, "operations/s": 1e15} if "matmul" in module else rates
 
-    monkeypatch.setattr(gpu, "in_process", in_process)
-    monkeypatch.setattr(gpu, "ask", lambda code: "H100" if "model_name" in code else "")
-    monkeypatch.setattr(gpu.models, "make_safetensors", lambda values, folder: folder)
-    monkeypatch.setattr(sys, "argv", ["gpu", "--rounds", "2", "--json", str(path)])
     with pytest.raises(SystemExit, match=r"Failed: MAX\."):
-        gpu.main()
+        on_an_h100(in_process, rounds=2)
     report = json.loads(path.read_text())
     assert report["tokens_per_second"]["max_mistral"]["prefill"] == [100.0, 100.0]
     assert {"gpu", "date", "commit", "max", "ceilings"} <= report.keys()
     assert "out of memory" in capsys.readouterr().out
+
+
+class Engine:
+    """What ``benchmarks/gpu.py`` calls of vLLM's ``LLMEngine``."""
+
+    def __init__(self):
+        self.running = {}
+        self.steps = []
+
+    def add_request(self, name, prompt, parameters):
+        assert name not in self.running
+        self.running[name] = prompt["prompt_token_ids"], parameters
+
+    def abort_request(self, names):
+        for name in names:
+            del self.running[name]
+
+    def step(self):
+        self.steps.append(len(self.running))
+
+
+def test_vllm_runs_the_prompts_of_now_alone(monkeypatch, tmp_path):
+    made = {}
+
+    def llm(model, **flags):
+        made.update(flags, model=model)
+        return SimpleNamespace(llm_engine=Engine())
+
+    fake = SimpleNamespace(LLM=llm, SamplingParams=lambda **flags: flags)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    vllm = gpu.Vllm(tmp_path)
+    vllm.start([[1, 2, 3]])()
+    step = vllm.start([[4] * 100, [5] * 100])
+    step()
+    assert vllm.engine.steps == [1, 2]
+    prompts = [prompt for prompt, _ in vllm.engine.running.values()]
+    assert prompts == [[4] * 100, [5] * 100]
+    for prompt, parameters in vllm.engine.running.values():
+        assert len(prompt) + parameters["max_tokens"] < made["max_model_len"]
+        assert parameters["ignore_eos"]
+    assert (made["model"], made["dtype"]) == (str(tmp_path), "bfloat16")
+
+
+def test_what_is_not_here_is_left_out(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(gpu, "ask", lambda code: "")
+    with pytest.raises(SystemExit) as end:
+        gpu.run("vLLM", tmp_path)
+    assert end.value.code == gpu.NOTHING
+    assert capsys.readouterr().out == "vLLM is left out: no vllm here.\n"
+
+
+def test_shares_of_a_gpu():
+    """7.1 billion weights without the embedding's, of 2 bytes and 2 operations."""
+    rates = {"prefill": 10_000, "decode_1": 100, "decode_8": 800, "decode_64": 6400}
+    ceilings = {"bytes/s": 2 * 7.1e9 * 100, "operations/s": 2 * 7.1e9 * 6400}
+    lines = [line.split() for line in gpu.shares(rates, ceilings).splitlines()]
+    assert [line[0] for line in lines] == ["prefill", *gpu.DECODES]
+    # 100 steps a second, each of which reads all weights, and the KV cache.
+    assert [int(line[1][:-1]) for line in lines] == [20, 100, 101, 108]
+    assert int(lines[3][4][:-1]) == 100
+
+
+FAILED = {"failed": "ceilings failed:\nlibcublas.so.13 is missing"}
+
+
+def test_rates_are_there_without_the_shares(monkeypatch, capsys, tmp_path):
+    rates = {"prefill": 10_000.0, "decode_1": 100.0, "decode_8": 800.0}
+    rates["decode_64"] = 6400.0
+    monkeypatch.setattr(gpu, "OnGpu", lambda folder, name: None)
+    monkeypatch.setattr(gpu, "measure", lambda *_, **__: rates)
+    path = tmp_path / "matmuls.json"
+    path.write_text(json.dumps({"ceilings": FAILED}))
+    gpu.run("max_mistral", tmp_path, path)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert json.loads(first) == rates
+    assert "No shares of the GPU" in rest[0]
+    assert "libcublas.so.13 is missing" in rest[1]
+    # main() reads the last line.
+    gpu.run("max_mistral", tmp_path)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == rates
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_results_are_written_whatever_the_ceilings(on_an_h100, capsys, tmp_path, fails):
+    rates = {name: 100.0 for name in ("prefill", *gpu.DECODES)}
+    path = tmp_path / "gpu.json"
+
+    def in_process(engine, *_, module):
+        if engine != "ceilings":
+            return rates
+        # Whatever this ends with, the rates are kept.
+        assert "max_mistral" in json.loads(path.read_text())["tokens_per_second"]
+        if fails:
+            raise SystemExit(FAILED["failed"])
+        return {"bytes/s": 1e12, "operations/s": 1e15}
+
+    on_an_h100(in_process, rounds=1)
+    assert ("No shares of the GPU" in capsys.readouterr().out) == fails
+    assert ("failed" in json.loads(path.read_text())["ceilings"]) == fails

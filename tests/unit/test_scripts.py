@@ -1,6 +1,7 @@
-"""The scripts that fetch, build and pack: what they check before they begin."""
+"""The Makefile and the scripts: what they make of paths, and check first."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,14 @@ def test_another_commit_of_ik_llama_is_refused(tree, checkout):
     assert "elsewhere has no CMakeLists.txt" in done.stderr
 
 
+def test_a_fetch_that_failed_is_tried_again(tree):
+    fake(tree, "git", '[ "$1" = init ] && exec mkdir -p "$3"\nexit 9')
+    for _ in range(2):
+        done = run(tree, "build_ik_llama.sh")
+        assert done.returncode == 9, done.stderr
+        assert (tree / "build" / "ik_llama" / "source").is_dir()
+
+
 def test_what_packing_needs_is_asked_for_first(tree, tmp_path):
     def said(*arguments):
         done = run(tree, "pack_gpu.sh", *arguments)
@@ -93,6 +102,7 @@ def test_what_packing_needs_is_asked_for_first(tree, tmp_path):
     assert " M model.py\nCommit them" in said(parts)
     (parts / "old").touch()
     assert f"{parts} is not empty" in said(parts)
+    assert [path.name for path in parts.iterdir()] == ["old"]
 
 
 def test_packing_takes_python_from_where_the_user_stands(tree, tmp_path):
@@ -135,3 +145,16 @@ def test_kernels_are_listed_of_cases_that_run_so():
         *("multistage", "embeddings", "embeddings-tensor-parallel"),
         *("fp8-kv-cache", "replicas", "products-amd"),
     }
+
+
+@pytest.mark.parametrize("target", ["demo", "serve"])
+def test_the_makefile_takes_a_path_with_a_space(tmp_path, target):
+    place = tmp_path / "two words"
+    place.mkdir()
+    shutil.copy(ROOT / "Makefile", place)
+    command = ["make", "--dry-run", "--old-file", "build/smollm2", target]
+    result = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = shlex.split(result.stdout.replace("\\\n", " "))
+    path = place / "build" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert found[found.index("--weight-path") + 1] == str(path)
