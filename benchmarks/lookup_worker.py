@@ -159,9 +159,12 @@ class Played(Batch):
             played = tokens.copy()
             for i, context in enumerate(rows):
                 text = context.tokens.all
+                size = len(text)
                 for whole in known:
-                    if len(text) < len(whole) and (whole[: len(text)] == text).all():
-                        played[i] = whole[len(text)]
+                    # By its last token first, which takes a tenth of the time.
+                    begun = size < len(whole) and whole[size - 1] == text[-1]
+                    if begun and (whole[:size] == text).all():
+                        played[i] = whole[size]
             return played
 
         # A prompt's token comes from MAX's own step, the others from ours.

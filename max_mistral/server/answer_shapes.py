@@ -53,7 +53,7 @@ def hook_answers(routes: Any) -> None:
     ):
         ours = shape(getattr(routes, name))
         setattr(routes, name, ours)
-        setattr(routes, answer, _with(getattr(routes, answer), choices=list[ours]))
+        setattr(routes, answer, _with(getattr(routes, answer), choices=list[ours]))  # type: ignore[valid-type]
     scores = _with(
         routes.CompletionLogprobs,
         token_logprobs=list[float | None],
