@@ -14,6 +14,7 @@ from .errors import AGAIN, UserError, shown
 # What no model of the family comes near, so that a damaged number is refused
 # before anything is made by it.
 MOST_LAYERS = 4096
+MOST_LABELS = 2**16
 MOST_TOKENS = 2**24
 MOST_WIDE = 2**20
 # float32, in which RoPE counts positions, is exact up to here.

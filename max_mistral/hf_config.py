@@ -7,6 +7,8 @@ ministral3,mistral3}`` and ``modeling_rope_utils.py`` (5.12).
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -14,6 +16,7 @@ from .errors import UserError, refuse
 from .fields import (
     LEAST_EPS,
     MOST_EPS,
+    MOST_LABELS,
     MOST_LAYERS,
     MOST_POSITIONS,
     MOST_TOKENS,
@@ -35,6 +38,9 @@ REQUIRED_KEYS = (
     "num_attention_heads",
     "num_key_value_heads",
 )
+
+# How keys end of whose number transformers makes a list or a table.
+_COUNTS = {"layers": MOST_LAYERS, "layer": MOST_LAYERS, "labels": MOST_LABELS}
 
 # ``model_type`` of the models that the graph computes.
 _TEXT_MODELS = ("mistral", "ministral", "ministral3")
@@ -101,6 +107,27 @@ def max_seq_len(config: PretrainedConfig, max_length: int | None) -> int:
             f"from 1 to {limit}, or leave it out."
         )
     return max_length
+
+
+def check_counts(source: str, raw: Mapping[str, Any]) -> None:
+    """Raises a ``UserError`` for a count that no model has.
+
+    transformers makes lists of such counts as it reads a config, so a damaged or
+    hostile one would fill the memory there.
+
+    Args:
+        source: What to call the file in the message.
+        raw: What the file says, also of image towers.
+    """
+    parts = [(source, raw)]
+    while parts:
+        where, part = parts.pop()
+        for key, value in part.items():
+            most = _COUNTS.get(key.rpartition("_")[2])
+            if isinstance(value, dict):
+                parts.append((f"{where}: {key}", value))
+            elif most is not None and type(value) is int and value > most:
+                Fields(where, part.get).refuse(key, value, f"{most} at most")
 
 
 def check_required_keys(model_path: str, revision: str | None) -> None:

@@ -113,8 +113,10 @@ def _compressed_tensors(found: dict[str, Any]) -> FP8 | NVFP4:
         return _compressed_nvfp4(weights, inputs)
     static = not _flag(inputs, "dynamic")
     scales: Any = weights.get("strategy")
-    if scales not in ("tensor", "channel"):
-        _refuse("the strategy of weights", scales, "'tensor' and 'channel'")
+    if scales not in ("tensor", "channel", "block"):
+        _refuse("the strategy of weights", scales, "'tensor', 'channel' and 'block'")
+    if scales == "block":
+        return _compressed_blocks(weights, inputs, static)
     strategy = inputs.get("strategy")
     if strategy not in ("tensor", "token") or static != (strategy == "tensor"):
         expected = "'token' if dynamic, 'tensor' if not"
@@ -122,6 +124,24 @@ def _compressed_tensors(found: dict[str, Any]) -> FP8 | NVFP4:
     if static and scales == "channel":
         _refuse("the strategy of weights", scales, "'tensor' with static activations")
     return FP8(scales, static)
+
+
+def _compressed_blocks(
+    weights: dict[str, Any], inputs: dict[str, Any], static: bool
+) -> FP8:
+    """Those of llm-compressor's ``FP8_BLOCK``."""
+    block = weights.get("block_structure")
+    # Earlier versions wrote text.
+    if block not in ([BLOCK, BLOCK], f"{BLOCK}x{BLOCK}"):
+        _refuse("block_structure of weights", block, f"[{BLOCK}, {BLOCK}]")
+    kind = inputs.get("strategy"), inputs.get("group_size")
+    if kind != ("group", BLOCK):
+        expected = f"('group', {BLOCK}) with weights in blocks"
+        _refuse("input_activations of (strategy, group_size)", kind, expected)
+    if static:
+        expected = "true with weights in blocks"
+        _refuse("dynamic of input_activations", inputs.get("dynamic"), expected)
+    return FP8("block", static=False)
 
 
 def _compressed_nvfp4(weights: dict[str, Any], inputs: dict[str, Any]) -> NVFP4:

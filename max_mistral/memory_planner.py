@@ -16,7 +16,7 @@ from max.pipelines.lib.memory_estimation import MemoryEstimator
 from .hf_config import text_config
 from .host_memory import free_memory
 from .model_config import MistralConfig
-from .weights.memory import bytes_in_memory
+from .weights.memory import bytes_in_memory, bytes_stored
 
 # Requests at a time on a CPU, where MAX's default is one; eight rows cost little more
 # than one there.
@@ -153,13 +153,17 @@ def _in_memory(stored: int, config: MistralConfig, model: MAXModelConfig) -> int
     """The bytes of the weights that take ``stored`` in their files."""
     assert model.huggingface_config is not None, "config was made of it"
     text = text_config(model.huggingface_config)
+    packed = config.kernel_mode != "off" and config.devices[0].is_cpu()
+    if packed and any(path.suffix == ".gguf" for path in model.weight_path):
+        paths = model.resolved_weight_paths()
+        stored = sum(bytes_stored(path, packed=True) for path in paths)
     size = bytes_in_memory(
         stored,
         text,
         config.dtype,
         # A whole config of a vision model says so where the text tower has a head.
         tied=config.tie_word_embeddings and text.tie_word_embeddings,
-        packed=config.kernel_mode != "off" and config.devices[0].is_cpu(),
+        packed=packed,
         quantized=config.quantization is not None,
         restored=config.restored,
     )

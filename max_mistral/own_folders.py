@@ -20,7 +20,11 @@ MODELS = "models"
 UNUSED = 30 * 24 * 3600.0
 """Seconds after which what nobody has used is removed."""
 
-_LOCK = "lock"
+LOCK = "lock"
+"""The file in a folder that :func:`locked` locks."""
+
+# Between two tries for a lock.
+_PAUSE = 0.05
 
 
 def cache_roots() -> Iterator[Path]:
@@ -102,19 +106,40 @@ def remove(paths: Iterable[Path], *, unused: float | None = None) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, seconds: float | None = None) -> Iterator[None]:
     """Lets one process in at a time; a killed one leaves no lock.
 
+    Args:
+        folder: Which; it has the file ``LOCK`` from then on.
+        seconds: How long to wait for another process; by default without end.
+
     Raises:
+        TimeoutError: (an ``OSError``) if another one has it for longer.
         OSError: If the folder cannot be written.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(folder / _LOCK, flags, 0o600)
+    descriptor = os.open(folder / LOCK, flags, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if seconds is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            _lock_within(descriptor, folder, seconds)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock_within(descriptor: int, folder: Path, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise TimeoutError(
+                    f"another process has had {folder} locked for {seconds:g} seconds"
+                ) from None
+            time.sleep(_PAUSE)
 
 
 def hash_of_code(sources: Path, folders: Iterable[str], packages: Iterable[str]) -> str:

@@ -29,6 +29,7 @@ from .kernels import KernelMode
 from .kernels.packing import Encoding
 from .progress import progress
 from .sharing import Sharing
+from .weights.check_names import check_tensors
 from .weights.dtypes import FLOATS, cast, check_dtype
 from .weights.finite import check_weight
 from .weights.gguf_file import GGUFCheckpoint
@@ -38,7 +39,6 @@ from .weights.names import (
     EMBEDDING,
     HEAD,
     ExpectedTensor,
-    check_tensors,
     dropped_tensors,
     expected_tensors,
     find_scheme,

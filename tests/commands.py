@@ -4,7 +4,7 @@ import math
 
 from max.driver import DeviceSpec
 
-from max_mistral.command import memory, plan
+from max_mistral.command import memory, picks
 from max_mistral.weights.safetensors_file import read_tensors
 
 PLENTY = 10**12
@@ -20,7 +20,7 @@ def have_gpus(monkeypatch, count):
     gpus = [DeviceSpec.accelerator(i) for i in range(count)]
     scan = "max.pipelines.lib.device_specs.scan_available_devices"
     monkeypatch.setattr(scan, lambda: gpus)
-    monkeypatch.setattr(plan, "accelerator_count", lambda: count)
+    monkeypatch.setattr(picks, "accelerator_count", lambda: count)
     monkeypatch.setattr(memory, "_free_on", lambda devices: PLENTY * len(devices))
 
 

@@ -38,12 +38,15 @@ def compressed_tensors(
 ) -> dict[str, Any]:
     """The part of the config that counts, as llm-compressor writes it."""
     kind = {"num_bits": 8, "type": "float", "symmetric": True} | kind
-    dynamic = {"token": True, "tensor": False, "tensor_group": "local"}[inputs]
-    group = {
+    dynamic = {"tensor": False, "tensor_group": "local"}.get(inputs, True)
+    group: dict[str, Any] = {
         "targets": ["Linear"],
         "weights": kind | {"strategy": weights, "dynamic": False},
         "input_activations": kind | {"strategy": inputs, "dynamic": dynamic},
     }
+    if weights == "block":
+        group["weights"]["block_structure"] = [BLOCK, BLOCK]
+        group["input_activations"]["group_size"] = BLOCK
     return {
         "quant_method": "compressed-tensors",
         "format": form,
@@ -102,6 +105,10 @@ LAYOUTS = {
     # Mistral-Small-24B-Instruct-2501-FP8-dynamic of RedHatAI.
     "channel": Layout(
         compressed_tensors("channel", "token"), "channel", dtype=ml_dtypes.bfloat16
+    ),
+    # llm-compressor's FP8_BLOCK.
+    "compressed_block": Layout(
+        compressed_tensors("block", "group"), "block", dtype=ml_dtypes.bfloat16
     ),
     "compressed_static": Layout(
         compressed_tensors("tensor", "tensor"),

@@ -9,6 +9,7 @@ import errno
 import glob
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -31,6 +32,7 @@ _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<tag>[\w.-]+))?", re.ASCII)
 # Of the cache on this machine, not of the Hub. hf_xet tells it by words alone.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _KEEPING = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+_WEIGHTS = (".safetensors", ".gguf")
 # Beside the weights: configs, tokenizers and templates. Of the folders within only
 # what says how sentence-transformers pools; modules.json names it.
 _BESIDE = re.compile(
@@ -38,12 +40,18 @@ _BESIDE = re.compile(
 )
 
 
-def fetch(model: str, revision: str | None = None) -> Path:
+def fetch(
+    model: str,
+    revision: str | None = None,
+    check: Callable[[Path], None] = lambda folder: None,
+) -> Path:
     """Returns the folder, or the GGUF file, of a Hub id.
 
     Args:
         model: ``user/repo``, or of GGUF files ``user/repo:Q4_K_M``.
         revision: A branch, tag or commit.
+        check: Is given the folder with all but the weights, before those are
+            fetched; raises if they are not worth it.
 
     Raises:
         UserError: (a ``ValueError``) if it is no Hub id, there is no such
@@ -57,7 +65,7 @@ def fetch(model: str, revision: str | None = None) -> Path:
         )
     repo, tag = match["repo"], match["tag"]
     try:
-        folder, wanted = _fetch(repo, tag, revision)
+        folder, wanted = _fetch(repo, tag, revision, check)
     except GatedRepoError as error:
         raise UserError(
             f"{repo} is gated. Accept its terms at https://huggingface.co/{repo} and "
@@ -90,7 +98,9 @@ def fetch(model: str, revision: str | None = None) -> Path:
     return folder / wanted[0] if is_gguf(Path(wanted[0])) else folder
 
 
-def _fetch(repo: str, tag: str | None, revision: str | None) -> tuple[Path, list[str]]:
+def _fetch(
+    repo: str, tag: str | None, revision: str | None, check: Callable[[Path], None]
+) -> tuple[Path, list[str]]:
     """Returns the folder, and the names of what was asked for in it."""
     try:
         names = HfApi().list_repo_files(repo, revision=revision)
@@ -99,9 +109,15 @@ def _fetch(repo: str, tag: str | None, revision: str | None) -> tuple[Path, list
     except (OSError, HTTPError) as error:
         return _find_fetched(repo, tag, revision, error)
     wanted = _wanted(names, repo, tag)
-    patterns = [glob.escape(name) for name in wanted]
-    folder = snapshot_download(repo, revision=revision, allow_patterns=patterns)
-    return Path(folder), wanted
+    small = [name for name in wanted if not name.endswith(_WEIGHTS)]
+    if small:
+        check(_download(repo, revision, small))
+    return _download(repo, revision, wanted), wanted
+
+
+def _download(repo: str, revision: str | None, names: list[str]) -> Path:
+    patterns = [glob.escape(name) for name in names]
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
 
 
 def _find_fetched(

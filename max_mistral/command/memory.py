@@ -17,7 +17,7 @@ from ..errors import UserError, shown
 from ..hf_quantization import read_quantization
 from ..host_memory import free_memory
 from ..kv_cache import default_cpu_dtype, stored_as
-from ..weights.memory import bytes_in_memory
+from ..weights.memory import bytes_in_memory, bytes_stored
 from .checkpoint import Checkpoint
 from .errors import UsageError
 
@@ -104,12 +104,13 @@ def _weight_bytes(
     )
     if encoding is None and checkpoint.is_gguf:
         encoding = DEFAULT_ENCODING
+    packed = on_cpu(devices) and kernels.mode() != "off"
     return bytes_in_memory(
-        sum(path.stat().st_size for path in checkpoint.weights),
+        sum(bytes_stored(path, packed=packed) for path in checkpoint.weights),
         text,
         None if encoding is None else dtype_beside(encoding),
         tied=config.tie_word_embeddings and text.tie_word_embeddings,
-        packed=on_cpu(devices) and kernels.mode() != "off",
+        packed=packed,
         quantized=quantization is not None and not restored,
         restored=restored,
     )

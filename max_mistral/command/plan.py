@@ -5,26 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from max.driver import DeviceSpec, accelerator_count
-from max.dtype import DType
-from max.graph import DeviceRef
-from max.pipelines.lib.device_specs import (
-    device_specs_from_normalized_device_handle,
-    normalize_device_specs_input,
-)
 from max.pipelines.modeling.types import PipelineTask
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
-from .. import hf_config as hf
 from ..arch import ARCHITECTURES
-from ..errors import UserError, shown
-from ..fields import read_json
-from ..formats import GPTQ
-from ..hf_quantization import read_quantization
-from ..other_models import refuse_other_models
-from ..weights.safetensors_file import read_tensors
+from ..prepare.native import PARAMS
+from ..prepare.native import read_config as read_params
 from .checkpoint import Checkpoint, is_gguf, read_checkpoint
 from .errors import UsageError
 from .flags import Flags
@@ -32,6 +21,13 @@ from .hub import fetch
 from .memory import UTILIZATION, Fit, fit_context, gigabytes, on_cpu
 from .model_cache import prepared
 from .own_weights import with_own_weights
+from .picks import (
+    check_quantization,
+    pick_device,
+    pick_encoding,
+    read_config,
+    read_devices,
+)
 
 _PLUGIN = "max_mistral"
 GENERATES = PipelineTask.TEXT_GENERATION
@@ -69,11 +65,12 @@ def make_plan(
     _refuse_other_models(flags)
     path = Path(os.path.expanduser(model))
     if not os.path.lexists(path):
-        path = fetch(model, flags.value("--huggingface-model-revision"))
+        revision = flags.value("--huggingface-model-revision")
+        path = fetch(model, revision, partial(_refuse_early, flags))
     given = flags.values("--weight-path")
     checkpoint = with_own_weights(path, given) if given else read_checkpoint(path)
     folder = _model_folder(checkpoint, flags, say)
-    config = _read_config(folder)
+    config = read_config(folder)
     if subcommand == "generate":
         _refuse_embeddings(model, config, flags)
     picked: list[str] = []
@@ -85,12 +82,10 @@ def make_plan(
     if _PLUGIN not in flags.values("--custom-architectures"):
         picked += ["--custom-architectures", _PLUGIN]
     pick(_MODEL_FLAGS[0], str(folder), *_MODEL_FLAGS)
-    # On a GPU no kernel reads GGUF's encodings.
-    on_gpu = accelerator_count() and not checkpoint.is_gguf
-    device = flags.value("--devices") or ("gpu:0" if on_gpu else "cpu")
-    devices = _read_devices(device)
+    device = pick_device(flags, gguf=checkpoint.is_gguf)
+    devices = read_devices(device)
     pick("--devices", device)
-    weights, encoding = _pick_encoding(checkpoint, config, devices)
+    weights, encoding = pick_encoding(checkpoint, config, devices)
     if given:
         # Absolute, for MAX looks for a relative path in --model.
         weights = checkpoint.weights
@@ -139,6 +134,23 @@ def _refuse_other_models(flags: Flags) -> None:
             )
 
 
+def _refuse_early(flags: Flags, folder: Path) -> None:
+    """Refuses what its config alone says, before gigabytes of weights are fetched.
+
+    Args:
+        flags: Those that the user gave.
+        folder: A model's, perhaps without weights.
+    """
+    if flags.has("--weight-path") or flags.has(*_MODEL_FLAGS):
+        return  # they may have another config, or encoding
+    if (folder / "config.json").exists():
+        config = read_config(folder)
+        if on_cpu(read_devices(pick_device(flags, gguf=False))):
+            check_quantization(config)
+    elif (folder / PARAMS).exists():
+        read_params(folder / PARAMS)
+
+
 def _refuse_embeddings(model: str, config: PretrainedConfig, flags: Flags) -> None:
     task = flags.value("--task")
     whole = [arch.name for arch in ARCHITECTURES if arch.task == GENERATES]
@@ -175,57 +187,6 @@ def _model_folder(
     if checkpoint.prepare:
         return prepared(checkpoint.path, say)
     return checkpoint.path
-
-
-def _read_config(folder: Path) -> PretrainedConfig:
-    raw = read_json(folder / "config.json")
-    names = raw.get("architectures")
-    refuse_other_models(str(folder / "config.json"), raw.get)
-    known = list(dict.fromkeys(arch.name for arch in ARCHITECTURES))
-    if not isinstance(names, list) or not any(name in known for name in names):
-        raise UserError(
-            f"{folder / 'config.json'} has architectures = {shown(names)}; max_mistral "
-            f"runs {', '.join(known)}. Another may run with max alone."
-        )
-    hf.check_required_keys(str(folder), None)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # transformers has no narrower one
-        raise UserError(
-            f"{folder / 'config.json'} cannot be read by transformers ({error}). Copy "
-            "the file that belongs to the checkpoint."
-        ) from error
-    hf.check_supported(hf.text_config(config))
-    return config
-
-
-def _read_devices(devices: str) -> list[DeviceSpec]:
-    try:
-        handle = normalize_device_specs_input(devices)
-        return device_specs_from_normalized_device_handle(handle)
-    except ValueError as error:
-        raise UsageError(f"--devices is {shown(devices)}: {error}") from error
-
-
-def _pick_encoding(
-    checkpoint: Checkpoint, config: PretrainedConfig, devices: list[DeviceSpec]
-) -> tuple[tuple[Path, ...], str | None]:
-    """The files to name with --weight-path, and the encoding; MAX finds the others."""
-    if checkpoint.is_gguf:
-        return checkpoint.weights, None
-    # Or raises, for a file that is damaged.
-    dtypes = {tensor.dtype for tensor in read_tensors(checkpoint.weights).values()}
-    quantization = read_quantization(config, None)
-    if quantization is not None and on_cpu(devices):
-        quantization.check_runs([DeviceRef.CPU()], DType.float32)
-    elif quantization is not None:
-        return (), "gptq" if isinstance(quantization, GPTQ) else None
-    # MAX does not look for weights in float16; nor for FP8 on a CPU.
-    unsought = bool({"F16", "F8_E4M3"} & dtypes)
-    named = checkpoint.weights if unsought else ()
-    if on_cpu(devices):
-        return named, "float32"
-    return named, "bfloat16" if unsought else None
 
 
 def _summary(

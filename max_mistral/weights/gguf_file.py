@@ -19,12 +19,13 @@ from ..kernels.packing import Encoding
 from ..kernels.pieces import Bytes
 from ..other_models import refuse_other_models
 from ..progress import progress
+from .check_names import check_tensors
 from .finite import check_bytes
 from .gguf_encode import dequantize_rows, encode, encoding_of
 from .gguf_header import read_header
 from .heads import rotary_heads, split_rotary
 from .kept import KeptMatrices
-from .names import HEAD, check_tensors, dropped_tensors, expected_tensors
+from .names import HEAD, dropped_tensors, expected_tensors
 from .packed import pack_matrix
 from .stored import Stored
 

@@ -27,14 +27,17 @@ from ..disk import sync
 from ..errors import UserError
 from ..kernels.pieces import Bytes
 from ..own_folders import (
+    LOCK,
     UNUSED,
     cache_roots,
     hash_of_code,
     is_ours,
+    locked,
     make_ours,
     remove,
 )
 from ..switches import is_on
+from .memory import bytes_stored
 
 logger = logging.getLogger("max.pipelines")
 
@@ -44,11 +47,13 @@ FOLDER = "packed"
 
 # Below that, packing takes a second.
 _LEAST_BYTES = 2**27
-# How many times the checkpoint's size must be free: a cache is not worth a full disk.
+# How many times the weights' size must be free: a cache is not worth a full disk.
 _ROOM = 4
 _PARTIAL = "part-"
 # No matrix is written for as long.
 _ABANDONED = 3600.0
+# Whoever has the lock makes a folder, and removes old ones.
+_LONGEST_WAIT = 10.0
 
 
 class KeptMatrices:
@@ -64,6 +69,7 @@ class KeptMatrices:
     ) -> None:
         self._folder = folder
         self._check = check
+        self._written: list[Path] = []
 
     @classmethod
     def of(
@@ -120,10 +126,12 @@ class KeptMatrices:
         self._check()
         try:
             _write(path, made)
+            self._written.append(path)
             found = _mapped(path, shape)
         except OSError as error:
             logger.warning("Packed weights cannot be kept: %s", error)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            # A full disk has its room back. Another process may write to the folder.
+            remove(self._written)
             self._folder = None
         return made if found is None else found
 
@@ -173,20 +181,35 @@ def _folder_for(paths: Sequence[Path], state: State, how: str) -> Path | None:
     folder = checkpoint / what.hexdigest()[:16]
     for each in (root, root / FOLDER, checkpoint):
         make_ours(each)
-    if not is_ours(folder):
-        _sweep(checkpoint)
-        if shutil.disk_usage(root).free < _ROOM * size:
-            logger.info("Packed weights are not kept: %s has too little room", root)
-            return None
-        make_ours(folder)
+    os.utime(checkpoint)
+    if not _is_begun(folder):
+        # Or a start at the same time would sweep away what this one makes.
+        with locked(checkpoint, _LONGEST_WAIT):
+            if not is_ours(folder):
+                _sweep(checkpoint)
+            if not _is_begun(folder) and not _has_room(root, paths):
+                return None
+            make_ours(folder)
         logger.info(
             "Packed weights are kept in %s for the next start; %s=off leaves that out",
             folder,
             switches.KEEP_PACKED,
         )
     remove(folder.glob(f"{_PARTIAL}*"), unused=_ABANDONED)
-    os.utime(checkpoint)
     return folder
+
+
+def _has_room(root: Path, paths: Sequence[Path]) -> bool:
+    size = sum(bytes_stored(path, packed=True) for path in paths)
+    if shutil.disk_usage(root).free >= _ROOM * size:
+        return True
+    logger.info("Packed weights are not kept: %s has too little room", root)
+    return False
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether something is kept there, for which there was room, or being written."""
+    return is_ours(folder) and any(folder.iterdir())
 
 
 @functools.cache
@@ -199,7 +222,7 @@ def _code() -> str:
 
 def _sweep(checkpoint: Path) -> None:
     """Removes what an earlier state left, and checkpoints not used for a month."""
-    remove(checkpoint.iterdir())
+    remove(path for path in checkpoint.iterdir() if path.name != LOCK)
     remove(checkpoint.parent.iterdir(), unused=UNUSED)
 
 

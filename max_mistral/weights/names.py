@@ -9,13 +9,11 @@ Mistral's own format and in a GGUF file, and its shape in the letters of
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ..errors import UserError
 from ..hf_config import head_dim, text_config
 
 
@@ -238,58 +236,6 @@ def dropped_tensors(
     if tied:
         dropped[getattr(HEAD, scheme)] = "tied to the embedding, or not used"
     return {in_text_tower(name, tower): reason for name, reason in dropped.items()}
-
-
-def check_tensors(
-    found: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, ExpectedTensor],
-    dropped: Collection[str],
-    source: str,
-) -> None:
-    """Raises unless ``found`` holds just the expected tensors, in their shapes.
-
-    Args:
-        found: The shapes of the checkpoint's tensors by name.
-        expected: What must be there.
-        dropped: What may be there.
-        source: What to call the checkpoint in the message.
-
-    Raises:
-        UserError: (a ``ValueError``) naming every missing, unknown or
-            misshapen tensor (at most ten of each), an unknown one with the
-            name it is likely to mean.
-    """
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected and name not in dropped]
-    problems = list(_unknown_problems(unknown, missing, expected))
-    problems += [f"{name} is missing" for name in missing]
-    problems += [
-        f"{name} has shape {list(found[name])}, but config.json makes it "
-        f"{list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name] != tensor.shape
-    ]
-    if problems:
-        shown, rest = problems[:10], len(problems) - 10
-        more = [f"and {rest} more"] if rest > 0 else []
-        raise UserError(
-            f"The tensors of {source} do not fit its config.json:\n  "
-            + "\n  ".join(shown + more)
-            + "\nTake config.json and all weights from the same checkpoint."
-        )
-
-
-def _unknown_problems(
-    unknown: list[str],
-    missing: list[str],
-    expected: Mapping[str, ExpectedTensor],
-) -> Iterator[str]:
-    for name in unknown:
-        # A misspelt name leaves the right one missing, so look there first.
-        likely = difflib.get_close_matches(name, missing, n=1)
-        likely = likely or difflib.get_close_matches(name, expected, n=1)
-        hint = f"; did you mean {likely[0]}?" if likely else ""
-        yield f"{name} is unknown{hint}"
 
 
 def _layers(name: str, config: PretrainedConfig) -> range:

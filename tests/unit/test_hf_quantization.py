@@ -31,7 +31,9 @@ def test_what_the_configs_say():
     assert found["autofp8"] == found["compressed_static"] == found["static"]
     assert found["autofp8_dynamic"] == FP8("tensor", static=False)
     assert found["channel"] == FP8("channel", static=False)
-    assert found["block"] == FP8("block", static=False)
+    assert found["block"] == found["compressed_block"] == FP8("block", static=False)
+    text = edited("compressed_block", "weights", block_structure="128x128")
+    assert read(text) == found["block"]
     assert found["nvfp4"] == NVFP4(compressed=True)
     assert found["modelopt_nvfp4"] == NVFP4(compressed=False)
     assert read(NESTED) == found["modelopt_nvfp4"]
@@ -95,6 +97,8 @@ def edited(name, part, **values):
 STATIC_CHANNEL = edited(
     "channel", "input_activations", strategy="tensor", dynamic=False
 )
+BLOCK_OF_64 = edited("compressed_block", "weights", block_structure=[64, 64])
+INPUTS = ("input_activations",)
 NVFP4A16 = LAYOUTS["nvfp4"].config | {
     "config_groups": {"group_0": {"weights": {}, "input_activations": None}}
 }
@@ -119,6 +123,11 @@ ROTATED = {
         (edited("channel", "input_activations", dynamic=False), "input_.* = 'token'"),
         (edited("channel", "input_activations", strategy="tensor"), "in.* = 'tensor'"),
         (STATIC_CHANNEL, "of weights = 'channel'; .* with static activations"),
+        (BLOCK_OF_64, r"block_structure .* = \[64, 64\]; .* \[128, 128\]"),
+        (edited("compressed_block", "weights", block_structure=None), "= None"),
+        (edited("compressed_block", *INPUTS, group_size=64), r"\('group', 64\)"),
+        (edited("compressed_block", *INPUTS, strategy="token"), r"\('token', 128\)"),
+        (edited("compressed_block", *INPUTS, dynamic=False), "dynamic .* = False"),
         (edited("nvfp4", "weights", group_size=32), r"weights .* \('tensor_group', 32"),
         (edited("nvfp4", "input_activations", num_bits=None), r"input_.*\(None, 'fl"),
         (edited("nvfp4", "input_activations", num_bits=8), r"input_.*\(8, 'float'\)"),

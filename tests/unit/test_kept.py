@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import stat
+import threading
 import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from transformers import MistralConfig
 from max_mistral import switches
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding
+from max_mistral.own_folders import locked
 from max_mistral.prepare.gguf_config import read_config
 from max_mistral.weights import kept as module
 from max_mistral.weights.gguf_file import GGUFCheckpoint
@@ -202,6 +205,85 @@ def test_what_would_fill_the_disk_is_not_kept(checkpoint, cache, monkeypatch):
     usage.free = 28
     matrix(checkpoint, Packer(1))
     assert len(files(cache)) == 1
+
+
+def test_a_disk_that_fills_up_has_its_room_back(checkpoint, cache, monkeypatch):
+    """But not what another process wrote, nor the folder, to which it may write."""
+    matrix(checkpoint, Packer(1), "theirs")
+    kept = KeptMatrices.of([checkpoint])
+    kept.matrix("ours", SHAPE, Packer(2))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "sync", full)
+    kept.matrix("last", SHAPE, Packer(3))
+    assert [path.name for path in files(cache)] == ["theirs"]
+
+
+def test_another_process_goes_on_where_a_write_failed(checkpoint, cache, monkeypatch):
+    ours, theirs = KeptMatrices.of([checkpoint]), KeptMatrices.of([checkpoint])
+    with monkeypatch.context() as once:
+        once.setattr(module, "_write", Mock(side_effect=OSError(5, "I/O error")))
+        ours.matrix("a", SHAPE, Packer(1))
+    theirs.matrix("a", SHAPE, Packer(1))
+    assert len(files(cache)) == 1
+    # An empty folder has no claim to room.
+    files(cache)[0].unlink()
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    matrix(checkpoint, Packer(1))
+    assert not files(cache)
+
+
+def test_starts_at_the_same_time_leave_each_other_their_folder(
+    checkpoint, cache, monkeypatch
+):
+    """The second one finds no folder, and then waits while the first one makes it."""
+    at_sweep, may_sweep = threading.Event(), threading.Event()
+    sweep, folders = module._sweep, []
+
+    def slow(folder):
+        at_sweep.set()
+        assert may_sweep.wait(30)
+        sweep(folder)
+
+    def start():
+        kept = KeptMatrices.of([checkpoint])
+        kept.matrix("a", SHAPE, Packer(1))
+        folders.append(kept._folder)
+
+    sweeps = Mock(side_effect=slow)
+    monkeypatch.setattr(module, "_sweep", sweeps)
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    threads[0].start()
+    assert at_sweep.wait(30)
+    threads[1].start()
+    time.sleep(0.2)  # for the second one to come to the lock
+    may_sweep.set()
+    for thread in threads:
+        thread.join(30)
+    assert sweeps.call_count == 1
+    assert folders[0] == folders[1] is not None
+    assert len(files(cache)) == 1
+
+
+def test_a_lock_that_is_not_given_back_hangs_no_start(
+    checkpoint, cache, monkeypatch, caplog
+):
+    matrix(checkpoint, Packer(1))
+    (folder,) = cache.iterdir()
+    monkeypatch.setattr(module, "_LONGEST_WAIT", 0.2)
+    with locked(folder):
+        # What is kept is taken without it.
+        matrix(checkpoint, Packer(1))
+        assert not caplog.text
+        with caplog.at_level(logging.WARNING, logger="max.pipelines"):
+            matrix(checkpoint, Packer(2), how="another quantization")
+        assert "has had" in caplog.text
+        assert len(files(cache)) == 1
+    matrix(checkpoint, Packer(2), how="another quantization")
+    # The lock stays where it is while the folder is swept.
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"lock"}
 
 
 def test_a_small_one_is_not_kept(checkpoint, cache, monkeypatch):

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from max_mistral.errors import UserError
+from max_mistral.weights import names
+from max_mistral.weights.check_names import check_tensors
 from max_mistral.weights.names import (
     TENSORS,
-    check_tensors,
     dropped_tensors,
     expected_tensors,
     find_scheme,
@@ -105,8 +106,36 @@ def test_a_misspelt_tensor_is_named_with_its_correction():
 def test_a_surplus_tensor_is_named():
     # Layer 2 of a model of two layers: a wrong num_hidden_layers.
     surplus = "model.layers.2.self_attn.q_proj.weight"
-    with pytest.raises(UserError, match=f"{surplus} is unknown"):
+    # No other layer's tensor is meant.
+    with pytest.raises(UserError, match=f"{surplus} is unknown\\n"):
         check(shapes() | {surplus: (128, 96)})
+
+
+def test_hints_are_made_for_what_is_shown_alone(monkeypatch):
+    """One takes milliseconds, and a file may have a hundred thousand names."""
+    asked = []
+
+    def matches(name, known, n):
+        asked.append(name)
+        assert len(known) < len(TENSORS)
+        return []
+
+    monkeypatch.setattr(names.difflib, "get_close_matches", matches)
+    found = {f"model.layers.{i}.bonus": (1,) for i in range(1000)}
+    with pytest.raises(UserError, match="and 1011 more") as error:
+        check(found)
+    assert list(dict.fromkeys(asked)) == list(found)[:10]
+    assert str(error.value).count("is unknown") == 10
+
+
+@pytest.mark.parametrize("name", ["x" * 10**6, "a\x1b[2Jb\nc"])
+def test_a_hostile_name_is_shown_in_one_short_line(name):
+    with pytest.raises(UserError) as error:
+        check(shapes() | {name: (1,)})
+    text = str(error.value)
+    assert len(text) < 500
+    assert len(text.splitlines()) == 3
+    assert "\x1b" not in text
 
 
 def test_a_name_that_only_contains_a_known_one_is_unknown():

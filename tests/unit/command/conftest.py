@@ -8,7 +8,7 @@ import os
 import pytest
 
 from max_mistral import command
-from max_mistral.command import memory, plan
+from max_mistral.command import memory, picks
 from tests.commands import PLENTY
 from tests.unit.test_gguf import write_gguf
 from workbench.checkpoints import BASE, write_checkpoint
@@ -19,7 +19,7 @@ def machine(tmp_path, monkeypatch):
     """A machine with memory and no GPU, and a cache that is no one's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("MAX_MISTRAL_KERNELS", raising=False)
-    monkeypatch.setattr(plan, "accelerator_count", lambda: 0)
+    monkeypatch.setattr(picks, "accelerator_count", lambda: 0)
     monkeypatch.setattr(memory, "free_memory", lambda: PLENTY)
 
 

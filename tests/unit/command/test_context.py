@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from max_mistral import host_memory
-from max_mistral.command import memory, plan
+from max_mistral.command import memory, picks
 from max_mistral.command.checkpoint import read_checkpoint
 from max_mistral.command.memory import gigabytes
 from tests.commands import have_gpus, in_bfloat16, value
@@ -61,8 +60,8 @@ def test_fp8_that_a_gpu_does_not_keep_counts_twice(
 
 def test_the_format_of_the_cache_counts(run, folder, monkeypatch):
     weights = (folder / "model.safetensors").stat().st_size
-    config = plan._read_config(folder)
-    token = memory._token_bytes(config, plan._read_devices("cpu"), "bfloat16")
+    config = picks.read_config(folder)
+    token = memory._token_bytes(config, picks.read_devices("cpu"), "bfloat16")
     free = int((weights + 2 * 256 * token) / 0.9) + 8
     monkeypatch.setattr(memory, "free_memory", lambda: free)
     _, found, _ = run("generate", folder, "--kv-cache-format", "bfloat16")
@@ -74,8 +73,8 @@ def test_the_format_of_the_cache_counts(run, folder, monkeypatch):
 
 
 def test_8_bits_are_int8_with_a_scale_on_a_cpu(folder):
-    config = plan._read_config(folder)
-    devices = plan._read_devices("cpu")
+    config = picks.read_config(folder)
+    devices = picks.read_devices("cpu")
     sizes = {
         each: memory._token_bytes(config, devices, each)
         for each in ("bfloat16", "float8_e4m3fn")
@@ -86,28 +85,13 @@ def test_8_bits_are_int8_with_a_scale_on_a_cpu(folder):
 
 def test_without_the_kernels_weights_are_float32(folder, monkeypatch):
     checkpoint = read_checkpoint(folder)
-    config = plan._read_config(folder)
-    devices = plan._read_devices("cpu")
+    config = picks.read_config(folder)
+    devices = picks.read_devices("cpu")
     packed = memory.fit_context(checkpoint, config, devices, "float32").weights
     monkeypatch.setenv("MAX_MISTRAL_KERNELS", "off")
     wide = memory.fit_context(checkpoint, config, devices, "float32").weights
     # The file is bfloat16 and has a header.
     assert wide < 2 * packed < wide + 20_000
-
-
-def test_a_containers_limit_counts(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(host_memory, "CONTAINER_LIMIT", limit)
-    free = memory.free_memory()
-    assert free > 10**6
-    limit.write_text("1000000\n")
-    assert memory.free_memory() == 10**6
-    # More than the machine has is no promise of it.
-    limit.write_text(f"{2**60}\n")
-    assert 10**6 < memory.free_memory() < 2**60
-    limit.write_text("max\n")
-    assert memory.free_memory() > 10**6
 
 
 def test_sizes_as_people_say_them():

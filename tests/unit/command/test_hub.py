@@ -1,6 +1,7 @@
 """Models on the Hub, which a folder of this machine stands for."""
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,9 @@ from huggingface_hub.errors import (
 from max_mistral.command import hub
 from max_mistral.command.hub import fetch
 from max_mistral.errors import UserError
+from tests.commands import have_gpus
+from workbench.checkpoints import BASE
+from workbench.quantized import LAYOUTS
 
 HUGGING_FACE = ["config.json", "tokenizer.json", "tokenizer_config.json"]
 NATIVE = ["params.json", "tekken.json", "consolidated.safetensors"]
@@ -35,6 +39,7 @@ class Hub:
         self.error: Exception | None = None
         self.broken: Exception | None = None
         self.asked: list[str] = []
+        self.texts: dict[str, str] = {}
 
     def list_repo_files(self, repo, revision=None):
         if self.error is not None:
@@ -59,7 +64,7 @@ class Hub:
         self.asked = list(allow_patterns)
         for name in allow_patterns:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).touch()
+            (folder / name).write_text(self.texts.get(name, ""))
         return str(folder)
 
 
@@ -93,6 +98,58 @@ def test_mistrals_own_format(site):
     site.repos["a/b"] = NATIVE
     fetch("a/b")
     assert set(site.asked) == set(NATIVE)
+
+
+@pytest.mark.parametrize("files", [HUGGING_FACE, NATIVE])
+def test_all_but_the_weights_comes_first(site, files):
+    site.repos["a/b"] = [*files, "model.safetensors", "1_Pooling/config.json"]
+    seen = []
+
+    def check(folder):
+        found = (path for path in folder.rglob("*") if path.is_file())
+        seen.extend(path.name for path in found)
+
+    fetch("a/b", check=check)
+    small = {name for name in files if not name.endswith(".safetensors")}
+    assert set(seen) == small | {"config.json"}
+    assert "model.safetensors" in site.asked
+    # Of a GGUF file there is nothing else.
+    site.repos["a/gguf"] = ["b.Q8_0.gguf", "config.json"]
+    fetch("a/gguf", check=lambda folder: pytest.fail("it has no config"))
+
+
+MIXTRAL = json.dumps({"model_type": "mixtral"})
+GPTQ = BASE | {"quantization_config": LAYOUTS["gptq"].config}
+
+
+@pytest.mark.parametrize(
+    ("files", "texts", "says"),
+    [
+        (HUGGING_FACE, {"config.json": MIXTRAL}, "of Mixtral"),
+        (HUGGING_FACE, {"config.json": "{"}, "is not valid JSON"),
+        (HUGGING_FACE, {"config.json": json.dumps(GPTQ)}, "runs on GPUs only"),
+        (NATIVE, {"params.json": json.dumps({"moe": {"num_experts": 8}})}, "Mixtral"),
+    ],
+)
+def test_no_weights_are_fetched_of_what_does_not_run(site, run, files, texts, says):
+    site.repos["a/b"] = [*files, "model.safetensors"]
+    if files is NATIVE:
+        site.repos["a/b"] = files
+    site.texts = texts
+    status, found, err = run("serve", "a/b")
+    assert (status, found) == (1, [])
+    assert says in err
+    assert not [name for name in site.asked if name.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("more", [("--devices", "gpu:0"), ("--weight-path", "x.gguf")])
+def test_what_may_run_in_another_way_is_fetched(site, run, monkeypatch, more):
+    """On a GPU, which has GPTQ; or in other weights, though it fails later here."""
+    have_gpus(monkeypatch, 1)
+    site.repos["a/b"] = [*HUGGING_FACE, "model.safetensors"]
+    site.texts = {"config.json": json.dumps(GPTQ)}
+    run("serve", "a/b", *more)
+    assert "model.safetensors" in site.asked
 
 
 def test_an_encoding_of_gguf(site):

@@ -2,13 +2,19 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
+
+import pytest
 
 from max_mistral.command import memory
 from max_mistral.command.memory import gigabytes
+from max_mistral.encoding import resolved_encoding
 from tests.commands import have_gpus, in_bfloat16, value
+from tests.harness import virtual_gpus
 from workbench.checkpoints import BASE, write_checkpoint, write_headless, write_native
-from workbench.quantized import LAYOUTS, write_quantized
+from workbench.quantized import LAYOUTS, pipeline, write_quantized
+from workbench.runner import make_pipeline_config
 
 
 def test_a_gguf_file_is_prepared_once(run, gguf, tmp_path):
@@ -75,9 +81,72 @@ def test_huggingfaces_format_is_taken_as_it_is(run, folder, tmp_path):
 def test_a_float16_checkpoint_has_its_files_named(run, tmp_path):
     folder = write_checkpoint(tmp_path / "half", BASE, dtype="float16", shards=2)
     _, found, _ = run("generate", folder)
-    named = [found[i + 1] for i, flag in enumerate(found) if flag == "--weight-path"]
-    assert named == [str(path) for path in sorted(folder.glob("*.safetensors"))]
-    assert len(named) == 2
+    assert named(found) == [str(path) for path in sorted(folder.glob("*.safetensors"))]
+    assert len(named(found)) == 2
+
+
+def named(command):
+    """The values of --weight-path."""
+    return [command[i + 1] for i, flag in enumerate(command) if flag == "--weight-path"]
+
+
+@pytest.mark.parametrize(
+    "other", ["adapter_model.safetensors", "sub/model.safetensors", "a/b/x.safetensors"]
+)
+def test_files_are_named_where_max_would_load_others_too(
+    run, tmp_path, monkeypatch, other
+):
+    folder = write_checkpoint(tmp_path / "m", BASE, dtype="bfloat16", shards=2)
+    shards = sorted(folder.glob("*.safetensors"))
+    (folder / other).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(shards[0], folder / other)
+    # As MAX has it; its own choice is why the command makes one.
+    left = make_pipeline_config(folder).model.resolved_weight_paths()
+    assert folder / other in left
+    _, found, _ = run("serve", folder)
+    assert named(found) == list(map(str, shards))
+    model = make_pipeline_config(folder, weight_path=named(found)).model
+    assert model.resolved_weight_paths() == shards
+    # On a GPU MAX would not look into files that are named.
+    have_gpus(monkeypatch, 1)
+    _, found, _ = run("serve", folder)
+    assert named(found) == list(map(str, shards))
+    assert value(found, "--quantization-encoding") == "bfloat16"
+    # The user's own files stay the only ones.
+    _, found, _ = run("serve", folder, "--weight-path", shards[0])
+    assert named(found) == [str(shards[0])]
+
+
+@pytest.mark.parametrize("name", ["static", "compressed_block", "nvfp4", "gptq"])
+def test_files_that_are_named_have_their_encoding_on_a_gpu(
+    run, tmp_path, monkeypatch, name
+):
+    folder = write_checkpoint(tmp_path / name, BASE)
+    write_quantized(folder, LAYOUTS[name])
+    (folder / "adapter_model.safetensors").touch()
+    have_gpus(monkeypatch, 1)
+    _, found, _ = run("serve", folder)
+    assert named(found) == [str(folder / "model.safetensors")]
+    assert value(found, "--quantization-encoding") == LAYOUTS[name].encoding
+    if name != "gptq":
+        # What MAX finds by itself, without the other file.
+        (folder / "adapter_model.safetensors").unlink()
+        with virtual_gpus("sm_100a"):
+            model = pipeline(folder).model
+            assert resolved_encoding(model) == LAYOUTS[name].encoding
+
+
+def test_files_in_a_folder_whose_path_is_a_pattern_are_named(run, tmp_path):
+    folder = write_checkpoint(tmp_path / "m[1]", BASE, dtype="bfloat16")
+    _, found, _ = run("serve", folder)
+    assert named(found) == [str(folder / "model.safetensors")]
+
+
+@pytest.mark.parametrize("beside", ["consolidated.safetensors", "b-Q8_0.gguf", "x.bin"])
+def test_what_max_passes_over_is_no_other_file(run, folder, beside):
+    (folder / beside).touch()
+    _, found, _ = run("serve", folder)
+    assert not named(found)
 
 
 def test_mistrals_format_is_prepared(run, tmp_path):

@@ -1,8 +1,10 @@
 """What the max-mistral command refuses before max starts."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
+from transformers import AutoConfig
 
 from max_mistral import command
 from max_mistral.command.checkpoint import pick_gguf
@@ -54,6 +56,34 @@ def test_a_config_of_wrong_types(run, folder, wrong):
     assert (status, found) == (1, [])
     assert "config.json" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("hostile", "says"),
+    [
+        ({"num_labels": 10**9}, "num_labels = 1000000000; expected 65536 at most"),
+        (
+            {"model_type": "ministral", "num_hidden_layers": 2 * 10**9},
+            "num_hidden_layers = 2000000000; expected 4096 at most",
+        ),
+        ({"text_config": {"num_labels": 10**9}}, ": text_config has num_labels"),
+        ({"vision_config": {"n_layer": 10**9}}, ": vision_config has n_layer"),
+    ],
+)
+def test_a_count_is_refused_before_transformers_makes_a_list_of_it(
+    run, folder, monkeypatch, hostile, says
+):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if "text_config" in hostile:
+        hostile["text_config"] |= config
+    path.write_text(json.dumps(config | hostile))
+    reads = Mock()
+    monkeypatch.setattr(AutoConfig, "from_pretrained", reads)
+    status, found, err = run("serve", folder)
+    assert (status, found) == (1, [])
+    assert says in err
+    assert not reads.called
 
 
 def test_folders_without_a_model(run, tmp_path):

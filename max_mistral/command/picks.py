@@ -1,0 +1,119 @@
+"""What a model's own files say of how it runs: its config, device and encoding."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from max.driver import DeviceSpec, accelerator_count
+from max.dtype import DType
+from max.graph import DeviceRef
+from max.pipelines.lib.device_specs import (
+    device_specs_from_normalized_device_handle,
+    normalize_device_specs_input,
+)
+from transformers import AutoConfig, PretrainedConfig
+
+from .. import hf_config as hf
+from ..arch import ARCHITECTURES
+from ..errors import UserError, shown
+from ..fields import read_json
+from ..formats import GPTQ
+from ..hf_quantization import read_quantization
+from ..other_models import refuse_other_models
+from ..weights.safetensors_file import read_tensors
+from .checkpoint import Checkpoint
+from .errors import UsageError
+from .flags import Flags
+from .memory import on_cpu
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """Returns the config of a model that runs.
+
+    Raises:
+        UserError: (a ``ValueError``) if ``config.json`` is damaged, of another model,
+            or asks for what this package cannot compute.
+    """
+    raw = read_json(folder / "config.json")
+    names = raw.get("architectures")
+    refuse_other_models(str(folder / "config.json"), raw.get)
+    known = list(dict.fromkeys(arch.name for arch in ARCHITECTURES))
+    if not isinstance(names, list) or not any(name in known for name in names):
+        raise UserError(
+            f"{folder / 'config.json'} has architectures = {shown(names)}; max_mistral "
+            f"runs {', '.join(known)}. Another may run with max alone."
+        )
+    hf.check_required_keys(str(folder), None)
+    hf.check_counts(str(folder / "config.json"), raw)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers has no narrower one
+        raise UserError(
+            f"{folder / 'config.json'} cannot be read by transformers ({error}). Copy "
+            "the file that belongs to the checkpoint."
+        ) from error
+    hf.check_supported(hf.text_config(config))
+    return config
+
+
+def check_quantization(config: PretrainedConfig) -> None:
+    """Raises a ``UserError`` for a format that does not run on a CPU."""
+    quantization = read_quantization(config, None)
+    if quantization is not None:
+        quantization.check_runs([DeviceRef.CPU()], DType.float32)
+
+
+def pick_device(flags: Flags, *, gguf: bool) -> str:
+    """Returns ``--devices``, by default the first GPU, or the CPU."""
+    # On a GPU no kernel reads GGUF's encodings.
+    on_gpu = accelerator_count() and not gguf
+    return flags.value("--devices") or ("gpu:0" if on_gpu else "cpu")
+
+
+def read_devices(devices: str) -> list[DeviceSpec]:
+    """Returns what ``--devices`` names; raises a ``UsageError`` if MAX cannot say."""
+    try:
+        handle = normalize_device_specs_input(devices)
+        return device_specs_from_normalized_device_handle(handle)
+    except ValueError as error:
+        raise UsageError(f"--devices is {shown(devices)}: {error}") from error
+
+
+def pick_encoding(
+    checkpoint: Checkpoint, config: PretrainedConfig, devices: list[DeviceSpec]
+) -> tuple[tuple[Path, ...], str | None]:
+    """The files to name with --weight-path, and the encoding; MAX finds the others."""
+    if checkpoint.is_gguf:
+        return checkpoint.weights, None
+    # Or raises, for a file that is damaged.
+    dtypes = {tensor.dtype for tensor in read_tensors(checkpoint.weights).values()}
+    beside = _finds_others(checkpoint)
+    if on_cpu(devices):
+        check_quantization(config)
+    elif (quantization := read_quantization(config, None)) is not None:
+        if beside:
+            return checkpoint.weights, quantization.ENCODING
+        return (), "gptq" if isinstance(quantization, GPTQ) else None
+    # MAX does not look for weights in float16; nor for FP8 on a CPU.
+    unsought = beside or bool({"F16", "F8_E4M3"} & dtypes)
+    named = checkpoint.weights if unsought else ()
+    if on_cpu(devices):
+        return named, "float32"
+    return named, "bfloat16" if unsought else None
+
+
+def _finds_others(checkpoint: Checkpoint) -> bool:
+    """Whether MAX, left to itself, would load other files than the checkpoint's.
+
+    It takes all ``*.safetensors`` below the folder, an adapter's too, or none where a
+    ``[`` in its path makes a pattern of it. Files are named only then: MAX believes
+    the names of such files, and has no bfloat16 on a CPU.
+    """
+    if checkpoint.prepare:
+        return False  # MAX is given a folder of ours
+    pattern = f"{checkpoint.path}/**/*.safetensors"
+    found = {Path(name) for name in glob.glob(pattern, recursive=True)}
+    # Mistral's own files, which it passes over where there are others.
+    found = {path for path in found if "consolidated" not in path.name}
+    return found != set(checkpoint.weights)
