@@ -30,6 +30,13 @@ def load_fast(
     options: dict[str, Any] = {"revision": revision, "model_max_length": max_length}
     try:
         if find_file(model_path, "tekken.json", revision) is not None:
+            # transformers would make one of it, whose ids are not Mistral's.
+            if find_file(model_path, "tokenizer.json", revision) is None:
+                raise UserError(
+                    f"{model_path} has tekken.json, but no tokenizer.json. Make a "
+                    "folder that has one with: max-mistral prepare FOLDER NEW_FOLDER. "
+                    "max-mistral serve and generate do so by themselves."
+                )
             return PreTrainedTokenizerFast.from_pretrained(
                 model_path, fix_mistral_regex=True, **options
             )
@@ -37,6 +44,8 @@ def load_fast(
             model_path, trust_remote_code=trust_remote_code, **options
         )
         return cast(PreTrainedTokenizerFast, loaded)
+    except UserError:
+        raise
     # transformers and tokenizers raise any kind, even bare Exception.
     except Exception as error:
         raise UserError(

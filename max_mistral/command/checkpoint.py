@@ -12,6 +12,9 @@ from ..prepare.native import PARAMS
 
 # As llama.cpp's llama-gguf-split names the parts. One alone is whole.
 _PART = re.compile(r"-\d{5}-of-(?!00001\.)\d{5}\.gguf$", re.IGNORECASE)
+# A vision tower is no model by itself, nor is what a quantizer weighs by; what it
+# weighed may have that in the middle of its name.
+_OTHERS = re.compile(r"mmproj|^imatrix|imatrix$", re.IGNORECASE)
 # As many files as a message names.
 _MOST_NAMED = 30
 
@@ -59,7 +62,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 "checkpoint."
             )
         paths = tuple(path / name for name in weights)
-        return Checkpoint(path, paths, prepare=native)
+        whole = all(name.startswith("model") for name in weights)
+        return Checkpoint(path, paths, prepare=native or (whole and needs_json(names)))
     if any(is_gguf(entry) for entry in found):
         return _gguf_file(path / pick_gguf(names, str(path)))
     has, mend = "", "Give a folder with such weights, or a GGUF file."
@@ -83,6 +87,16 @@ def _gguf_file(path: Path) -> Checkpoint:
     return Checkpoint(path, (path,), prepare=True)
 
 
+def needs_json(names: Sequence[str]) -> bool:
+    """Whether a folder's tokenizer is in Mistral's own format only."""
+    if "tekken.json" in names or "tokenizer.json" in names:
+        return "tokenizer.json" not in names
+    # prepare does not add tokens to a tokenizer.model; transformers may.
+    return "added_tokens.json" not in names and any(
+        name.startswith("tokenizer.model") for name in names
+    )
+
+
 def pick_safetensors(names: Sequence[str]) -> list[str]:
     """Returns the weights among a folder's files: Hugging Face's, or Mistral's.
 
@@ -97,8 +111,7 @@ def pick_safetensors(names: Sequence[str]) -> list[str]:
 def models_of(names: Sequence[str]) -> list[str]:
     """Returns the GGUF files among a folder's that are models."""
     found = [PurePath(name) for name in names if is_gguf(PurePath(name))]
-    # A vision tower is no model by itself.
-    return [str(p) for p in found if not p.name.lower().startswith("mmproj")]
+    return [str(path) for path in found if not _OTHERS.search(path.stem)]
 
 
 def pick_gguf(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..prepare.native import PARAMS
-from .checkpoint import Checkpoint, is_gguf, read_checkpoint
+from .checkpoint import Checkpoint, is_gguf, needs_json, read_checkpoint
 from .errors import UsageError
 
 
@@ -47,7 +47,11 @@ def _in_folder(folder: Path, weights: list[Path]) -> Checkpoint:
     # Or raises, for one that MAX does not read.
     ggufs = [read_checkpoint(path) for path in weights if is_gguf(path)]
     if (folder / "config.json").exists():
-        return Checkpoint(folder.absolute(), tuple(weights), prepare=False)
+        folder = folder.absolute()
+        # Only its own weights are prepared with it.
+        own = not ggufs and all(path.parent.samefile(folder) for path in weights)
+        prepare = own and needs_json([path.name for path in folder.iterdir()])
+        return Checkpoint(folder, tuple(weights), prepare)
     if len(weights) == len(ggufs) == 1:
         # It has a config and a tokenizer of its own.
         return ggufs[0]

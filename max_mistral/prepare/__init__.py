@@ -4,9 +4,10 @@
 
 SOURCE is a GGUF file, or a folder in Mistral's own format (``params.json``,
 ``consolidated*.safetensors``, ``tekken.json`` or ``tokenizer.model*``), or a
-Hugging Face folder whose only weights are ``consolidated*.safetensors``. The
-new folder DESTINATION gets config.json and the tokenizer with its chat template.
-It links to the shards of SOURCE; a GGUF file stays where it is, for --weight-path.
+Hugging Face folder whose only weights are ``consolidated*.safetensors``, or that
+has one of these tokenizers and no ``tokenizer.json``. The new folder DESTINATION
+gets config.json and the tokenizer with its chat template. It links to the shards of
+SOURCE; a GGUF file stays where it is, for --weight-path.
 
 With --lora, SOURCE may be any Hugging Face folder too, and DESTINATION gets weights
 of its own: those of SOURCE with the PEFT adapter in the folder ADAPTER merged.
@@ -39,11 +40,15 @@ from .mistral_tokenizer import find_tokenizer, write_tokenizer
 from .native import PARAMS, read_config
 from .shards import find_shards, find_tensors, link_shards
 
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+# What of it holds for a tokenizer that is made anew too.
+_KEPT = ("chat_template", "add_eos_token")
+
 # What a folder has beside its weights. Mistral's own tokenizer file encodes chats.
 _COPIED = (
     *MISTRAL_TOKENIZERS,
     "tokenizer.json",
-    "tokenizer_config.json",
+    _TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -69,7 +74,7 @@ def prepare(
 
     Args:
         source: A GGUF file, or a folder with ``consolidated*.safetensors``; with
-            ``lora``, with ``model*.safetensors`` too.
+            ``lora``, or without ``tokenizer.json``, with ``model*.safetensors`` too.
         destination: A folder that does not exist yet.
         max_position_embeddings: The longest sequence in tokens, whatever the
             checkpoint says; by default what it says.
@@ -167,8 +172,8 @@ def _link_folder(source: Path, folder: Path, context: int | None) -> None:
     if not tensors:
         raise UserError(
             f"{source} has no consolidated*.safetensors. MAX loads a Hugging "
-            "Face folder with model*.safetensors as it is; of a GGUF give the "
-            "file; .pth files are not supported."
+            "Face folder with model*.safetensors and tokenizer.json as it is; of a "
+            "GGUF give the file; .pth files are not supported."
         )
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     _prepare_tokenizer(source, folder, config)
@@ -207,7 +212,18 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
                 f"{config['vocab_size']}. Copy the tokenizer that belongs to "
                 "the checkpoint."
             )
+        _keep_settings(source, folder)
     for name in _COPIED:
         if (source / name).exists() and not (folder / name).exists():
             # Not the mode: what others may write to is not taken from a cache.
             shutil.copyfile(source / name, folder / name)
+
+
+def _keep_settings(source: Path, folder: Path) -> None:
+    """Lets what a Hugging Face folder says of its tokenizer count for more."""
+    if not (source / _TOKENIZER_CONFIG).exists():
+        return
+    theirs = read_json(source / _TOKENIZER_CONFIG)
+    ours = read_json(folder / _TOKENIZER_CONFIG)
+    ours |= {key: theirs[key] for key in _KEPT if theirs.get(key) is not None}
+    (folder / _TOKENIZER_CONFIG).write_text(json.dumps(ours, indent=2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tokenizers import (
     AddedToken,
@@ -36,6 +36,7 @@ def make_byte_level(
     merges: Sequence[tuple[str, str]],
     cuts: Sequence[pre_tokenizers.PreTokenizer],
     special: Sequence[str],
+    user_defined: Sequence[str] = (),
     *,
     whole_words: bool,
 ) -> Tokenizer:
@@ -46,6 +47,7 @@ def make_byte_level(
         merges: Pairs of pieces, the first to merge first.
         cuts: How text is cut before.
         special: The control tokens.
+        user_defined: Tokens of plain text, which are never cut.
         whole_words: Whether a word that is a piece is looked up before any
             merge, as tiktoken does and so tekken.
 
@@ -61,7 +63,7 @@ def make_byte_level(
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=whole_words))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     tokenizer.decoder = decoders.ByteLevel()
-    _add_special(tokenizer, special)
+    _add_tokens(tokenizer, special, user_defined)
     return tokenizer
 
 
@@ -70,8 +72,9 @@ def make_sentencepiece(
     scores: Sequence[float],
     special: Collection[int],
     byte_pieces: Collection[int],
+    user_defined: Collection[int] = (),
     *,
-    space_before_all: bool,
+    space_before: Literal["all", "first", "none"],
 ) -> Tokenizer:
     """Returns the BPE of sentencepiece, with byte fallback.
 
@@ -80,14 +83,17 @@ def make_sentencepiece(
         scores: Of the pieces; the highest merge first.
         special: The ids of control tokens and of the unknown one.
         byte_pieces: The ids of ``<0x00>`` to ``<0xFF>``.
-        space_before_all: Whether a space goes in front of each stretch of text
-            between control tokens, as in mistral-common, or of the first only,
-            as in Hugging Face's tokenizers and templates.
+        user_defined: The ids of pieces that are never cut, whatever their score.
+        space_before: Whether a space goes in front of each stretch of text
+            between control tokens, as in mistral-common, of the first only,
+            as in Hugging Face's tokenizers and templates, or of none.
 
     Raises:
         UserError: (a ``ValueError``) if there is no unknown piece, a piece is
             there twice or too long, or a score is no number.
     """
+    special, byte_pieces = set(special), set(byte_pieces)
+    user_defined = set(user_defined)
     if UNK not in pieces or len(set(pieces)) != len(pieces):
         raise UserError(
             f"The tokenizer has {len(pieces)} pieces, {len(set(pieces))} that differ"
@@ -104,7 +110,8 @@ def make_sentencepiece(
     whole = [
         piece
         for i, piece in enumerate(pieces)
-        if i not in byte_pieces and i not in special and piece not in merged
+        if i in user_defined
+        or (i not in byte_pieces and i not in special and piece not in merged)
     ]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
@@ -112,24 +119,20 @@ def make_sentencepiece(
             vocab, find_merges(merged), unk_token=UNK, fuse_unk=True, byte_fallback=True
         )
     )
-    if space_before_all:
+    if space_before == "all":
         tokenizer.normalizer = normalizers.Sequence(
             [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         )
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-            prepend_scheme="first", split=False
+            prepend_scheme="first" if space_before == "first" else "never",
+            split=False,
         )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    _add_special(tokenizer, [pieces[i] for i in sorted(special)])
-    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in whole])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if space_before != "none":
+        steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)
+    _add_tokens(tokenizer, [pieces[i] for i in sorted(special)], whole)
     return tokenizer
 
 
@@ -203,7 +206,11 @@ def byte_spelling() -> dict[int, str]:
     return spelling
 
 
-def _add_special(tokenizer: Tokenizer, special: Sequence[str]) -> None:
+def _add_tokens(
+    tokenizer: Tokenizer, special: Sequence[str], whole: Sequence[str]
+) -> None:
+    """Lets text be cut at tokens of its vocabulary before anything else."""
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in special]
     )
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])

@@ -33,7 +33,7 @@ def main(
         metavar="SOURCE",
         type=Path,
         help="a GGUF file, or a folder with consolidated*.safetensors; with --lora, "
-        "or with model*.safetensors",
+        "or without tokenizer.json, with model*.safetensors too",
     )
     parser.add_argument(
         "destination", metavar="DESTINATION", type=Path, help="the folder to make"

@@ -21,6 +21,7 @@ from ..fields import (
 )
 from ..hf_rope import RopeScaling
 from ..weights.gguf_file import GGUFCheckpoint
+from .gguf_tokenizer import read_ends
 
 
 def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:
         file.one_of(f"{arch}.{key}", [head_dim], default=head_dim)
     vocab_size = len(file.items("tokenizer.ggml.tokens", str, MOST_TOKENS))
     window = f"{arch}.attention.sliding_window"
+    ends = read_ends(file)
     rope = _rope(file, arch)
     # What the file's own tensor says of RoPE stays in the file; here it is checked.
     kind = rope["rope_type"]
@@ -66,11 +68,12 @@ def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:
         "rms_norm_eps": _number(
             file, f"{arch}.attention.layer_norm_rms_epsilon", LEAST_EPS, MOST_EPS
         ),
-        # llama.cpp's conversion drops the window of Mistral-7B v0.1.
-        "sliding_window": file.integer(window) if file.has(window) else None,
+        # llama.cpp's conversion drops the window of Mistral-7B v0.1; 0 is none.
+        "sliding_window": file.integer(window, 0, default=0) or None,
         "tie_word_embeddings": "output.weight" not in checkpoint.tensors,
         "bos_token_id": _token_id(file, "bos_token_id", vocab_size),
-        "eos_token_id": file.integer("tokenizer.ggml.eos_token_id", 0, vocab_size - 1),
+        # MAX and transformers stop at each of a list.
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
         "rope_parameters": rope,
         "dtype": "float32",
     }
@@ -94,11 +97,12 @@ def _rope(file: Fields, arch: str) -> dict[str, Any]:
         file, f"{arch}.rope.freq_base", LEAST_THETA, MOST_THETA, default=10000.0
     )
     # As llama.cpp has it: a factor without a type is linear; scale_linear is its
-    # older name.
+    # older name, and 0 is none.
     factor = f"{arch}.rope.scaling.factor"
     if not file.has(factor) and file.has(f"{arch}.rope.scale_linear"):
         factor = f"{arch}.rope.scale_linear"
-    default = "linear" if file.has(factor) else "none"
+    has_factor = file.has(factor) and file.get(factor) != 0
+    default = "linear" if has_factor else "none"
     key = f"{arch}.rope.scaling.type"
     kind = file.one_of(key, ("none", "linear", "yarn"), default=default)
     if kind == "none":

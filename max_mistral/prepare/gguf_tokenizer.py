@@ -27,7 +27,10 @@ PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
 }
 
 # ``tokenizer.ggml.token_type``
-_UNKNOWN, _CONTROL, _BYTE = 2, 3, 6
+_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+# Some files name only one token that ends an answer, and others do too.
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_END_TEXTS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 
 
 def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
@@ -46,8 +49,11 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
             f"{checkpoint.path} has {len(tokens)} tokens, but only {len(set(tokens))} "
             "that differ. Fetch it again."
         )
-    types = file.items("tokenizer.ggml.token_type", int)
-    _check_length(file, "tokenizer.ggml.token_type", types, tokens)
+    types = _read_types(file, tokens)
+    # Like llama.cpp: what ends an answer is no text of it, whatever its type.
+    for i in read_ends(file):
+        if types[i] == _USER_DEFINED:
+            types[i] = _CONTROL
     if kind == "llama":
         tokenizer = _sentencepiece(file, tokens, types)
     elif kind == "gpt2" and pre in PRE_TOKENIZERS:
@@ -91,6 +97,29 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
+def read_ends(file: Fields) -> list[int]:
+    """Returns the ids of the tokens that end an answer, that of ``eos`` first.
+
+    llama.cpp (``src/llama-vocab.cpp``, ``special_eog_ids``) finds them so too.
+
+    Raises:
+        UserError: (a ``ValueError``) if ``eos`` is missing, or one is no token.
+    """
+    tokens = file.items("tokenizer.ggml.tokens", str, MOST_TOKENS)
+    eos, *others = (f"tokenizer.ggml.{name}" for name in _ENDS)
+    keys = [eos, *(key for key in others if file.has(key))]
+    found = [file.integer(key, 0, len(tokens) - 1) for key in keys]
+    whole = _of_type(_read_types(file, tokens), _CONTROL, _USER_DEFINED)
+    found += [i for i in whole if tokens[i] in _END_TEXTS]
+    return list(dict.fromkeys(found))
+
+
+def _read_types(file: Fields, tokens: list[str]) -> list[int]:
+    types = file.items("tokenizer.ggml.token_type", int)
+    _check_length(file, "tokenizer.ggml.token_type", types, tokens)
+    return list(types)
+
+
 def _byte_level(
     file: Fields, pre: str, tokens: list[str], types: list[int]
 ) -> Tokenizer:
@@ -106,6 +135,7 @@ def _byte_level(
         merges,
         PRE_TOKENIZERS[pre],
         [tokens[i] for i in _of_type(types, _CONTROL)],
+        [tokens[i] for i in _of_type(types, _USER_DEFINED)],
         whole_words=pre == "tekken",
     )
 
@@ -113,13 +143,15 @@ def _byte_level(
 def _sentencepiece(file: Fields, tokens: list[str], types: list[int]) -> Tokenizer:
     scores = file.items("tokenizer.ggml.scores", float)
     _check_length(file, "tokenizer.ggml.scores", scores, tokens)
+    prefixed = file.boolean("tokenizer.ggml.add_space_prefix", default=True)
     return make_sentencepiece(
         tokens,
         scores,
         _of_type(types, _CONTROL, _UNKNOWN),
         _of_type(types, _BYTE),
+        _of_type(types, _USER_DEFINED),
         # The template in the file is Hugging Face's.
-        space_before_all=False,
+        space_before="first" if prefixed else "none",
     )
 
 

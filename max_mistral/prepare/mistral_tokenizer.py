@@ -192,7 +192,7 @@ def _read_sentencepiece(path: Path) -> tuple[Tokenizer, str]:
             if model.is_control(i) or model.is_unknown(i)
         },
         {i for i in range(model.vocab_size()) if model.is_byte(i)},
-        space_before_all=True,
+        space_before="all",
     )
     version = _version(path) or _guess_version(tokenizer)
     return tokenizer, chat_template(version, (), sentencepiece=True)

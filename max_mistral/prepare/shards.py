@@ -17,13 +17,19 @@ _MOST_SHARDS = 10_000
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Returns the tensors in the ``consolidated*.safetensors`` of ``folder``.
+    """Returns the tensors of the shards that ``folder`` is prepared with.
+
+    Those are ``consolidated*.safetensors``, or with a ``config.json``, but no
+    ``tokenizer.json``, rather ``model*.safetensors``.
 
     Raises:
         UserError: (a ``ValueError``) naming the shards of a numbered series
             that are not there, or the truncated file.
     """
-    return stored_tensors(find_shards(folder, "consolidated"))
+    shards: list[Path] = []
+    if (folder / "config.json").exists() and not (folder / "tokenizer.json").exists():
+        shards = find_shards(folder, "model")
+    return stored_tensors(shards or find_shards(folder, "consolidated"))
 
 
 def find_shards(folder: Path, stem: str) -> list[Path]:
@@ -68,7 +74,9 @@ def link_shards(tensors: Mapping[str, Stored], folder: Path) -> None:
         os.symlink(shards[0].resolve(), folder / "model.safetensors")
         return
     links = {
-        shard: f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        shard: shard.name
+        if shard.name.startswith("model")
+        else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         for i, shard in enumerate(shards, start=1)
     }
     for shard, link in links.items():

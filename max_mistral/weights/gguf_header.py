@@ -28,6 +28,11 @@ _NUMBERS = {
     **{10: "<u8", 11: "<i8", 12: "<f8"},
 }
 _GGML_TYPES = {int(each) for each in GGML_QUANT_SIZES}
+# Of weights that were put in order for one kind of CPU; llama.cpp does so itself now.
+_REMOVED = {
+    **{31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"},
+    **{36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"},
+}
 # Far more than any file has. A file may be sparse, so its size alone is no bound.
 _MOST_KEYS, _MOST_TENSORS, _MOST_ITEMS, _MOST_BYTES = 2**16, 2**17, 2**22, 2**28
 # Of one tensor; ggml's own limit.
@@ -151,6 +156,12 @@ class _Reader:
         ggml_type, offset = self.number(4), self.number(8)
         if 0 in shape:
             self.fail(f"{shown(name)} has a dimension of 0")
+        if ggml_type in _REMOVED:
+            raise UserError(
+                f"{self.path} has {shown(name)} of the type {_REMOVED[ggml_type]}, "
+                "which llama.cpp has removed, and max_mistral does not read. Take a "
+                "file in Q4_0 or Q4_K_M."
+            )
         if ggml_type not in _GGML_TYPES:
             raise UserError(
                 f"{self.path} has {shown(name)} of the type {ggml_type}, which the "

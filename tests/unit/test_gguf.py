@@ -172,7 +172,7 @@ def test_what_has_none_loses_nothing(tmp_path, kind):
 def test_a_type_that_the_gguf_package_cannot_decode(tmp_path, name, packed):
     checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
     tensor = checkpoint.tensors[name]
-    checkpoint.tensors[name] = replace(tensor, kind=gguf.GGMLQuantizationType.Q8_K)
+    checkpoint.tensors[name] = replace(tensor, ggml_type=gguf.GGMLQuantizationType.Q8_K)
     config = MistralConfig(**read_config(checkpoint))
     with pytest.raises(UserError, match=f"m.gguf: {name} is of type Q8_K, .* Q4_K_M"):
         dict(checkpoint.weights(config, packed=packed))
@@ -348,7 +348,7 @@ def test_a_start_with_a_config_of_another_model(tmp_path):
         max_mistral.MistralConfig.initialize(pipeline_config)
 
 
-def write_vocabulary(path, kind, pre, tokens, types, scores=None, merges=None):
+def write_vocabulary(path, kind, pre, tokens, types, scores=None, merges=None, **more):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_tokenizer_model(kind)
@@ -362,6 +362,9 @@ def write_vocabulary(path, kind, pre, tokens, types, scores=None, merges=None):
         writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    for name, value in more.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(f"tokenizer.ggml.{name}", value, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -14,6 +14,7 @@ from max_mistral.hf_rope import RopeScaling
 from max_mistral.prepare import prepare
 from max_mistral.prepare.gguf_config import read_config
 from max_mistral.prepare.gguf_tokenizer import write_tokenizer
+from max_mistral.weights.gguf_agrees import check_config
 from max_mistral.weights.gguf_file import GGUFCheckpoint
 from max_mistral.weights.gguf_header import read_header
 from tests.unit.test_gguf import write_gguf
@@ -142,6 +143,16 @@ def test_a_tensor_is_where_its_size_puts_it(tmp_path, second, message):
 
 
 @pytest.mark.parametrize(
+    ("kind", "name"), [(31, "Q4_0_4_4"), (33, "Q4_0_8_8"), (36, "IQ4_NL_4_4")]
+)
+def test_a_type_that_llama_cpp_has_removed(tmp_path, kind, name):
+    second = tensor("b", [32, 2], kind, 32)
+    path = write(tmp_path / "m.gguf", (), [GOOD[0], second], data=bytes(68))
+    with pytest.raises(UserError, match=f"'b' of the type {name}, .* Q4_0 or Q4_K_M"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ([("a", u32(4) + u32(1))] * 2, "key 'a' twice"),
@@ -218,8 +229,9 @@ REFUSED = [
     ("llama.attention.layer_norm_rms_epsilon", float("inf")),
     ("llama.rope.freq_base", 0.0),
     ("llama.rope.freq_base", float("nan")),
-    ("llama.rope.scaling.factor", 0.0),
-    ("llama.attention.sliding_window", 0),
+    ("llama.rope.scaling.factor", -1.0),
+    ("llama.rope.scaling.factor", float("nan")),
+    ("llama.attention.sliding_window", -1),
     ("tokenizer.ggml.eos_token_id", -1),
     ("tokenizer.ggml.eos_token_id", 4),
     ("tokenizer.ggml.bos_token_id", -1),
@@ -309,6 +321,28 @@ def test_a_factor_without_a_type_is_linear(tmp_path, key):
     assert read_config(GGUFCheckpoint(path))["rope_parameters"] == (
         {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     )
+
+
+@pytest.mark.parametrize(
+    "zeros",
+    [
+        {"rope__scaling__factor": 0.0},
+        {"rope__scale_linear": 0.0},
+        {"rope__scaling__factor": 0.0, "rope__scaling__type": "none"},
+        # The newer name counts.
+        {"rope__scaling__factor": 0.0, "rope__scale_linear": 4.0},
+        {"attention__sliding_window": 0},
+    ],
+)
+def test_a_zero_is_none(tmp_path, zeros):
+    """As llama.cpp has it, and ``check_config`` at a start."""
+    zeros = {f"llama__{key}": value for key, value in zeros.items()}
+    checkpoint = GGUFCheckpoint(edited(tmp_path / "m.gguf", **zeros))
+    config = read_config(checkpoint)
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
+    assert config["sliding_window"] is None
+    if len(zeros) == 1:
+        check_config(checkpoint, AutoConfig.for_model(**config))
 
 
 def test_rope_freqs_of_ones_change_nothing(tmp_path):
