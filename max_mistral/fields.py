@@ -42,7 +42,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, source: str) -> dict[str, Any]:
-    """Like :func:`read_json`, of bytes; ``source`` is what to call them."""
+    """Returns the JSON object that a file's bytes are.
+
+    Args:
+        data: The bytes.
+        source: What to call them in a message.
+
+    Raises:
+        UserError: (a ``ValueError``) if they are no JSON, another value than an
+            object, or name a key twice.
+    """
     try:
         found = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -24,8 +24,15 @@ def load_fast(
     another for folders with a tekken.json if mistral-common is installed. Some
     of those folders have a tokenizer.json that cuts words at the wrong places.
 
+    Args:
+        model_path: A folder or the name of a repository.
+        revision: The repository's revision.
+        max_length: The longest sequence in tokens.
+        trust_remote_code: Whether the repository's own Python may run.
+
     Raises:
-        UserError: (a ``ValueError``) if there is none that loads.
+        UserError: (a ``ValueError``) if there is none that loads, or only one in
+            Mistral's own format.
     """
     options: dict[str, Any] = {"revision": revision, "model_max_length": max_length}
     try:

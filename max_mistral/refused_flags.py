@@ -42,7 +42,7 @@ def refuse_flags(pipeline_config: PipelineConfig) -> None:
 
 
 def refuse_subfolder(model: MAXModelConfig) -> None:
-    """The same of ``--subfolder``, before its folder's files are missed."""
+    """Raises a ``UserError`` for ``--subfolder``, before its files are missed."""
     if model.subfolder is not None:
         raise UserError(
             f"--subfolder is {model.subfolder}, but max_mistral reads a checkpoint "
@@ -52,7 +52,7 @@ def refuse_subfolder(model: MAXModelConfig) -> None:
 
 
 def refuse_devices(model: MAXModelConfig) -> None:
-    """The same of ``--devices`` with a CPU among others."""
+    """Raises a ``UserError`` for ``--devices`` with a CPU among others."""
     kinds = [spec.device_type for spec in model.device_specs]
     if "cpu" in kinds and len(kinds) > 1:
         raise UserError(

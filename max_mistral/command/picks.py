@@ -21,7 +21,7 @@ from ..fields import read_json
 from ..formats import GPTQ
 from ..hf_quantization import read_quantization
 from ..other_models import refuse_other_models
-from ..weights.safetensors_file import read_tensors
+from ..weights.safetensors_file import UNSOUGHT, read_tensors
 from .checkpoint import Checkpoint
 from .errors import UsageError
 from .flags import Flags
@@ -95,8 +95,7 @@ def pick_encoding(
         if beside:
             return checkpoint.weights, quantization.ENCODING
         return (), "gptq" if isinstance(quantization, GPTQ) else None
-    # MAX does not look for weights in float16; nor for FP8 on a CPU.
-    unsought = beside or bool({"F16", "F8_E4M3"} & dtypes)
+    unsought = beside or bool(UNSOUGHT & dtypes)
     named = checkpoint.weights if unsought else ()
     if on_cpu(devices):
         return named, "float32"

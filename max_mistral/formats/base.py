@@ -46,7 +46,7 @@ class Linears:
     encoding: QuantizationEncoding | None = None
 
     def linear(self, in_dim: int, out_dim: int, device: DeviceRef) -> Any:
-        """Returns one projection without bias."""
+        """Returns one projection, from ``[rows, in_dim]``; it has no bias."""
         return self.linear_cls(
             in_dim=in_dim,
             out_dim=out_dim,
@@ -56,7 +56,13 @@ class Linears:
         )
 
     def qkv(self, in_dim: int, out_dims: Mapping[str, int], device: DeviceRef) -> Any:
-        """Returns the projections of Q, K and V, by their names."""
+        """Returns the projections of Q, K and V, by their names.
+
+        Args:
+            in_dim: The hidden size.
+            out_dims: By the name of each, its heads times head_dim.
+            device: Where they run.
+        """
         if self.qkv_cls is None:
             return SeparateQKV(
                 {
@@ -74,7 +80,7 @@ class Linears:
         )
 
     def mlp(self, hidden: int, wide: int, devices: Sequence[DeviceRef]) -> MLP:
-        """Returns SwiGLU from ``hidden`` to ``wide`` and back."""
+        """Returns SwiGLU, ``[rows, hidden]`` to ``[rows, wide]`` and back."""
         return self.mlp_cls(
             self.dtype,
             self.encoding,

@@ -31,12 +31,20 @@ def make_norm(config: GraphConfig, cls: type[RMSNorm] = RMSNorm) -> RMSNorm:
 def carries_delta(config: GraphConfig) -> bool:
     """Whether a block leaves it to the next one to add its MLP's output.
 
-    There MAX adds and normalizes in one kernel. At a block's end, which is the end
-    of a subgraph, the sum is a kernel of its own after an FP8 or GPTQ product and
-    after cuBLAS: one of 13 a block in FP8, one of 10 in bfloat16. MAX's own matmul in
-    bfloat16, its product in NVFP4 and its all-reduce add on their way: a block of the
-    first two has as many kernels either way, before the last nothing is carried.
-    ``scripts/list_kernels.py`` lists them.
+    There MAX adds and normalizes in one kernel. At a block's end, which is the end of
+    a subgraph, the sum would be a kernel of its own, unless the product before it
+    adds. Kernels of a block (``scripts/list_kernels.py``):
+
+    =====================  ==================  =======
+    the MLP's last matmul  added at its end    carried
+    =====================  ==================  =======
+    FP8                    13                  12
+    GPTQ, cuBLAS           10                  9
+    MAX's own, bfloat16    9: it adds          9
+    NVFP4                  13: it adds         13
+    =====================  ==================  =======
+
+    An all-reduce adds too; before it nothing is carried.
 
     On packed weights, on a CPU, a block is one operation.
     """

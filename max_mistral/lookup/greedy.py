@@ -21,7 +21,10 @@ def greedy_tokens(
 ) -> npt.NDArray[np.int64] | None:
     """Returns each row's likeliest token, ``[rows]``; ``None`` of too many logits.
 
-    Logits from ``vocab_size`` on are padding, which MAX's sampler leaves out too.
+    Args:
+        logits: ``[rows, vocab_size or more]``, in host memory.
+        vocab_size: Logits from there on are padding, which MAX's sampler leaves out
+            too.
 
     NumPy finds them in microseconds, in the thread that has the logits. After a graph
     this thread has to wait for a CPU, on which MAX's others look out for more work: a

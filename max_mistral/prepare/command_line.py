@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import UserError, describe
 from ..progress import print_line
-from ..weights.safetensors_file import read_tensors
+from ..weights.safetensors_file import UNSOUGHT, read_tensors
 from . import prepare
 from .shards import find_shards
 
@@ -88,8 +88,7 @@ def _command(source: Path, destination: Path, merged: bool) -> list[str]:
     else:
         shards = find_shards(destination, "model")
         dtypes = {tensor.dtype for tensor in read_tensors(shards).values()}
-        # MAX does not look for these on a CPU.
-        named = shards if {"F16", "F8_E4M3"} & dtypes else []
+        named = shards if UNSOUGHT & dtypes else []
         encoding = ["--quantization-encoding", "float32"]
     embeds = (destination / "modules.json").exists()
     start, ask = ["max", "generate"], ["--prompt", "Hello"]

@@ -70,18 +70,28 @@ def link_shards(tensors: Mapping[str, Stored], folder: Path) -> None:
     MAX passes over files whose name has "consolidated" in it.
     """
     shards = sorted({stored.path for stored in tensors.values()})
-    if len(shards) == 1:
-        os.symlink(shards[0].resolve(), folder / "model.safetensors")
-        return
-    links = {
-        shard: shard.name
-        if shard.name.startswith("model")
-        else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        for i, shard in enumerate(shards, start=1)
-    }
+    names = shard_names(len(shards))
+    if len(shards) > 1 and all(path.name.startswith("model") for path in shards):
+        names = [path.name for path in shards]
+    links = dict(zip(shards, names, strict=True))
     for shard, link in links.items():
         os.symlink(shard.resolve(), folder / link)
-    weight_map = {name: links[stored.path] for name, stored in tensors.items()}
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2)
-    )
+    if len(links) > 1:
+        weight_map = {name: links[stored.path] for name, stored in tensors.items()}
+        write_index(folder, weight_map, {})
+
+
+def shard_names(count: int) -> list[str]:
+    """Returns the names that Hugging Face's ``save_pretrained`` gives as many files."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def write_index(
+    folder: Path, weight_map: Mapping[str, str], metadata: Mapping[str, int]
+) -> None:
+    """Writes which file each tensor is in, by their names."""
+    index = {"metadata": dict(metadata), "weight_map": dict(weight_map)}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps(index, indent=2))

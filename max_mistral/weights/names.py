@@ -226,7 +226,14 @@ def expected_tensors(
 def dropped_tensors(
     config: PretrainedConfig, scheme: str, *, tied: bool, tower: str = ""
 ) -> dict[str, str]:
-    """Returns the tensors that a checkpoint may also hold, and why they are dropped."""
+    """Returns the tensors that a checkpoint may also hold, and why they are dropped.
+
+    Args:
+        config: As :func:`expected_tensors` takes it, like those that follow.
+        scheme: Whose names the keys are.
+        tied: Whether the head is the embedding, or there is none.
+        tower: The prefix of the text tower, if there is one.
+    """
     bare = "model." if scheme == "graph" else ""
     dropped = {
         name.removeprefix(bare).format(i=i): reason

@@ -17,6 +17,9 @@ _MOST_HEADER = 100_000_000
 # More dimensions than any tensor has.
 _MOST_RANK = 8
 
+UNSOUGHT = {"F16", "F8_E4M3"}
+"""MAX does not look for weights in float16, nor for FP8 on a CPU: they are named."""
+
 # Bits of a number, by the names that the format has.
 _BITS = {
     "F4": 4,

@@ -67,7 +67,16 @@ class EchoLogProbabilities(LogProbabilitiesMixin):
         batch_top_n: list[int],
         batch_echo: list[bool],
     ) -> list[LogProbabilities | None]:
-        """Returns each request's scores; where it echoes, of its whole prompt."""
+        """Returns each request's scores; where it echoes, of its whole prompt.
+
+        Args:
+            session: MAX's, which scores on a GPU.
+            model_inputs: Of the step.
+            model_outputs: Of the step; all logits where a request echoes.
+            next_tokens: int64 ``[batch]``, what was sampled.
+            batch_top_n: How many of the likeliest tokens each request wants.
+            batch_echo: Whether each wants its prompt's scores.
+        """
         inputs, contexts = self._scored or (None, [])
         # A script that made its inputs itself has all it scores in one step.
         if not any(batch_echo) or inputs is not model_inputs:

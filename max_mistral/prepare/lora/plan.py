@@ -135,7 +135,16 @@ def merged(
 def encode(
     values: Values, ggml_type: GGMLQuantizationType, name: str
 ) -> tuple[npt.NDArray[np.uint8], Values]:
-    """The values' bytes, and what these are worth."""
+    """Returns the values' bytes in a GGML type, uint8, and the values of these.
+
+    Args:
+        values: float32, of any shape.
+        ggml_type: One that the ``gguf`` package can write.
+        name: The tensor's, for the message.
+
+    Raises:
+        UserError: (a ``ValueError``) if one is beyond what the type can hold.
+    """
     with np.errstate(over="ignore"):
         data = (
             np.ascontiguousarray(quantize(values, ggml_type)).view(np.uint8).reshape(-1)

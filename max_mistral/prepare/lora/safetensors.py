@@ -14,6 +14,7 @@ from ...errors import UserError
 from ...progress import progress
 from ...weights.names import find_scheme, find_text_tower, image_towers
 from ...weights.safetensors_file import SafeTensor, read_tensors
+from ..shards import shard_names, write_index
 from .adapter import FLOATS, Change
 from .plan import Output, encode, merged, plan
 
@@ -55,12 +56,7 @@ def merge_safetensors(
                 f"merged into {', '.join(FLOATS)}."
             )
     groups = _shard(outputs)
-    names = [
-        f"model-{i:05d}-of-{len(groups):05d}.safetensors"
-        if len(groups) > 1
-        else "model.safetensors"
-        for i in range(1, len(groups) + 1)
-    ]
+    names = shard_names(len(groups))
     for name, group in zip(names, groups, strict=True):
         with (folder / name).open("wb") as file:
             _write_safetensors(file, group)
@@ -71,9 +67,7 @@ def merge_safetensors(
             for output in group
         }
         total = sum(output.source.stored.size for output in outputs)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        path = folder / "model.safetensors.index.json"
-        path.write_text(json.dumps(index, indent=2))
+        write_index(folder, weight_map, {"total_size": total})
 
 
 def _shard(outputs: Sequence[Output]) -> list[list[Output]]:
