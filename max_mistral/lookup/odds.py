@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,23 @@ MOST_ROWS = 64
 
 MARGIN = 1.03
 """How much faster than one without drafts a step must be expected to be."""
+
+TILE = 8
+"""Rows that the CPU kernels multiply at a time (``max_rows`` in ``tiles.mojo``)."""
+
+TILE_COST = 0.8
+"""What one more tile costs beside its rows, in rows: with Q4_K on a Zen 4."""
+
+
+@functools.cache
+def paid(rows: int) -> float:
+    """Returns how many rows a step costs as, 1 for one.
+
+    The kernels cut rows into tiles of 8, and the rest into 4, 2 and 1, and decode a
+    weight for each: 7 rows cost as much as 8.
+    """
+    tiles = rows // TILE + (rows % TILE).bit_count()
+    return rows + TILE_COST * (tiles - 1)
 
 
 def _kind(agreed: int) -> int:
@@ -54,7 +72,7 @@ class Odds:
 
 
 class Cost:
-    """What a decode step costs: ``base + slope * rows``, and ``extra`` with drafts.
+    """What a step costs: ``base + slope * paid(rows)``, and ``extra`` with drafts.
 
     Least squares over the last steps, where older ones count less. Steps without
     drafts say little about the slope and nothing about the extra; what has been
@@ -70,7 +88,7 @@ class Cost:
     FADING = 0.97
 
     def __init__(self) -> None:
-        # Of the steps' (1, rows, drafts or not): the sums of their products with
+        # Of the steps' (1, paid rows, drafts or not): the sums of their products with
         # each other, and with the seconds.
         self._sums = [0.0] * 9
         self._found = (0.0, 0.0, 0.0)
@@ -86,8 +104,9 @@ class Cost:
         # A step that something interrupted would count for dozens of others.
         if self._sums[0] > 4:
             seconds = min(seconds, 2 * self.estimate(rows, drafts=drafts))
-        step = [1.0, rows, drafts, rows * rows, rows * drafts, drafts]
-        step += [seconds, rows * seconds, drafts * seconds]
+        cost = paid(rows)
+        step = [1.0, cost, drafts, cost * cost, cost * drafts, drafts]
+        step += [seconds, cost * seconds, drafts * seconds]
         # NumPy would take longer, for each step's work pushes it out of the cache.
         pairs = zip(self._sums, step, strict=True)
         self._sums = [self.FADING * before + new for before, new in pairs]
@@ -122,7 +141,7 @@ class Cost:
     def estimate(self, rows: int, *, drafts: bool) -> float:
         """Returns what a step costs, in seconds."""
         base, slope, extra = self._found
-        return base + slope * rows + extra * drafts
+        return base + slope * paid(rows) + extra * drafts
 
 
 @dataclass(frozen=True)
@@ -137,19 +156,20 @@ class Candidate:
 def how_many(candidates: Sequence[Candidate], cost: Cost) -> list[int]:
     """Returns how many tokens of each draft to verify, for most tokens a second.
 
-    Drafts are taken by their odds, one token after the other, while each makes more
-    tokens a second. No later one would: its odds are no better, and it costs the same.
+    Drafts are taken by their odds, one token after the other, and the fastest number
+    is kept. It is looked half a tile beyond it, for the last rows of one cost least;
+    no later draft pays, for its odds are no better.
     """
     none = [0] * len(candidates)
     if not cost.known or not candidates:
         return none
     rows, tokens = len(candidates), float(len(candidates))
     best, fastest = none, MARGIN * tokens / cost.estimate(rows, drafts=False)
-    last = tokens / cost.estimate(rows, drafts=True)
+    most = rows + TILE // 2
     chosen = list(none)
     # The odds that all of a draft's tokens up to its next one are right.
     reach = [c.odds.next_right(c.agreed) if c.tokens else 0.0 for c in candidates]
-    while rows < MOST_ROWS:
+    while rows < min(most, MOST_ROWS):
         likeliest = max(range(len(candidates)), key=reach.__getitem__)
         if not reach[likeliest]:
             break
@@ -157,10 +177,7 @@ def how_many(candidates: Sequence[Candidate], cost: Cost) -> list[int]:
         chosen[likeliest] += 1
         rate = tokens / cost.estimate(rows, drafts=True)
         if rate > fastest:
-            best, fastest = list(chosen), rate
-        if rate <= last:
-            break
-        last = rate
+            best, fastest, most = list(chosen), rate, rows + TILE // 2
         candidate = candidates[likeliest]
         place = candidate.agreed + chosen[likeliest]
         reach[likeliest] *= candidate.odds.next_right(place)

@@ -46,18 +46,6 @@ DENSE = {
     Encoding.BF16: ml_dtypes.bfloat16,
     Encoding.F16: np.float16,
 }
-# Where the float16 numbers of a block are.
-SCALES = {
-    Encoding.Q6_K: [208],
-    Encoding.Q4_1: [0, 2],
-    Encoding.Q5_1: [0, 2],
-    Encoding.Q4_K: [0, 2],
-    Encoding.Q5_K: [0, 2],
-    Encoding.Q2_K: [80, 82],
-    Encoding.Q3_K: [108],
-    Encoding.TQ2_0: [64],
-    "TQ1_0": [52],
-}
 # The types of GGUF that become an encoding which is none.
 SOURCES = {
     Encoding.IQ2_IN_Q3_K: "IQ2_S",
@@ -80,12 +68,19 @@ def random_weight(encoding, rows=ROWS, width=None):
         values = rng.standard_normal((rows, width)).astype(DENSE[encoding])
         return values.view(np.uint8), values.astype(np.float64)
     source = SOURCES.get(encoding, encoding.name)
-    data, want, found = encoded_blocks(source, SCALES.get(encoding, [0]), rows, width)
+    data, want, found = encoded_blocks(source, rows, width)
     assert found == encoding
     return data, want
 
 
-def encoded_blocks(source, scales_at, rows, width):
+def scales_at(source):
+    """Where a block of a GGUF type has its float16 numbers."""
+    if source in Encoding.__members__:
+        return Encoding[source].scales_at
+    return {"TQ1_0": (52,)}.get(source, (0,))
+
+
+def encoded_blocks(source, rows, width):
     """Returns random blocks of a GGUF type as they are encoded for the kernels.
 
     Bytes by rows, values in float64, and the encoding.
@@ -95,7 +90,7 @@ def encoded_blocks(source, scales_at, rows, width):
     size, bytes_ = gguf.GGML_QUANT_SIZES[kind]
     count = rows * width // size
     blocks = rng.integers(0, 256, (count, bytes_), dtype=np.uint8)
-    for at in scales_at:
+    for at in scales_at(source):
         scales = rng.uniform(-0.1, 0.1, (count, 1)).astype(np.float16)
         blocks[:, at : at + 2] = scales.view(np.uint8)
     encoding, data = encoding_of(kind), blocks
@@ -259,7 +254,7 @@ def test_what_is_fused_is_as_it_would_be_alone(many):
 def test_an_embedding_is_exact(many, encoding):
     want = random_weight(encoding)[1][TOKENS]
     found = many[encoding]["embedding"]
-    if len(SCALES.get(encoding, [0])) == 1 and encoding != Encoding.IQ4_XS:
+    if len(encoding.scales_at) < 2 and encoding != Encoding.IQ4_XS:
         # One multiplication, so the nearest float32; Q6_K multiplies twice.
         np.testing.assert_allclose(found, want, rtol=4 * EPS, atol=1e-30)
     else:
@@ -269,9 +264,7 @@ def test_an_embedding_is_exact(many, encoding):
 
 @pytest.mark.parametrize("source", OTHER_SOURCES)
 def test_an_embedding_that_is_encoded_anew_is_exact(run, source):
-    data, want, encoding = encoded_blocks(
-        source, SCALES.get(source, [0]), ROWS, QUANTIZED_COLUMNS
-    )
+    data, want, encoding = encoded_blocks(source, ROWS, QUANTIZED_COLUMNS)
     packed = pack(data, encoding, QUANTIZED_COLUMNS)
     found = run(1, other={encoding: packed})[encoding]["embedding"]
     np.testing.assert_allclose(found, want[TOKENS], rtol=4 * EPS, atol=1e-30)

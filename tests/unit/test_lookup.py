@@ -28,6 +28,7 @@ from max_mistral.lookup.odds import (
     Cost,
     Odds,
     how_many,
+    paid,
 )
 from max_mistral.lookup.rows import sampled_rows
 from tests.tools import CITY, FIRST, TOOLS, grammar_of
@@ -187,11 +188,24 @@ def test_how_many_drafts_are_worth_it():
     assert how_many([Candidate(2, 15, SURE)], cheap) == [15]
     assert how_many([Candidate(2, 15, SURE)], dear) == [0]
     assert how_many([Candidate(2, 0, SURE)], cheap) == [0]
-    # The likelier draft first; the unlikely one is not worth even a cheap row.
-    assert how_many([Candidate(2, 9, UNSURE), Candidate(2, 9, SURE)], cheap) == [0, 9]
+    # The likelier draft first; the unlikely one is not worth even a cheap row, unless
+    # it is the last of a tile.
+    assert how_many([Candidate(2, 8, UNSURE), Candidate(2, 8, SURE)], cheap) == [0, 8]
+    assert how_many([Candidate(2, 9, UNSURE), Candidate(2, 9, SURE)], cheap) == [1, 9]
     # Each of a draft's tokens is of a likelier kind than those before it.
     likelier = Candidate(3, 9, Odds([0.5, 0.5, 1.0, 1.0, 1.0]))
     assert how_many([likelier], steps_of(1, 0.2)) == [9]
+
+
+def test_rows_are_taken_by_tiles():
+    """Of 4 requests a fifth row costs almost as much as two."""
+    assert [paid(rows) for rows in (1, 2, 4, 8, 16)] == [1, 2, 4, 8, 16.8]
+    assert paid(7) > paid(8)
+    assert paid(5) > paid(4) + 1.5
+    cost = steps_of(1, 0.3)  # about that of 1.1B in Q4_K
+    likely, none = Candidate(2, 1, Odds([0.8] * 5)), Candidate(2, 0, SURE)
+    assert how_many([likely] * 4, cost) == [1] * 4
+    assert how_many([likely, none, none, none], cost) == [0] * 4
 
 
 def test_under_load_there_are_no_drafts():
