@@ -136,7 +136,7 @@ class MistralChat:
         # MAX sets both of a request's ``thinking`` or ``reasoning.enabled``.
         thinks = options.get("enable_thinking", options.get("thinking"))
         if self.version.supports_model_settings:
-            if thinks is False:
+            if thinks is not None and not thinks:
                 return "none"
             return "high" if thinks and effort in (None, "none") else effort
         if thinks and effort in (None, "none"):

@@ -150,7 +150,8 @@ class MistralModel(
 
         Raises:
             UserError: (a ``ValueError``) if the checkpoint does not fit its
-                config, or no matmul is right on this GPU; see :mod:`.matmuls`.
+                config, or no matmul is right on this GPU; see
+                :mod:`.gpu_matmul.matmuls`.
         """
         config = self.arch_config_as(MistralConfig)
         kernels = use_right_matmul(

@@ -231,8 +231,8 @@ class MistralTokenizer(ChatTokens):
     async def create_eos_tracker(self, request: TextGenerationRequest) -> EOSTracker:
         """Returns what ends a request's answer in the worker.
 
-        That looks for the tokens of a stop string in thinking too, where the text is
-        not to be searched.
+        That looks for the tokens of a stop string in thinking too, where a chat's text
+        is not to be searched.
         """
         tracker = await super().create_eos_tracker(request)
         if ends_at_stops.get() and self.reasoning_start_token_id != -1:

@@ -49,7 +49,10 @@ def _in_folder(folder: Path, weights: list[Path]) -> Checkpoint:
     if (folder / "config.json").exists():
         folder = folder.absolute()
         # Only its own weights are prepared with it.
-        own = not ggufs and all(path.parent.samefile(folder) for path in weights)
+        own = not ggufs and all(
+            path.parent.samefile(folder) and path.name.startswith("model")
+            for path in weights
+        )
         prepare = own and needs_json([path.name for path in folder.iterdir()])
         return Checkpoint(folder, tuple(weights), prepare)
     if len(weights) == len(ggufs) == 1:

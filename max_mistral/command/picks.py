@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from pathlib import Path
 
 from max.driver import DeviceSpec, accelerator_count
@@ -26,6 +27,9 @@ from .checkpoint import Checkpoint
 from .errors import UsageError
 from .flags import Flags
 from .memory import on_cpu
+
+# ``get_weight_paths`` of MAX's ``weights/hf_utils.py``.
+_PASSED_OVER = re.compile(r"consolidated|/checkpoint-\d+/")
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -99,7 +103,8 @@ def pick_encoding(
     named = checkpoint.weights if unsought else ()
     if on_cpu(devices):
         return named, "float32"
-    return named, "bfloat16" if unsought else None
+    own = "bfloat16" if {"BF16", *UNSOUGHT} & dtypes else "float32"
+    return named, own if unsought else None
 
 
 def _finds_others(checkpoint: Checkpoint) -> bool:
@@ -113,6 +118,7 @@ def _finds_others(checkpoint: Checkpoint) -> bool:
         return False  # MAX is given a folder of ours
     pattern = f"{checkpoint.path}/**/*.safetensors"
     found = {Path(name) for name in glob.glob(pattern, recursive=True)}
-    # Mistral's own files, which it passes over where there are others.
-    found = {path for path in found if "consolidated" not in path.name}
+    if len(found) > 1:
+        # Of several it passes over Mistral's own files, and a training's.
+        found = {path for path in found if not _PASSED_OVER.search(str(path))}
     return found != set(checkpoint.weights)

@@ -118,7 +118,7 @@ def block_products(
     """Returns those of a block: Q, K and V, ``o_proj``, gate and up, ``down_proj``.
 
     Nothing is added to what ``o_proj`` and ``down_proj`` give before their kernel
-    ends: the next norm's does it (see :func:`.block.carries_delta`), and where
+    ends: the next norm's does it (see :func:`.layers.block.carries_delta`), and where
     devices share a replica, their sums are added up first.
 
     Args:

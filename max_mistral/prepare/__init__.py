@@ -206,24 +206,38 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
     if not (source / "tokenizer.json").exists():
         file = find_tokenizer(source)
         size = write_tokenizer(file, folder)
-        if "vocab_size" in config and size != config["vocab_size"]:
+        known = config.get("vocab_size", size)
+        # Hugging Face's models may be padded.
+        fits = size == known or (source / "config.json").exists()
+        if not fits or not isinstance(known, int) or size > known:
             raise UserError(
-                f"{file} has {size} tokens, but the model has "
-                f"{config['vocab_size']}. Copy the tokenizer that belongs to "
-                "the checkpoint."
+                f"{file} has {size} tokens, but the model has {known}. Copy the "
+                "tokenizer that belongs to the checkpoint."
             )
-        _keep_settings(source, folder)
+        _keep_settings(source, folder, size)
     for name in _COPIED:
         if (source / name).exists() and not (folder / name).exists():
             # Not the mode: what others may write to is not taken from a cache.
             shutil.copyfile(source / name, folder / name)
 
 
-def _keep_settings(source: Path, folder: Path) -> None:
-    """Lets what a Hugging Face folder says of its tokenizer count for more."""
+def _keep_settings(source: Path, folder: Path, size: int) -> None:
+    """Lets what a Hugging Face folder says of its tokenizer count for more.
+
+    Raises:
+        UserError: (a ``ValueError``) if it adds tokens to the ``size`` there are.
+    """
     if not (source / _TOKENIZER_CONFIG).exists():
         return
     theirs = read_json(source / _TOKENIZER_CONFIG)
+    added = theirs.get("added_tokens_decoder") or {}
+    more = [str(key) for key in added if not str(key).isdecimal() or int(key) >= size]
+    if more:
+        raise UserError(
+            f"{source / _TOKENIZER_CONFIG} adds {len(more)} tokens to the {size} of "
+            f"the tokenizer, from {shown(more[0])} on. Make a tokenizer.json with "
+            "transformers: AutoTokenizer.from_pretrained, then save_pretrained."
+        )
     ours = read_json(folder / _TOKENIZER_CONFIG)
     ours |= {key: theirs[key] for key in _KEPT if theirs.get(key) is not None}
     (folder / _TOKENIZER_CONFIG).write_text(json.dumps(ours, indent=2))

@@ -6,7 +6,8 @@
   stream's texts: "assistantassistant".
 - No ``logprobs`` where none were asked for. MAX has an object of empty lists.
 - Of a completion's ``logprobs`` the ``tokens``, and ``text_offset``: where each begins
-  in the text.
+  in the text, with ``echo`` counted from the prompt's beginning. A token of part of a
+  character counts as one.
 - A null for the first token where ``echo`` gives the log-probabilities of a prompt,
   as nothing predicts it. OpenAI's API has it, and what reads them counts by it
   (lm-evaluation-harness). It comes from the worker as NaN; see
@@ -108,7 +109,8 @@ def _whole(model: Any) -> Any:
             self, handler: SerializerFunctionWrapHandler
         ) -> dict[str, Any]:
             has_scores = self.logprobs is not None and self.logprobs.content
-            return handler(self) | ({} if has_scores else {"logprobs": None})
+            found = model._drop_unset_token_ids(self, handler)
+            return found | ({} if has_scores else {"logprobs": None})
 
     return Choice
 
@@ -119,11 +121,14 @@ def _chunk(model: Any) -> Any:
         def _with_finish_reason(
             self, handler: SerializerFunctionWrapHandler
         ) -> dict[str, Any]:
-            found = handler(self) | {"finish_reason": self.finish_reason}
+            found = model._drop_unset_token_ids(self, handler) | {
+                "finish_reason": self.finish_reason
+            }
             sent = _sent.get()
-            if sent is not None:
-                if sent.role:
-                    found["delta"].pop("role", None)
+            if sent is not None and sent.role:
+                found["delta"].pop("role", None)
+            elif sent is not None:
+                found["delta"]["role"] = "assistant"
                 sent.role = True
             return found
 

@@ -23,7 +23,8 @@ _PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty
 # A request's field, and what MAX's SamplingParams calls it.
 _SAMPLING = {
     **{name: name for name in ("temperature", "top_p", "top_k", "min_p", *_PENALTIES)},
-    **{"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"},
+    # MAX copies the first of the two over the other.
+    **{"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"},
     **{"min_tokens": "min_new_tokens"},
 }
 
@@ -112,7 +113,7 @@ def check_fields(body: Any, config: PipelineConfig) -> None:
         if body.reasoning is not None and getattr(body.reasoning, field):
             raise InputError(f"reasoning.{field} is not supported; leave it out.")
     _check_sampling(body)
-    for field in ("max_tokens", "max_completion_tokens"):
+    for field in ("max_completion_tokens", "max_tokens"):
         if getattr(body, field, None) == 0:
             raise InputError(f"{field} is 0, but an answer has one token or more.")
     if not config.sampling.enable_penalties:

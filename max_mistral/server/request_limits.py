@@ -133,7 +133,7 @@ def check_template_options(
     """
     check_template_names(options)
     effort = options.get("reasoning_effort")
-    reasons = any(_speaks_of(name, template) for name in _REASONING)
+    reasons = any(_reads(name, template) for name in _REASONING)
     for name in ("enable_thinking", "thinking"):
         if options.get(name) and effort in (None, "none") and not reasons:
             raise InputError(
@@ -173,8 +173,8 @@ def with_effort(options: Mapping[str, Any], template: str) -> dict[str, Any]:
     """
     thinks = options.get("enable_thinking", options.get("thinking"))
     switches = ("enable_thinking", "thinking")
-    by_effort = _speaks_of("reasoning_effort", template) and not any(
-        _speaks_of(name, template) for name in switches
+    by_effort = _reads("reasoning_effort", template) and not any(
+        _reads(name, template) for name in switches
     )
     if not by_effort or thinks is None:
         return dict(options)
@@ -188,6 +188,18 @@ def with_effort(options: Mapping[str, Any], template: str) -> dict[str, Any]:
 
 def _speaks_of(name: str, template: str) -> bool:
     return re.search(rf"\b{name}\b", template) is not None
+
+
+def _reads(name: str, template: str) -> bool:
+    """Whether a variable is in the template's code.
+
+    Templates also say ``thinking`` in comments, in literals (a part's type) and as a
+    message's field.
+    """
+    template = re.sub(r"\{#.*?#\}", "", template, flags=re.DOTALL)
+    code = " ".join(re.findall(r"\{[{%].*?[%}]\}", template, flags=re.DOTALL))
+    code = re.sub(r"'[^']*'|\"[^\"]*\"", "", code)
+    return re.search(rf"(?<![.\w]){name}\b", code) is not None
 
 
 def _is_small(value: object) -> bool:

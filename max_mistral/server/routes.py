@@ -12,7 +12,8 @@ what is answered:
     number out of its range and an empty prompt are answered in words (else
     "Value error." or a 500); what MAX drops is honoured (``suffix``,
     ``parallel_tool_calls``, a 0 that is not "none") or refused by name; a message's
-    null means nothing, and ``response_format`` "text" no grammar; fields of Mistral's
+    null means nothing, an empty list of tools none, and ``response_format`` "text" no
+    grammar; a completion's thinking stays in its text; fields of Mistral's
     own API are read (:mod:`.mistral_fields`).
 ``_content_before_tool_call_marker``, of an answer whose calls are all broken
     MAX keeps what stood before the marker; the parser knows the rest too.
@@ -242,7 +243,8 @@ async def _checked(request: Any, body: Any, tokenizer: Any, given: Any) -> Any:
         return body
     check_completion_fields(body, config)
     # A completion has no field for thinking: it is text there, as with OpenAI.
-    body.reasoning_split = bool(given.get("reasoning_split", False))
+    if "reasoning_split" not in body.model_fields_set:
+        body.reasoning_split = False
     if body.logprobs == 0:
         body.logprobs = 1
     if body.suffix is not None:

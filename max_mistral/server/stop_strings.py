@@ -138,7 +138,8 @@ async def until_stop(
     Text that may begin one is held back, and comes out with the last chunk if it
     does not. The chunk whose token completes one is the last, with END_OF_SEQUENCE:
     usage, ids and log-probabilities are those of all tokens up to that one, also of
-    those that the stop string is made of. Reasoning is not searched.
+    those that the stop string is made of. A chat's reasoning is not searched; a
+    completion's is text.
 
     Args:
         chunks: MAX's ``TokenGeneratorOutput``, of one token each.

@@ -61,7 +61,8 @@ def request_body():
 @seam(
     "a chunk of a streamed chat is a `CreateChatCompletionStreamResponse` of the "
     "module's, dumped without what is null",
-    "ChatCompletionStreamResponseChoice CreateChatCompletionStreamResponse",
+    "ChatCompletionStreamResponseChoice CreateChatCompletionStreamResponse "
+    "ChatCompletionResponseChoice CreateChatCompletionResponse _drop_unset_token_ids",
     "drop that part of `server/answer_shapes.py` if chunks have a `finish_reason`, and "
     "the first alone a `role`, by now",
 )

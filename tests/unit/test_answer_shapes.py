@@ -45,6 +45,15 @@ def test_what_nobody_asked_for_has_no_scores(v13):
     chunks = events(v13.complete("Hi", stream=True))
     for choice in (whole, chat, *(chunk["choices"][0] for chunk in chunks)):
         assert choice.get("logprobs") is None
+    # MAX drops these by a serializer, which ours replace.
+    for choice in (chat, events(v13.ask("Yes.", stream=True))[0]["choices"][0]):
+        assert not choice.keys() & {"token_ids", "prompt_token_ids"}
+    assert v13.answer("Yes.", return_token_ids=True)["token_ids"][-1] == EOS
+
+
+def test_a_stream_of_one_chunk_has_its_role(v13):
+    (chunk,) = events(v13.ask("", stream=True))
+    assert chunk["choices"][0]["delta"]["role"] == "assistant"
 
 
 def test_scores_name_their_tokens(v13):

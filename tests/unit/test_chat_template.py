@@ -4,11 +4,13 @@ import copy
 import json
 
 import pytest
+from max.pipelines.context.exceptions import InputError
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from max_mistral.errors import UserError
 from max_mistral.prepare.chat_template import chat_template
+from max_mistral.server.request_limits import check_template_options, with_effort
 from tests.chats import CHATS, HI, SUNNY, TOOLS, expected
 from tests.routes import Routes
 from workbench.tokenizers import KINDS
@@ -90,6 +92,22 @@ def test_a_reasoning_effort(model):
         assert render(tokenizer, body, reasoning_effort=effort) == want
     with pytest.raises(Exception, match="must be either"):
         render(tokenizer, body, reasoning_effort="low")
+
+
+def test_a_switch_for_thinking(model):
+    """They all speak of parts of the type "thinking"; v15 has an effort besides."""
+    tokenizer, own = model
+    template = tokenizer.chat_template
+    options = {"enable_thinking": True, "thinking": True}
+    if own.version == "v15":
+        check_template_options(options, template, ())
+        assert with_effort(options, template)["reasoning_effort"] == "high"
+        off = dict.fromkeys(options, False)
+        assert with_effort(off, template)["reasoning_effort"] == "none"
+    else:
+        with pytest.raises(InputError, match="thinking is asked for"):
+            check_template_options(options, template, ())
+        assert with_effort(options, template) == options
 
 
 @pytest.fixture(scope="module", params=["v3", "v3 tekken", "v13 tekken"])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from max_mistral.errors import UserError
-from max_mistral.weights import names
+from max_mistral.weights import check_names
 from max_mistral.weights.check_names import check_tensors
 from max_mistral.weights.names import (
     TENSORS,
@@ -120,7 +120,7 @@ def test_hints_are_made_for_what_is_shown_alone(monkeypatch):
         assert len(known) < len(TENSORS)
         return []
 
-    monkeypatch.setattr(names.difflib, "get_close_matches", matches)
+    monkeypatch.setattr(check_names.difflib, "get_close_matches", matches)
     found = {f"model.layers.{i}.bonus": (1,) for i in range(1000)}
     with pytest.raises(UserError, match="and 1011 more") as error:
         check(found)

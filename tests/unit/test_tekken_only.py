@@ -98,6 +98,32 @@ def test_what_it_says_of_its_tokenizer_is_kept(tmp_path):
     assert made["unk_token"] == "<unk>"
 
 
+@pytest.mark.parametrize(("more", "fits"), [(8, True), (-1, False)])
+def test_a_model_may_be_padded(tmp_path, more, fits):
+    size = BASE["vocab_size"]
+    source = without_json(tmp_path / "src")
+    config = BASE | {"vocab_size": size + more}
+    (source / "config.json").write_text(json.dumps(config))
+    if fits:
+        prepare(source, tmp_path / "dst")
+        return
+    with pytest.raises(UserError, match=f"has {size} tokens, but the model has"):
+        prepare(source, tmp_path / "dst")
+
+
+def test_tokens_that_it_adds_are_not_lost(tmp_path):
+    source = without_json(tmp_path / "src")
+    size = BASE["vocab_size"]
+    for added, says in (({"0": {}, str(size): {}}, f"adds 1 tokens to the {size}"),):
+        (source / "tokenizer_config.json").write_text(
+            json.dumps({"added_tokens_decoder": added})
+        )
+        with pytest.raises(UserError, match=says):
+            prepare(source, tmp_path / "dst")
+    (source / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"0": {}}}')
+    prepare(source, tmp_path / "dst")
+
+
 def test_of_two_formats_hugging_faces_is_linked(tmp_path):
     source = without_json(tmp_path / "src")
     shutil.copy(

@@ -40,8 +40,11 @@ def test_with_its_own_weights_named(run, tmp_path, monkeypatch):
 
 def test_with_other_weights_it_is_taken_as_it_is(run, tmp_path, gguf):
     source = without_json(tmp_path / "m")
-    _, found, _ = run("generate", source, "--weight-path", gguf)
-    assert value(found, "--model") == str(source)
+    own = source / "x.safetensors"
+    (source / "model.safetensors").rename(own)
+    for weights in (gguf, own):
+        _, found, _ = run("generate", source, "--weight-path", weights)
+        assert value(found, "--model") == str(source)
 
 
 def test_of_two_formats_hugging_faces_is_taken(tmp_path):

@@ -90,13 +90,14 @@ def named(command):
     return [command[i + 1] for i, flag in enumerate(command) if flag == "--weight-path"]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
     "other", ["adapter_model.safetensors", "sub/model.safetensors", "a/b/x.safetensors"]
 )
 def test_files_are_named_where_max_would_load_others_too(
-    run, tmp_path, monkeypatch, other
+    run, tmp_path, monkeypatch, other, dtype
 ):
-    folder = write_checkpoint(tmp_path / "m", BASE, dtype="bfloat16", shards=2)
+    folder = write_checkpoint(tmp_path / "m", BASE, dtype=dtype, shards=2)
     shards = sorted(folder.glob("*.safetensors"))
     (folder / other).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(shards[0], folder / other)
@@ -111,10 +112,20 @@ def test_files_are_named_where_max_would_load_others_too(
     have_gpus(monkeypatch, 1)
     _, found, _ = run("serve", folder)
     assert named(found) == list(map(str, shards))
-    assert value(found, "--quantization-encoding") == "bfloat16"
+    assert value(found, "--quantization-encoding") == dtype
     # The user's own files stay the only ones.
     _, found, _ = run("serve", folder, "--weight-path", shards[0])
     assert named(found) == [str(shards[0])]
+
+
+def test_what_max_passes_over_is_not_named(run, tmp_path):
+    folder = write_checkpoint(tmp_path / "m", BASE, shards=2)
+    for other in ("checkpoint-500/model.safetensors", "consolidated.safetensors"):
+        (folder / other).parent.mkdir(exist_ok=True)
+        shutil.copy(next(folder.glob("model-*")), folder / other)
+    left = make_pipeline_config(folder).model.resolved_weight_paths()
+    assert sorted(left) == sorted(folder.glob("model-*"))
+    assert named(run("serve", folder)[1]) == []
 
 
 @pytest.mark.parametrize("name", ["static", "compressed_block", "nvfp4", "gptq"])
