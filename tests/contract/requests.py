@@ -75,6 +75,9 @@ def stream_chunks():
         r"response = CreateChatCompletionStreamResponse\(",
         r"response\.model_dump_json\(exclude_none=True\)",
     )
+    for name in ("ChatCompletionResponseChoice", "ChatCompletionStreamResponseChoice"):
+        # Its serializer, which a subclass's would replace.
+        assert callable(find(f"{ROUTES}:{name}")._drop_unset_token_ids)
 
 
 @seam(
