@@ -15,8 +15,8 @@ PYTHON = sys.executable
 
 CONFIGS = ["gqa", "mha_tied", "window", "ministral", "ministral3", "head_dim_128"]
 LAYOUTS = ["static", "native", "block", "autofp8", "autofp8_dynamic", "channel"]
-LAYOUTS += ["compressed_static", "nvfp4", "modelopt_nvfp4", "modelopt_fp8"]
-LAYOUTS += ["gptq", "gptq_desc_act"]
+LAYOUTS += ["compressed_block", "compressed_static", "nvfp4", "modelopt_nvfp4"]
+LAYOUTS += ["modelopt_fp8", "gptq", "gptq_desc_act"]
 FP8_LAYOUTS = [n for n in LAYOUTS if "nvfp4" not in n and "gptq" not in n]
 ENGINES = ["max_mistral", "MAX", "transformers", "vLLM"]
 

@@ -9,7 +9,7 @@ import pytest
 from max.driver import Buffer
 from max.nn.transformer import ReturnLogits
 
-from max_mistral import model_config
+from max_mistral import graph_config
 from max_mistral.errors import UserError
 from max_mistral.mistral import Mistral
 from tests.harness import tolerance
@@ -147,7 +147,7 @@ def test_subgraphs_compute_the_same(monkeypatch, checkpoints, runner):
         return groups[-1]
 
     monkeypatch.setattr(Mistral, "_layer_groups", shared)
-    monkeypatch.setattr(model_config, "_SMALL_BLOCK", 0)
+    monkeypatch.setattr(graph_config, "_SMALL_BLOCK", 0)
     large = Runner(checkpoints["gqa"], ReturnLogits.ALL)
     (found,) = large.generate([PROMPT], 1)[1]
     assert groups == [[list(range(CONFIGS["gqa"]["num_hidden_layers"]))]]
