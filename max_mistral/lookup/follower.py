@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,9 @@ LONGEST_NAME = 4
 
 MOST_NAMES = 16
 """How many names are known at a time."""
+
+MOST_PAIRS = 1 << 14
+"""Up to how long a text its pairs of tokens are known, 100 bytes each."""
 
 Name = tuple[int, ...]
 
@@ -73,7 +78,9 @@ class Follower:
         self.odds = Odds()
         self._length: int | None = None
         self._copy: Copy | None = None
-        self._expected: list[Expected] = []
+        self._expected: Iterator[Expected] = iter(())
+        # Tokens that stood side by side, but for the last two.
+        self._pairs: set[tuple[int, int]] = set()
         self._parting: Spot | None = None
         # By the old name the new one, or the same where the answer writes both.
         self._new_names: dict[Name, Name] = {}
@@ -90,11 +97,10 @@ class Follower:
         self._choose(text)
         self._settle(text, len(text))
         if self._copy is None:
-            self._expected = []
+            self._expected = iter(())
             return NONE
-        self._expected = self._walk(text, self._copy)
-        tokens = [token for token, *_ in self._expected[: max(min(most, MOST), 0)]]
-        return Draft(np.array(tokens, np.int64), self._copy.agreed)
+        tokens, self._expected = self._walk(text, self._copy)
+        return Draft(tokens[: max(min(most, MOST), 0)], self._copy.agreed)
 
     def _follow(self, text: Tokens) -> None:
         """Takes in the tokens that came."""
@@ -102,10 +108,13 @@ class Follower:
         if before is None or not before <= len(text) <= before + MOST + 1:
             # A new text, or steps that others have run.
             self._copy = self._parting = None
+            self._pairs.clear()
+            self._know_pairs(text, 0)
             return
+        self._know_pairs(text, before)
         if self._new_names:
             self._keep_names(text[max(before - LONGEST_NAME + 1, 0) :].tolist())
-        copy, expected = self._copy, iter(self._expected)
+        copy, expected = self._copy, self._expected
         if copy is None:
             return
         for place, token in enumerate(text[before:].tolist(), before):
@@ -118,7 +127,23 @@ class Follower:
             copy.agreed += 1
             copy.rest, copy.next = right.rest, right.next
             if self._settle(text, place + 1):
-                expected = iter(self._walk(text, copy))
+                _, expected = self._walk(text, copy)
+
+    def _know_pairs(self, text: Tokens, before: int) -> None:
+        """Takes in the pairs of a text of which ``before`` tokens were known."""
+        if len(text) > MOST_PAIRS:
+            self._pairs.clear()
+        elif before < len(text):
+            came = text[max(before - 2, 0) : -1].tolist()
+            self._pairs.update(pairwise(came))
+
+    def _may_repeat(self, text: Tokens) -> bool:
+        """Whether the last two tokens may have stood in the text before.
+
+        Mostly they have not, and to ask a set takes a tenth of a search's time.
+        """
+        known = SHORTEST <= len(text) <= MOST_PAIRS
+        return not known or tuple(text[-2:].tolist()) in self._pairs
 
     def _settle(self, text: Tokens, length: int) -> bool:
         """Learns a name if the texts agree again behind it, or gives it up.
@@ -161,7 +186,7 @@ class Follower:
     def _choose(self, text: Tokens) -> None:
         """Goes on with what is copied, unless more tokens agree elsewhere."""
         agreed = -1 if self._copy is None else self._copy.agreed
-        found = find(text) if agreed < LONGEST else None
+        found = find(text) if agreed < LONGEST and self._may_repeat(text) else None
         if found is not None and found.agreed > agreed:
             began = Spot(found.next - found.agreed, len(text) - found.agreed)
             self._copy = Copy(found.next, found.agreed, began)
@@ -171,27 +196,31 @@ class Follower:
             if behind < len(text) - 1:
                 self._copy = Copy(behind, 0, Spot(behind, len(text)))
 
-    def _walk(self, text: Tokens, copy: Copy) -> list[Expected]:
-        """Returns what comes if a text is copied on, with new names.
+    def _walk(self, text: Tokens, copy: Copy) -> tuple[Tokens, Iterator[Expected]]:
+        """Returns the tokens that come if a text is copied on, with new names.
 
         Where it ends, what was copied follows itself.
+
+        Returns:
+            ``MOST`` tokens and one more, or a few, and what each leads to.
         """
-        size = len(text) - copy.next
-        # Each token that is expected takes at most a name of what is copied.
-        most = (MOST + 1) * LONGEST_NAME
-        copied = np.resize(text[copy.next : copy.next + most], most).tolist()
-        expected = _spelled(copy.rest, copy.next)
-        if not self._new_names:
+        begin, size = copy.next, len(text) - copy.next
+        if not self._new_names and not copy.rest:
             # As most texts have it; the loop below would take longer.
-            tokens = enumerate(copied[: MOST + 1], 1)
-            return expected + [Expected(t, (), copy.next + i % size) for i, t in tokens]
+            tokens = _repeated(text[begin:], MOST + 1)
+            places = enumerate(tokens.tolist(), 1)
+            return tokens, (Expected(t, (), begin + i % size) for i, t in places)
+        # Each token that is expected takes at most a name of what is copied.
+        copied = _repeated(text[begin:], (MOST + 1) * LONGEST_NAME).tolist()
+        expected = _spelled(copy.rest, begin)
         at = 0
         while len(expected) <= MOST:
             old = self._old_name(copied, at)
             new = self._new_names.get(old, old)
             at += len(old)
-            expected += _spelled(new, copy.next + at % size)
-        return expected
+            expected += _spelled(new, begin + at % size)
+        tokens = np.array([token for token, *_ in expected], np.int64)
+        return tokens, iter(expected)
 
     def _old_name(self, copied: list[int], at: int) -> Name:
         """Returns the longest name at a place, or its token."""
@@ -200,6 +229,11 @@ class Follower:
             if name in self._new_names:
                 return name
         return (copied[at],)
+
+
+def _repeated(text: Tokens, size: int) -> Tokens:
+    """Returns the first ``size`` tokens of a text that follows itself."""
+    return text[:size].copy() if size <= len(text) else np.resize(text, size)
 
 
 def _spelled(name: Name, behind: int) -> list[Expected]:

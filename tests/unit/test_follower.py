@@ -1,12 +1,14 @@
 """Drafts for answers that copy a text and change names in it."""
 
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from max_mistral.lookup import follower as module
 from max_mistral.lookup.drafts import SHORTEST, find
 from max_mistral.lookup.follower import LONGEST_NAME, MOST_NAMES, Follower
 from max_mistral.lookup.odds import MOST
@@ -27,6 +29,16 @@ def test_a_draft_is_what_followed(text, most):
         want.append(want[place.next + len(want) - len(text)])
     assert found.agreed == place.agreed
     assert found.tokens.tolist() == want[len(text) :]
+
+
+@given(TEXTS, st.integers(1, 3), st.sampled_from([1 << 14, 20]))
+def test_what_stood_before_is_found_as_a_text_grows(text, step, most_pairs):
+    with mock.patch.object(module, "MOST_PAIRS", most_pairs):
+        follower = Follower()
+        for end in range(1, len(text) + 1, step):
+            so_far = np.array(text[:end], np.int64)
+            draft = follower.propose(so_far, MOST)
+            assert find(so_far) is None or len(draft.tokens) == MOST
 
 
 def replay(prompt, answer, follower=None, most=MOST):
