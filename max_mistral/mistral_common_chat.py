@@ -27,6 +27,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from .hf_files import find_file
+from .server.request_limits import asked_effort
 from .tekken import check_pattern
 from .unicode import is_unicode
 
@@ -132,14 +133,11 @@ class MistralChat:
 
     def _effort(self, options: dict[str, Any]) -> str | None:
         """What a request's fields of thinking say, as mistral-common takes it."""
-        effort: str | None = options.get("reasoning_effort")
-        # MAX sets both of a request's ``thinking`` or ``reasoning.enabled``.
-        thinks = options.get("enable_thinking", options.get("thinking"))
+        asked = asked_effort(options)
         if self.version.supports_model_settings:
-            if thinks is not None and not thinks:
-                return "none"
-            return "high" if thinks and effort in (None, "none") else effort
-        if thinks and effort in (None, "none"):
+            return asked
+        effort: str | None = options.get("reasoning_effort")
+        if asked == "high" and effort in (None, "none"):
             raise InputError(
                 "no field turns this model's thinking on: leave thinking, reasoning "
                 "and enable_thinking out. If it thinks, its system prompt says so."

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
@@ -44,7 +45,12 @@ def begin_answer(*, stream: bool) -> None:
 
 def hook_answers(routes: Any) -> None:
     """Replaces the pydantic models by which MAX's routes write answers."""
-    for name, answer, shape in (
+
+    def put(name: str, answer: str, ours: Any) -> None:
+        setattr(routes, name, ours)
+        setattr(routes, answer, _with(getattr(routes, answer), choices=list[ours]))
+
+    for name, answer, complete in (
         ("ChatCompletionResponseChoice", "CreateChatCompletionResponse", _whole),
         (
             "ChatCompletionStreamResponseChoice",
@@ -52,9 +58,7 @@ def hook_answers(routes: Any) -> None:
             _chunk,
         ),
     ):
-        ours = shape(getattr(routes, name))
-        setattr(routes, name, ours)
-        setattr(routes, answer, _with(getattr(routes, answer), choices=list[ours]))  # type: ignore[valid-type]
+        put(name, answer, _choice(getattr(routes, name), complete))
     scores = _with(
         routes.CompletionLogprobs,
         token_logprobs=list[float | None],
@@ -67,8 +71,7 @@ def hook_answers(routes: Any) -> None:
         ours = create_model(
             choice, __base__=getattr(routes, choice), logprobs=(scores | None, None)
         )
-        setattr(routes, choice, ours)
-        setattr(routes, answer, _with(getattr(routes, answer), choices=list[ours]))  # type: ignore[valid-type]
+        put(choice, answer, ours)
     process = routes._process_log_probabilities
 
     @functools.wraps(process)
@@ -102,34 +105,32 @@ def _with(model: Any, **types: Any) -> Any:
     return create_model(model.__name__, __base__=model, **fields)
 
 
-def _whole(model: Any) -> Any:
+Dumped = dict[str, Any]
+
+
+def _choice(model: Any, complete: Callable[[Any, Dumped], Dumped]) -> Any:
+    """Returns a choice of MAX's that is dumped as ``complete`` makes it."""
+
     class Choice(model):
         @model_serializer(mode="wrap")
-        def _without_empty_scores(
-            self, handler: SerializerFunctionWrapHandler
-        ) -> dict[str, Any]:
-            has_scores = self.logprobs is not None and self.logprobs.content
-            found = model._drop_unset_token_ids(self, handler)
-            return found | ({} if has_scores else {"logprobs": None})
+        def _as_openai(self, handler: SerializerFunctionWrapHandler) -> Dumped:
+            # MAX's own serializer, in whose place this one is.
+            return complete(self, model._drop_unset_token_ids(self, handler))
 
     return Choice
 
 
-def _chunk(model: Any) -> Any:
-    class Choice(model):
-        @model_serializer(mode="wrap")
-        def _with_finish_reason(
-            self, handler: SerializerFunctionWrapHandler
-        ) -> dict[str, Any]:
-            found = model._drop_unset_token_ids(self, handler) | {
-                "finish_reason": self.finish_reason
-            }
-            sent = _sent.get()
-            if sent is not None and sent.role:
-                found["delta"].pop("role", None)
-            elif sent is not None:
-                found["delta"]["role"] = "assistant"
-                sent.role = True
-            return found
+def _whole(choice: Any, found: Dumped) -> Dumped:
+    has_scores = choice.logprobs is not None and choice.logprobs.content
+    return found | ({} if has_scores else {"logprobs": None})
 
-    return Choice
+
+def _chunk(choice: Any, found: Dumped) -> Dumped:
+    found = found | {"finish_reason": choice.finish_reason}
+    sent = _sent.get()
+    if sent is not None and sent.role:
+        found["delta"].pop("role", None)
+    elif sent is not None:
+        found["delta"]["role"] = "assistant"
+        sent.role = True
+    return found

@@ -6,6 +6,7 @@ Whatever is wrong raises MAX's ``InputError``, which its routes answer with a
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
@@ -163,26 +164,35 @@ def check_template_options(
             )
 
 
+def asked_effort(options: Mapping[str, Any]) -> str | None:
+    """Returns the effort that a request asks for: ``high`` or ``none`` by a switch.
+
+    MAX makes both ``enable_thinking`` and ``thinking`` of a request's ``thinking`` or
+    ``reasoning.enabled``.
+    """
+    effort: str | None = options.get("reasoning_effort")
+    thinks = options.get("enable_thinking", options.get("thinking"))
+    if thinks is None:
+        return effort
+    if not thinks:
+        return "none"
+    return "high" if effort in (None, "none") else effort
+
+
 def with_effort(options: Mapping[str, Any], template: str) -> dict[str, Any]:
     """Returns options with an effort, if that is the template's switch for thinking.
 
     Args:
-        options: A request's ``chat_template_kwargs``; MAX makes a request's
-            ``thinking`` or ``reasoning.enabled`` ``enable_thinking`` and ``thinking``.
+        options: A request's ``chat_template_kwargs``.
         template: The text of the template that will be rendered.
     """
-    thinks = options.get("enable_thinking", options.get("thinking"))
     switches = ("enable_thinking", "thinking")
     by_effort = _reads("reasoning_effort", template) and not any(
         _reads(name, template) for name in switches
     )
-    if not by_effort or thinks is None:
+    effort = asked_effort(options)
+    if not by_effort or effort is None:
         return dict(options)
-    effort = options.get("reasoning_effort")
-    if not thinks:
-        effort = "none"
-    elif effort in (None, "none"):
-        effort = "high"
     return {**options, "reasoning_effort": effort}
 
 
@@ -191,7 +201,13 @@ def _speaks_of(name: str, template: str) -> bool:
 
 
 def _reads(name: str, template: str) -> bool:
-    """Whether a variable is in the template's code.
+    """Whether a variable is in the template's code."""
+    return name in _variables(template)
+
+
+@functools.lru_cache(maxsize=8)
+def _variables(template: str) -> frozenset[str]:
+    """The names in a template's code.
 
     Templates also say ``thinking`` in comments, in literals (a part's type) and as a
     message's field.
@@ -199,7 +215,7 @@ def _reads(name: str, template: str) -> bool:
     template = re.sub(r"\{#.*?#\}", "", template, flags=re.DOTALL)
     code = " ".join(re.findall(r"\{[{%].*?[%}]\}", template, flags=re.DOTALL))
     code = re.sub(r"'[^']*'|\"[^\"]*\"", "", code)
-    return re.search(rf"(?<![.\w]){name}\b", code) is not None
+    return frozenset(re.findall(r"(?<![.\w])[^\W\d]\w*", code))
 
 
 def _is_small(value: object) -> bool:
