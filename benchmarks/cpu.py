@@ -5,9 +5,9 @@
 
 The same seeded random weights for all, and the same two CPUs. The engines' processes
 are loaded side by side and take turns of a few seconds, all others stopped: every
-round runs each measure on every engine, in rotated order, beside a probe of the
-memory's read bandwidth. The table has the medians, and the median of the rounds' ratios
-to llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
+round runs each measure on every engine, in rotated order, after a look at what the CPU
+does at most (``limits.py``). The table has the medians, and the median of the rounds'
+ratios to llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
 llama-cpp-python gets it, each in a process of its own, without prompt lookup.
 "exact" is max_mistral with ``MAX_MISTRAL_KERNELS=exact``, where that differs. MAX's
 own Llama runs through ``max generate``, in float32, which is what it has on a CPU.
@@ -36,9 +36,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks import models
+from benchmarks import limits, models
 from benchmarks.engine import Stopped
-from benchmarks.machine import bandwidth, cpu_name, take_two_cpus
+from benchmarks.limits import Peaks
+from benchmarks.machine import cpu_name, take_two_cpus
 from benchmarks.measure import DECODES, PREFILLS, requests_of
 from benchmarks.report import MADE, Results, table
 from benchmarks.rounds import in_process, rotated, run_rounds
@@ -50,7 +51,7 @@ IK = "ik_llama.cpp"
 KV_8_BITS = "KV cache in 8 bits"
 # What the versions of are kept, where it is installed and used.
 PACKAGES = ("max", "llama-cpp-python")
-Keep = Callable[[Results, list[float]], None]
+Keep = Callable[[Results, list[Peaks]], None]
 
 
 def max_generate(
@@ -92,9 +93,7 @@ def engines(
     folder: Path, encoding: str, ik_llama: Path, kv_8_bits: bool = False
 ) -> dict[str, Measured]:
     """Returns what measures each engine on a model in an encoding."""
-    gguf = folder / "model-bf16.gguf"
-    if encoding != "bf16":
-        gguf = models.quantize(folder, encoding)
+    gguf = models.weights(folder, encoding)
     ours = None if encoding == "bf16" else gguf.resolve()
     float32 = ["--quantization-encoding", "float32"]
     flags = ["--custom-architectures", "max_mistral", *float32]
@@ -137,7 +136,11 @@ def engines(
 
 
 def run(
-    chosen: Mapping[str, Measured], rounds: int, measures: Iterable[str], keep: Keep
+    chosen: Mapping[str, Measured],
+    rounds: int,
+    measures: Iterable[str],
+    peaks: Callable[[], Peaks],
+    keep: Keep,
 ) -> tuple[Results, list[str]]:
     """Measures the engines, by themselves and then end to end.
 
@@ -145,7 +148,8 @@ def run(
         chosen: The engines.
         rounds: How many.
         measures: Of the model alone.
-        keep: Is given what there is, and what the probe read, after each round.
+        peaks: Measures what the CPU does at most.
+        keep: Is given what there is, and the peaks, after each round.
 
     Returns:
         What each engine did, a round each, and those that failed end to end.
@@ -156,12 +160,12 @@ def run(
         # The first compiles, which takes memory that is not the model's.
         start().finish()
     workers = {}
-    speeds = []
+    most = []
     try:
         for name, start in starts.items():
             workers[name] = start()
         for turn in range(rounds):
-            speeds.append(bandwidth())
+            most.append(peaks())
             for measure in measures:
                 numbers = requests_of(measure)
                 runs = {
@@ -169,7 +173,7 @@ def run(
                 }
                 for name, value in rotated(runs, turn):
                     results[name][measure].append(value)
-            keep(results, speeds)
+            keep(results, most)
         for name, worker in workers.items():
             for key, value in worker.finish().items():
                 results[name][key] = [value]
@@ -181,9 +185,7 @@ def run(
     def together(ends: Results) -> Results:
         return {name: found | ends.get(name, {}) for name, found in results.items()}
 
-    ends, failed = run_rounds(
-        rounds, users, lambda found: keep(together(found), speeds)
-    )
+    ends, failed = run_rounds(rounds, users, lambda found: keep(together(found), most))
     return together(ends), failed
 
 
@@ -212,15 +214,12 @@ def made(chosen: Mapping[str, Measured], cpus: list[int], ik_llama: Path) -> Any
     return found | {"cpus": cpus}
 
 
-def summary(results: Results, speeds: list[float]) -> str:
-    """Returns what the probe read, and what the decode did beside it."""
-    speed = statistics.median(speeds)
-    said = f"the probe read {speed / 1e9:.1f} GB/s"
-    if not results["max_mistral"].get("decode"):
-        return said
-    size = results["llama.cpp"]["weight_bytes"][0]
-    reads = statistics.median(results["max_mistral"]["decode"]) * size
-    return f"decode reads {reads / 1e9:.1f} GB/s of weights, {said}"
+def summary(row: Mapping[str, Any], encoding: str) -> str:
+    """Returns what the CPU did at most, and what part of it each measure took."""
+    peaks = {name: [peak[name] for peak in row["peaks"]] for name in row["peaks"][0]}
+    said = ", ".join(f"{k} {statistics.median(v) / 1e9:.4g}" for k, v in peaks.items())
+    parts = [f"{k} {v:.0%}" for k, v in limits.shares(row, encoding).items()]
+    return f"the CPU's most, in 1e9 a second: {said}; of that {', '.join(parts)}"
 
 
 def main() -> None:
@@ -259,6 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cpus = take_two_cpus()
     report = earlier(arguments.json)
+    peaks = partial(limits.peaks, limits.built(arguments.folder))
     without = []
     for shape in arguments.shapes:
         folder = models.make(shape, arguments.folder / shape)
@@ -269,15 +269,18 @@ def main() -> None:
             row = f"{shape} {encoding}"
             chosen = engines(folder, encoding, arguments.ik_llama, arguments.kv_8_bits)
             first = {MADE: made(chosen, cpus, arguments.ik_llama)}
+            first["work"] = limits.work(folder, models.weights(folder, encoding))
 
-            def keep(results: Results, speeds: list[float]) -> None:
-                report[row] = first | {"bandwidth": speeds} | results
+            def keep(results: Results, most: list[Peaks]) -> None:
+                report[row] = first | {"peaks": most} | results
                 write(arguments.json, report)
 
-            results, failed = run(chosen, arguments.rounds, arguments.measures, keep)
-            print(f"\n{row}, tokens/s; {summary(results, report[row]['bandwidth'])}")
+            results, failed = run(
+                chosen, arguments.rounds, arguments.measures, peaks, keep
+            )
+            keep(results, report[row]["peaks"])
+            print(f"\n{row}, tokens/s; {summary(report[row], encoding)}")
             print(table(results), flush=True)
-            keep(results, report[row]["bandwidth"])
             without += [f"{name} on {row}" for name in failed]
     if without:
         sys.exit(f"Failed end to end: {', '.join(without)}.")

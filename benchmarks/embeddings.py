@@ -169,8 +169,7 @@ def run(
         keep: Is given what there is, after each round.
     """
     gguf = folder / "model-bf16.gguf"
-    if encoding != "bf16":
-        gguf = models.quantize(folder, encoding)
+    gguf = models.weights(folder, encoding)
     files = {"max_mistral": None if encoding == "bf16" else gguf, "llama.cpp": gguf}
     if encoding == "bf16" and find_spec("sentence_transformers") is not None:
         files["sentence-t."] = None

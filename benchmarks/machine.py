@@ -1,16 +1,11 @@
-"""What is measured on: the processor, the two CPUs of it, and their memory."""
+"""What is measured on: the processor, and the two CPUs of it."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import statistics
-import threading
-import time
 from pathlib import Path
-
-import numpy as np
 
 CPUS = Path("/sys/devices/system/cpu")
 
@@ -48,19 +43,3 @@ def _core(cpu: int) -> str:
         return (CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text()
     except OSError:
         return str(cpu)
-
-
-def bandwidth() -> float:
-    """Returns the bytes a second that two threads read from memory."""
-    parts = [np.ones(2**25) for _ in range(2)]
-
-    def read() -> float:
-        threads = [threading.Thread(target=part.sum) for part in parts]
-        start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return sum(part.nbytes for part in parts) / (time.perf_counter() - start)
-
-    return statistics.median(read() for _ in range(7))

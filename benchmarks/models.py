@@ -181,6 +181,13 @@ def stock(folder: Path) -> Path:
     return target
 
 
+def weights(folder: Path, encoding: str) -> Path:
+    """Returns the GGUF of an encoding, ``bf16`` or what :func:`quantize` makes."""
+    if encoding == "bf16":
+        return folder / "model-bf16.gguf"
+    return quantize(folder, encoding)
+
+
 def quantize(folder: Path, encoding: str) -> Path:
     """Returns the GGUF of an encoding (``q4_k_m``, ...), made by llama.cpp."""
     path = folder / f"model-{encoding}.gguf"

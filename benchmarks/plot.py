@@ -3,8 +3,9 @@
     python -m benchmarks.plot REPORT.json PICTURE.png
 
 Prints it too, as a table in Markdown: tokens a second, and the ratio in brackets (of a
-KV cache in 8 bits to llama.cpp with one); then how far the rounds' ratios lie apart,
-and what made each row. Reports of before rows said that have one day for all.
+KV cache in 8 bits to llama.cpp with one); then which part of the CPU's most each model
+took (``limits.py``), how far the rounds' ratios lie apart, and what made each row.
+Reports of before rows said that have one day for all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.cpu import IK, KV_8_BITS
+from benchmarks.limits import shares
 from benchmarks.models import SHAPES
 from benchmarks.report import MADE, MEASURES, ratios
 
@@ -77,6 +79,21 @@ def markdown(report: dict) -> str:
         cells = [cell(name, engine, measure) for measure in measures]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def parts(report: dict) -> str:
+    """Returns a table of which part of the CPU's most max_mistral took, as Markdown."""
+    found = {
+        label: shares(report[name], name.split()[1], engine)
+        for label, name, engine in rows_of(report, "exact")
+    }
+    measures = [m for m in LABELS if any(m in row for row in found.values())]
+    head = ["model", *(LABELS[measure] for measure in measures)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for label, row in found.items():
+        cells = [f"{row[m]:.0%}" if m in row else "" for m in measures]
+        lines += [f"| {label} | {' | '.join(cells)} |"] if row else []
+    return "\n".join(lines) if measures else ""
 
 
 def spread(report: dict) -> str:
@@ -148,6 +165,7 @@ def main() -> None:
     report = json.loads(source.read_text())
     draw(report, target)
     print(markdown(report))
+    print(parts(report))
     print(spread(report))
     print(origins(report))
 

@@ -111,6 +111,10 @@ def test_a_table_without_what_it_compares_with():
     assert text.splitlines()[1].split() == ["ours", "5.0"]
 
 
+PEAKS = {"read": 8e9, "int8": 1e8}
+WORK = {"prefill": 5e6, "prefill_deep": 6e6, "read": 2e8}
+
+
 class Worker:
     """A process that measures, or none."""
 
@@ -136,8 +140,11 @@ def benchmark(monkeypatch, tmp_path):
     rates = {"max_mistral": 4.0, "llama.cpp": 2.0}
     monkeypatch.setattr(cpu, "take_two_cpus", lambda: [0, 1])
     monkeypatch.setattr(cpu, "cpu_name", lambda: "a CPU")
-    monkeypatch.setattr(cpu, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(cpu.limits, "built", lambda folder: folder / "peak")
+    monkeypatch.setattr(cpu.limits, "peaks", lambda program: PEAKS)
+    monkeypatch.setattr(cpu.limits, "work", lambda folder, gguf: WORK)
     monkeypatch.setattr(cpu.models, "make", lambda shape, folder: folder)
+    monkeypatch.setattr(cpu.models, "weights", lambda folder, encoding: folder)
     path = tmp_path / "new" / "cpu.json"
 
     def run(*flags, commit="1234", **changed):
@@ -161,7 +168,9 @@ def test_one_measure_alone(benchmark, capsys):
     row = json.loads(benchmark.path.read_text())["300M q4_0"]
     assert row["max_mistral"]["prefill"] == [10.0] * 3
     assert row["max_mistral"]["end_to_end"] == [4.0] * 3
-    assert "10.0 (1.00x)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10.0 (1.00x)" in said
+    assert "read 8, int8 0.1; of that prefill 50%" in said
 
 
 def test_a_failure_end_to_end_keeps_the_rest(benchmark):
@@ -172,7 +181,7 @@ def test_a_failure_end_to_end_keeps_the_rest(benchmark):
         assert report[name]["max_mistral"]["decode"] == [10.0] * 3
         assert "end_to_end" not in report[name]["max_mistral"]
         assert report[name]["llama.cpp"]["end_to_end"] == [2.0] * 3
-        assert report[name]["bandwidth"] == [1e9] * 3
+        assert (report[name]["peaks"], report[name]["work"]) == ([PEAKS] * 3, WORK)
 
 
 def test_rounds_are_kept_before_the_end(benchmark, monkeypatch):

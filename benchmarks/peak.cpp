@@ -1,0 +1,118 @@
+// What two threads of this CPU do at most: multiply-adds, and reads from memory.
+//
+//     c++ -O3 -march=native -pthread peak.cpp -o peak && ./peak
+//
+// Prints a line each: "read" in bytes a second, the others in operations a second, a
+// multiply-add as two. Each is the median of its turns, both threads at work. Numbers
+// that this CPU has no instruction for are left out, and bfloat16 where AMX is, which
+// would multiply them.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <sys/mman.h>
+
+namespace {
+
+constexpr int THREADS = 2, TURNS = 15;
+// Sums that do not wait for one another: 6 cycles of latency, 2 instructions a cycle.
+// Each has a name, for those of an array would not stay in registers.
+#define EACH_SUM(DO) \
+    DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+constexpr int SUMS = 12;
+constexpr long STEPS = 2'000'000;
+constexpr size_t BYTES = size_t(1) << 28;  // a thread's, well beyond any cache
+
+volatile float sink;
+
+double median_seconds(const std::function<void(int)>& work) {
+    std::vector<double> turns;
+    for (int turn = 0; turn < TURNS; turn++) {
+        const auto begin = std::chrono::steady_clock::now();
+        std::thread other(work, 1);
+        work(0);
+        other.join();
+        const std::chrono::duration<double> took =
+            std::chrono::steady_clock::now() - begin;
+        turns.push_back(took.count());
+    }
+    std::nth_element(turns.begin(), turns.begin() + TURNS / 2, turns.end());
+    return turns[TURNS / 2];
+}
+
+// Times STEPS of SUMS instructions, each of `products` multiply-adds.
+template <typename Sum, typename Factor, typename Add>
+void multiply(const char* name, int products, Factor given, Add add) {
+    const double seconds = median_seconds([=](int) {
+        const Factor x = given;
+#define BEGIN(i) Sum s##i = {};
+        EACH_SUM(BEGIN)
+        for (long step = 0; step < STEPS; step++) {
+            // The compiler may not look through a sum, or it would drop the work.
+#define ADD(i)           \
+    s##i = add(s##i, x); \
+    asm volatile("" : "+v"(s##i));
+            EACH_SUM(ADD)
+        }
+    });
+    std::printf("%s %.6g\n", name, 2.0 * products * SUMS * STEPS * THREADS / seconds);
+}
+
+void read() {
+    char* memory[THREADS];
+    for (auto& part : memory) {
+        part = static_cast<char*>(std::aligned_alloc(size_t(1) << 21, BYTES));
+#if defined(MADV_HUGEPAGE)
+        madvise(part, BYTES, MADV_HUGEPAGE);
+#endif
+        std::memset(part, 1, BYTES);
+    }
+    const double seconds = median_seconds([&](int thread) {
+        typedef long Line __attribute__((vector_size(64)));
+        const Line* lines = reinterpret_cast<const Line*>(memory[thread]);
+        Line sums[8] = {};
+        for (size_t i = 0; i < BYTES / sizeof(Line); i += 8)
+            for (int j = 0; j < 8; j++) {
+                __builtin_prefetch(&lines[i + j + 64], 0, 0);
+                sums[j] += lines[i + j];
+            }
+        for (int j = 1; j < 8; j++) sums[0] += sums[j];
+        sink = float(sums[0][0]);
+    });
+    std::printf("read %.6g\n", double(BYTES) * THREADS / seconds);
+}
+
+}  // namespace
+
+int main() {
+    read();
+#if defined(__AVX512F__)
+    multiply<__m512>("float32", 16, _mm512_set1_ps(1e-3f), [](__m512 s, __m512 x) {
+        return _mm512_fmadd_ps(x, x, s);
+    });
+#elif defined(__FMA__)
+    multiply<__m256>("float32", 8, _mm256_set1_ps(1e-3f), [](__m256 s, __m256 x) {
+        return _mm256_fmadd_ps(x, x, s);
+    });
+#endif
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+    const __m512bh pairs = (__m512bh)_mm512_set1_epi32(0x3a833a83);
+    multiply<__m512>("bfloat16", 32, pairs, [](__m512 s, __m512bh x) {
+        return _mm512_dpbf16_ps(s, x, x);
+    });
+#endif
+#if defined(__AVX512VNNI__)
+    multiply<__m512i>("int8", 64, _mm512_set1_epi8(3), [](__m512i s, __m512i x) {
+        return _mm512_dpbusd_epi32(s, x, x);
+    });
+#endif
+}
