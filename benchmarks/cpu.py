@@ -38,7 +38,7 @@ from typing import Any
 
 from benchmarks import limits, models
 from benchmarks.engine import Stopped
-from benchmarks.limits import Peaks
+from benchmarks.limits import Most, Peaks
 from benchmarks.machine import cpu_name, take_two_cpus
 from benchmarks.measure import DECODES, PREFILLS, requests_of
 from benchmarks.report import MADE, Results, table
@@ -51,7 +51,7 @@ IK = "ik_llama.cpp"
 KV_8_BITS = "KV cache in 8 bits"
 # What the versions of are kept, where it is installed and used.
 PACKAGES = ("max", "llama-cpp-python")
-Keep = Callable[[Results, list[Peaks]], None]
+Keep = Callable[[Results, Most], None]
 
 
 def max_generate(
@@ -160,13 +160,13 @@ def run(
         # The first compiles, which takes memory that is not the model's.
         start().finish()
     workers = {}
-    most = []
+    most: Most = defaultdict(list)
     try:
         for name, start in starts.items():
             workers[name] = start()
         for turn in range(rounds):
-            most.append(peaks())
             for measure in measures:
+                most[measure].append(peaks())
                 numbers = requests_of(measure)
                 runs = {
                     n: partial(w.rate, measure, *numbers) for n, w in workers.items()
@@ -216,8 +216,9 @@ def made(chosen: Mapping[str, Measured], cpus: list[int], ik_llama: Path) -> Any
 
 def summary(row: Mapping[str, Any], encoding: str) -> str:
     """Returns what the CPU did at most, and what part of it each measure took."""
-    peaks = {name: [peak[name] for peak in row["peaks"]] for name in row["peaks"][0]}
-    said = ", ".join(f"{k} {statistics.median(v) / 1e9:.4g}" for k, v in peaks.items())
+    found = [peaks for measured in row["peaks"].values() for peaks in measured]
+    most = {kind: statistics.median(p[kind] for p in found) for kind in found[0]}
+    said = ", ".join(f"{kind} {value / 1e9:.4g}" for kind, value in most.items())
     parts = [f"{k} {v:.0%}" for k, v in limits.shares(row, encoding).items()]
     return f"the CPU's most, in 1e9 a second: {said}; of that {', '.join(parts)}"
 
@@ -271,7 +272,7 @@ def main() -> None:
             first = {MADE: made(chosen, cpus, arguments.ik_llama)}
             first["work"] = limits.work(folder, models.weights(folder, encoding))
 
-            def keep(results: Results, most: list[Peaks]) -> None:
+            def keep(results: Results, most: Most) -> None:
                 report[row] = first | {"peaks": most} | results
                 write(arguments.json, report)
 

@@ -1,8 +1,9 @@
 """The most that the CPU does, and which part of it a model took.
 
-A prefill multiplies, a decode reads all weights once a step: no code is faster than
-the CPU's own instructions and its memory. ``peak.cpp`` measures those beside the
-engines, for a shared machine's memory is not always as fast.
+A prefill multiplies, a decode reads all weights once a step: no code is faster than the
+CPU's own instructions and its memory. ``peak.cpp`` measures those before each measure.
+A shared machine's memory is faster at one minute than at another, so a part of it may
+come out above 1.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ SOURCE = Path(__file__).with_name("peak.cpp")
 READ = "read"
 """Bytes of memory a second; the other peaks are operations a second."""
 Peaks = dict[str, float]
+Most = dict[str, list[Peaks]]
+"""By measure, the peaks before it, a round each."""
 
 
 def built(folder: Path) -> Path:
@@ -103,8 +106,8 @@ def shares(
             kind, each = numbers, todo[name]
         else:
             kind, each = READ, todo[READ] / DECODES[name][0]
-        if name in row[engine] and kind in most[0]:
-            pairs = zip(row[engine][name], most, strict=True)
+        if name in row[engine] and kind in most[name][0]:
+            pairs = zip(row[engine][name], most[name], strict=True)
             parts = [rate * each / peak[kind] for rate, peak in pairs]
             found[name] = statistics.median(parts)
     return found

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
-
-Tokens = npt.NDArray[np.int64]
 
 SHORTEST, LONGEST = 2, 32
 """How many tokens must agree where a draft is found, and how many are looked at."""
 
-SEARCHED = 1 << 16
-"""How far back a text is searched, in tokens: about 0.1 ms."""
-
 FEW = 64
-"""Up to how many places are compared all at once."""
+"""How many places are looked at, the last ones."""
 
 
 class Draft(NamedTuple):
     """Tokens that may come next.
 
     Attributes:
-        tokens: int64 ``[any]``.
+        tokens: Their ids.
         agreed: How many tokens before them came as expected.
     """
 
-    tokens: Tokens
+    tokens: list[int]
     agreed: int
 
 
-NONE = Draft(np.empty(0, np.int64), 0)
+NONE = Draft([], 0)
 
 
 class Place(NamedTuple):
@@ -47,40 +40,57 @@ class Place(NamedTuple):
     agreed: int
 
 
-def find(text: Tokens) -> Place | None:
-    """Returns where most of a text's last tokens stood before.
+class Index:
+    """A text that grows, and where its last tokens stood before.
 
-    Of several such places the last one counts. A text that has begun to repeat
-    itself goes on doing so. ``None`` if fewer than ``SHORTEST`` agree anywhere.
+    It knows of each two tokens where they stood last, and of each such place the one
+    before: about 170 bytes a token.
 
-    Args:
-        text: Token ids, ``[length]``, prompt and answer. Its last ``SEARCHED`` count.
+    Attributes:
+        text: Token ids.
     """
-    skipped = max(len(text) - SEARCHED, 0)
-    text = text[skipped:]
-    end = len(text) - 1
-    if end < SHORTEST:
-        return None
-    # Where the last tokens stood before: the place of the last of them.
-    places = np.flatnonzero(text[:end] == text[end])
-    agreed = 1
-    while agreed < SHORTEST or (len(places) > FEW and agreed < LONGEST):
-        longer = places[places >= agreed]
-        longer = longer[text[longer - agreed] == text[end - agreed]]
-        if not len(longer):
-            break
-        places = longer
-        agreed += 1
-    if agreed < SHORTEST:
-        return None
-    if len(places) > FEW:
-        # So many agree in the same tokens, and none in more.
-        return Place(skipped + int(places[-1]) + 1, agreed)
-    # [places, tokens back]
-    back = np.arange(min(LONGEST, end))
-    before = places[:, None] - back
-    same = (text[before] == text[end - back]) & (before >= 0)
-    alike = np.where(same.all(axis=1), len(back), same.argmin(axis=1))
-    agreed = int(alike.max())
-    place = places[np.flatnonzero(alike == agreed)[-1]]
-    return Place(skipped + int(place) + 1, agreed)
+
+    def __init__(self) -> None:
+        self.text: list[int] = []
+        # By two tokens where the second stands, and before which it stood there; -1.
+        self._last: dict[tuple[int, int], int] = {}
+        self._before: list[int] = []
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Takes in tokens at the text's end."""
+        text, last = self.text, self._last
+        for token in tokens:
+            place = len(text)
+            text.append(token)
+            if not place:
+                self._before.append(-1)
+                continue
+            pair = text[-2], token
+            self._before.append(last.get(pair, -1))
+            last[pair] = place
+
+    def find(self) -> Place | None:
+        """Returns where most of a text's last tokens stood before.
+
+        Of several such places the last one counts. A text that has begun to repeat
+        itself goes on doing so. ``None`` if fewer than ``SHORTEST`` agree anywhere;
+        of more than ``FEW`` places where they do, the last ones count.
+        """
+        place = self._before[-1] if self._before else -1
+        found, most = -1, 0
+        for _ in range(FEW):
+            if place < 0 or most == LONGEST:
+                break
+            agreed = self._agreed(place)
+            if agreed > most:
+                found, most = place, agreed
+            place = self._before[place]
+        return Place(found + 1, most) if most else None
+
+    def _agreed(self, place: int) -> int:
+        """How many tokens up to a place are those at the end; two are known to be."""
+        text, last = self.text, len(self.text) - 1
+        agreed, most = SHORTEST, min(place + 1, LONGEST)
+        while agreed < most and text[place - agreed] == text[last - agreed]:
+            agreed += 1
+        return agreed

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from .drafts import LONGEST, NONE, SHORTEST, Draft, Tokens, find
+from .drafts import LONGEST, NONE, SHORTEST, Draft, Index
 from .odds import MOST, Odds
 
 LONGEST_NAME = 4
@@ -18,8 +18,8 @@ LONGEST_NAME = 4
 MOST_NAMES = 16
 """How many names are known at a time."""
 
-MOST_PAIRS = 1 << 14
-"""Up to how long a text its pairs of tokens are known, 100 bytes each."""
+SEARCHED = 1 << 16
+"""How many of a new text's last tokens are searched."""
 
 Name = tuple[int, ...]
 
@@ -65,7 +65,7 @@ class Copy:
 class Follower:
     """Follows one request's text, and drafts what comes next.
 
-    Mostly a draft is what followed the last time (:func:`.drafts.find`). Where an
+    Mostly a draft is what followed the last time (:class:`.drafts.Index`). Where an
     answer parts from what it copies, it may write a new name in place of an old one:
     the draft goes on behind the old name. When the two texts agree again, the names
     are known, and later drafts have the new one.
@@ -76,48 +76,53 @@ class Follower:
 
     def __init__(self) -> None:
         self.odds = Odds()
+        self._index = Index()
+        # Of the request's text, whose first tokens the index may not have.
         self._length: int | None = None
         self._copy: Copy | None = None
         self._expected: Iterator[Expected] = iter(())
-        # Tokens that stood side by side, but for the last two.
-        self._pairs: set[tuple[int, int]] = set()
         self._parting: Spot | None = None
         # By the old name the new one, or the same where the answer writes both.
         self._new_names: dict[Name, Name] = {}
 
-    def propose(self, text: Tokens, most: int) -> Draft:
+    def propose(self, text: npt.NDArray[np.int64], most: int) -> Draft:
         """Returns a draft.
 
         Args:
-            text: Token ids, ``[length]``, prompt and answer; as a rule the same as at
-                the last call, and what came since.
+            text: Token ids, ``[length]``, prompt and answer: those of the last call
+                and what came since; a shorter one is another text.
             most: How many tokens to draft, up to ``MOST``.
         """
         self._follow(text)
-        self._choose(text)
-        self._settle(text, len(text))
+        known = self._index.text
+        self._choose(known)
+        self._settle(known, len(known))
         if self._copy is None:
             self._expected = iter(())
             return NONE
-        tokens, self._expected = self._walk(text, self._copy)
+        tokens, self._expected = self._walk(known, self._copy)
         return Draft(tokens[: max(min(most, MOST), 0)], self._copy.agreed)
 
-    def _follow(self, text: Tokens) -> None:
+    def _follow(self, text: npt.NDArray[np.int64]) -> None:
         """Takes in the tokens that came."""
         before, self._length = self._length, len(text)
-        if before is None or not before <= len(text) <= before + MOST + 1:
-            # A new text, or steps that others have run.
+        if before is None or len(text) < before:
             self._copy = self._parting = None
-            self._pairs.clear()
-            self._know_pairs(text, 0)
+            self._index = Index()
+            self._index.extend(text[-SEARCHED:].tolist())
             return
-        self._know_pairs(text, before)
+        known = self._index.text
+        first = len(known)
+        self._index.extend(text[before:].tolist())
         if self._new_names:
-            self._keep_names(text[max(before - LONGEST_NAME + 1, 0) :].tolist())
+            self._keep_names(known[max(first - LONGEST_NAME + 1, 0) :])
+        if len(text) > before + MOST + 1:
+            # Steps that others have run.
+            self._copy = self._parting = None
         copy, expected = self._copy, self._expected
         if copy is None:
             return
-        for place, token in enumerate(text[before:].tolist(), before):
+        for place, token in enumerate(known[first:], first):
             right = next(expected, None)
             if right is None or right.token != token:
                 if self._parting is None and copy.agreed >= SHORTEST:
@@ -126,26 +131,10 @@ class Follower:
                 return
             copy.agreed += 1
             copy.rest, copy.next = right.rest, right.next
-            if self._settle(text, place + 1):
-                _, expected = self._walk(text, copy)
+            if self._settle(known, place + 1):
+                _, expected = self._walk(known, copy)
 
-    def _know_pairs(self, text: Tokens, before: int) -> None:
-        """Takes in the pairs of a text of which ``before`` tokens were known."""
-        if len(text) > MOST_PAIRS:
-            self._pairs.clear()
-        elif before < len(text):
-            came = text[max(before - 2, 0) : -1].tolist()
-            self._pairs.update(pairwise(came))
-
-    def _may_repeat(self, text: Tokens) -> bool:
-        """Whether the last two tokens may have stood in the text before.
-
-        Mostly they have not, and to ask a set takes a tenth of a search's time.
-        """
-        known = SHORTEST <= len(text) <= MOST_PAIRS
-        return not known or tuple(text[-2:].tolist()) in self._pairs
-
-    def _settle(self, text: Tokens, length: int) -> bool:
+    def _settle(self, text: list[int], length: int) -> bool:
         """Learns a name if the texts agree again behind it, or gives it up.
 
         Args:
@@ -161,7 +150,7 @@ class Follower:
         if copy is not None and copy.agreed >= SHORTEST:
             old, new = _differing(text, parting, copy.began)
             if 0 < len(old) <= LONGEST_NAME and 0 < len(new) <= LONGEST_NAME:
-                self._learn(tuple(old.tolist()), tuple(new.tolist()))
+                self._learn(tuple(old), tuple(new))
                 self._parting = None
                 return True
         if length - parting.answer > LONGEST_NAME + SHORTEST:
@@ -183,10 +172,10 @@ class Follower:
                 if name in self._new_names:
                     self._new_names[name] = name
 
-    def _choose(self, text: Tokens) -> None:
+    def _choose(self, text: list[int]) -> None:
         """Goes on with what is copied, unless more tokens agree elsewhere."""
         agreed = -1 if self._copy is None else self._copy.agreed
-        found = find(text) if agreed < LONGEST and self._may_repeat(text) else None
+        found = self._index.find() if agreed < LONGEST else None
         if found is not None and found.agreed > agreed:
             began = Spot(found.next - found.agreed, len(text) - found.agreed)
             self._copy = Copy(found.next, found.agreed, began)
@@ -196,7 +185,9 @@ class Follower:
             if behind < len(text) - 1:
                 self._copy = Copy(behind, 0, Spot(behind, len(text)))
 
-    def _walk(self, text: Tokens, copy: Copy) -> tuple[Tokens, Iterator[Expected]]:
+    def _walk(
+        self, text: list[int], copy: Copy
+    ) -> tuple[list[int], Iterator[Expected]]:
         """Returns the tokens that come if a text is copied on, with new names.
 
         Where it ends, what was copied follows itself.
@@ -207,11 +198,11 @@ class Follower:
         begin, size = copy.next, len(text) - copy.next
         if not self._new_names and not copy.rest:
             # As most texts have it; the loop below would take longer.
-            tokens = _repeated(text[begin:], MOST + 1)
-            places = enumerate(tokens.tolist(), 1)
+            tokens = _repeated(text, begin, MOST + 1)
+            places = enumerate(tokens, 1)
             return tokens, (Expected(t, (), begin + i % size) for i, t in places)
         # Each token that is expected takes at most a name of what is copied.
-        copied = _repeated(text[begin:], (MOST + 1) * LONGEST_NAME).tolist()
+        copied = _repeated(text, begin, (MOST + 1) * LONGEST_NAME)
         expected = _spelled(copy.rest, begin)
         at = 0
         while len(expected) <= MOST:
@@ -219,8 +210,7 @@ class Follower:
             new = self._new_names.get(old, old)
             at += len(old)
             expected += _spelled(new, begin + at % size)
-        tokens = np.array([token for token, *_ in expected], np.int64)
-        return tokens, iter(expected)
+        return [token for token, *_ in expected], iter(expected)
 
     def _old_name(self, copied: list[int], at: int) -> Name:
         """Returns the longest name at a place, or its token."""
@@ -231,9 +221,12 @@ class Follower:
         return (copied[at],)
 
 
-def _repeated(text: Tokens, size: int) -> Tokens:
-    """Returns the first ``size`` tokens of a text that follows itself."""
-    return text[:size].copy() if size <= len(text) else np.resize(text, size)
+def _repeated(text: list[int], begin: int, size: int) -> list[int]:
+    """Returns ``size`` tokens of a text from a place on, which follow themselves."""
+    part = text[begin : begin + size]
+    if len(part) < size:
+        part = (part * -(-size // len(part)))[:size]
+    return part
 
 
 def _spelled(name: Name, behind: int) -> list[Expected]:
@@ -241,7 +234,7 @@ def _spelled(name: Name, behind: int) -> list[Expected]:
     return [Expected(token, name[i + 1 :], behind) for i, token in enumerate(name)]
 
 
-def _differing(text: Tokens, begin: Spot, end: Spot) -> tuple[Tokens, Tokens]:
+def _differing(text: list[int], begin: Spot, end: Spot) -> tuple[list[int], list[int]]:
     """Returns what is copied and what the answer has, without an end that both have."""
     old, new = text[begin.copied : end.copied], text[begin.answer : end.answer]
     while len(old) and len(new) and old[-1] == new[-1]:

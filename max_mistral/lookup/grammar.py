@@ -9,8 +9,9 @@ import numpy.typing as npt
 from max.pipelines.context import TextContext
 from max.pipelines.lib.pipeline_variants.utils import StructuredOutputHelper
 
+from .rows import Tokens
+
 Mask = npt.NDArray[np.int32]
-Tokens = npt.NDArray[np.int64]
 
 
 def masks_of_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 MOST = 15
 """Drafts of one request in a step."""
@@ -144,8 +145,7 @@ class Cost:
         return base + slope * paid(rows) + extra * drafts
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A request's draft, as far as it may be verified."""
 
     agreed: int
@@ -161,7 +161,7 @@ def how_many(candidates: Sequence[Candidate], cost: Cost) -> list[int]:
     no later draft pays, for its odds are no better.
     """
     none = [0] * len(candidates)
-    if not cost.known or not candidates:
+    if not cost.known or not any(candidate.tokens for candidate in candidates):
         return none
     rows, tokens = len(candidates), float(len(candidates))
     best, fastest = none, MARGIN * tokens / cost.estimate(rows, drafts=False)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from max.driver import Buffer
 from max.pipelines.context import (
     LogProbabilities,
@@ -27,12 +28,12 @@ from max.pipelines.speculative.utils import _SpeculativeDecodingMetrics
 
 from . import enabled
 from .counts import Counts, only_count
-from .drafts import NONE, Draft, Tokens
+from .drafts import Draft
 from .follower import Follower
 from .grammar import Mask, masks_of_rows
 from .greedy import GreedySampler, greedy_tokens
 from .odds import MOST, Candidate, Cost, how_many
-from .rows import sampled_rows, with_drafts
+from .rows import NO_TOKENS, Tokens, sampled_rows, with_drafts
 from .samplers import samplers_together
 
 
@@ -71,15 +72,12 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         if not batch or not all(self._may_draft(context) for context in batch):
             return super()._execute(inputs)
         if not self._drafts:
-            found = self._step(inputs, [NONE.tokens] * len(batch))
+            found = self._step(inputs, [NO_TOKENS] * len(batch))
             self._counts = None
             return found
         began = time.perf_counter()
         before = [len(context.tokens) for context in batch]
-        followers = [
-            self._followers.setdefault(context.request_id, Follower())
-            for context in batch
-        ]
+        followers = [self._follower(context) for context in batch]
         proposed = [
             self._propose(context, follower)
             for context, follower in zip(batch, followers, strict=True)
@@ -91,14 +89,16 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         chosen = how_many(candidates, self._cost)
         rows = len(batch) + sum(chosen)
         drafts = [
-            draft.tokens[:count] for draft, count in zip(proposed, chosen, strict=True)
+            np.array(draft.tokens[:count], np.int64) if count else NO_TOKENS
+            for draft, count in zip(proposed, chosen, strict=True)
         ]
         outputs = self._step(inputs, drafts)
         for context, draft, follower, length in zip(
             batch, proposed, followers, before, strict=True
         ):
-            came = context.tokens.all[length:].tolist()
-            follower.odds.learn(draft.agreed, draft.tokens.tolist(), came)
+            if draft.tokens:
+                came = context.tokens.all[length:].tolist()
+                follower.odds.learn(draft.agreed, draft.tokens, came)
         seconds = time.perf_counter() - began
         self._cost.observe(rows, seconds, drafts=any(chosen))
         return outputs
@@ -115,6 +115,13 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             and not (sampling.enable_min_tokens and context.min_tokens)
         )
 
+    def _follower(self, context: TextContext) -> Follower:
+        """Returns what follows a request's text, from its first step on."""
+        follower = self._followers.get(context.request_id)
+        if follower is None:
+            follower = self._followers[context.request_id] = Follower()
+        return follower
+
     def _propose(self, context: TextContext, follower: Follower) -> Draft:
         """Returns a draft as long as the rest of the context's page."""
         tokens = context.tokens
@@ -124,7 +131,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         draft = follower.propose(tokens.all, room)
         # Nothing comes after an end.
         ends = context.eos_tracker.eos_token_ids
-        for i, token in enumerate(draft.tokens.tolist()):
+        for i, token in enumerate(draft.tokens):
             if token in ends:
                 return Draft(draft.tokens[: i + 1], draft.agreed)
         return draft

@@ -21,10 +21,11 @@ from max.pipelines.context import SamplingParams, TextContext
 
 from ..inputs import MistralInputs
 
+Tokens = npt.NDArray[np.int64]
+NO_TOKENS: Tokens = np.empty(0, np.int64)
 
-def with_drafts(
-    inputs: MistralInputs, drafts: Sequence[npt.NDArray[np.int64]]
-) -> MistralInputs:
+
+def with_drafts(inputs: MistralInputs, drafts: Sequence[Tokens]) -> MistralInputs:
     """Returns a step's inputs with a row for each draft.
 
     Args:
@@ -70,7 +71,7 @@ def _caches(
 class RowTokens:
     """A request's tokens as they would be before a draft's next one."""
 
-    def __init__(self, context: TextContext, drafts: npt.NDArray[np.int64]) -> None:
+    def __init__(self, context: TextContext, drafts: Tokens) -> None:
         self._tokens = context.tokens
         self._drafts = drafts
 
@@ -78,12 +79,12 @@ class RowTokens:
         return len(self._tokens) + len(self._drafts)
 
     @property
-    def all(self) -> npt.NDArray[np.int64]:
+    def all(self) -> Tokens:
         """Prompt, answer and drafts."""
         return np.append(self._tokens.all, self._drafts)
 
     @property
-    def generated(self) -> npt.NDArray[np.int64]:
+    def generated(self) -> Tokens:
         """Answer and drafts."""
         return np.append(self._tokens.generated, self._drafts)
 
@@ -106,7 +107,7 @@ class Row:
 
 
 def sampled_rows(
-    batch: Sequence[TextContext], drafts: Sequence[npt.NDArray[np.int64]]
+    batch: Sequence[TextContext], drafts: Sequence[Tokens]
 ) -> list[TextContext | Row]:
     """Returns a context, or what stands for one, for each row of a step."""
     rows: list[TextContext | Row] = []

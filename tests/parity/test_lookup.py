@@ -123,7 +123,7 @@ def test_tokens_are_drawn_by_their_chances(batch, ask, monkeypatch):
         # What most answers without drafts have there.
         places = tokens[:ANSWERS, len(text) - len(prompt) :].T
         likely = [np.bincount(place[place >= 0]).argmax() for place in places]
-        return Draft(np.array(likely[:room], np.int64), 2)
+        return Draft([int(token) for token in likely[:room]], 2)
 
     monkeypatch.setattr(Follower, "propose", propose)
     for at in range(0, 2 * ANSWERS, 8):

@@ -225,8 +225,8 @@ class Drafts:
                 tokens = known[len(text) : len(text) + size].copy()
                 wrong = self.rng.random(len(tokens)) < 0.1
                 tokens[wrong] = self.rng.integers(3, VOCABULARY, wrong.sum())
-                return Draft(tokens, 2)
-        return Draft(text[:0], 2)
+                return Draft(tokens.tolist(), 2)
+        return Draft([], 2)
 
     def how_many(self, candidates, cost):
         return [candidate.tokens for candidate in candidates]

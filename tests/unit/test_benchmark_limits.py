@@ -42,8 +42,9 @@ def test_a_prefill_multiplies_and_a_decode_reads(tmp_path):
     assert found["read"] == 4 * size
 
 
+PEAKS = [{"read": 100.0, "bfloat16": 1000.0}, {"read": 200.0, "bfloat16": 2000.0}]
 ROW = {
-    "peaks": [{"read": 100.0, "bfloat16": 1000.0}, {"read": 200.0, "bfloat16": 2000.0}],
+    "peaks": dict.fromkeys(["prefill", "decode", "decode_batch"], PEAKS),
     "work": {"prefill": 5.0, "prefill_deep": 6.0, "read": 10.0},
     "max_mistral": {"prefill": [100.0, 100.0], "decode": [5.0, 5.0]},
     "exact": {"prefill": [10.0, 10.0], "decode_batch": [40.0, 40.0]},

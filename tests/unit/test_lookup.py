@@ -17,7 +17,7 @@ from max.pipelines.sampling.seeds import request_row_seed
 from max_mistral.errors import UserError
 from max_mistral.kernels import library
 from max_mistral.lookup import choice, drafts, enabled
-from max_mistral.lookup.drafts import FEW, LONGEST, SHORTEST, find
+from max_mistral.lookup.drafts import LONGEST, SHORTEST, Index
 from max_mistral.lookup.grammar import masks_of_rows
 from max_mistral.lookup.greedy import GreedySampler
 from max_mistral.lookup.odds import (
@@ -57,24 +57,33 @@ def agreement(text, end):
     return count
 
 
-@given(TEXTS, st.sampled_from([0, 1, 3, FEW]))
+def find(text):
+    """Returns where most of a text's last tokens stood before."""
+    index = Index()
+    index.extend(text)
+    return index.find()
+
+
+@given(TEXTS, st.sampled_from([1, 3, 80]))
 def test_the_place_found_is_that_of_the_longest_agreement(text, few):
-    agreed = [agreement(text, end) for end in range(len(text) - 1)]
-    best = max(agreed, default=0)
+    agreed = {end: agreement(text, end) for end in range(len(text) - 1)}
+    last = [end for end in agreed if agreed[end] >= SHORTEST][-few:]
     with mock.patch.object(drafts, "FEW", few):
-        place = find(np.array(text, np.int64))
-    if best < SHORTEST:
+        place = find(text)
+    if not last:
         assert place is None
         return
-    last = len(agreed) - 1 - agreed[::-1].index(best)
-    assert place == (last + 1, best)
+    best = max(agreed[end] for end in last)
+    assert place == (max(end for end in last if agreed[end] == best) + 1, best)
 
 
-def test_only_the_end_of_a_long_text_is_searched(monkeypatch):
-    monkeypatch.setattr(drafts, "SEARCHED", 8)
-    text = np.array([1, 2, 3, 0, 0, 0, 0, 0, 0, 1, 2])
-    assert find(text) is None
-    assert find(np.array([7, 7, 7, 1, 2, 3, 0, 1, 2])) == (5, 2)
+@given(st.lists(TEXTS, max_size=5))
+def test_a_text_is_found_in_as_it_grows(parts):
+    index, text = Index(), []
+    for part in parts:
+        index.extend(part)
+        text += part
+        assert (index.find(), index.text) == (find(text), text)
 
 
 def test_odds_learn_what_came():
