@@ -102,11 +102,13 @@ def shares(
     numbers = multiplied(encoding, engine)
     found = {}
     for name in (*PREFILLS, *DECODES):
+        if name not in row[engine]:
+            continue
         if name in PREFILLS:
             kind, each = numbers, todo[name]
         else:
             kind, each = READ, todo[READ] / DECODES[name][0]
-        if name in row[engine] and kind in most[name][0]:
+        if kind in most[name][0]:
             pairs = zip(row[engine][name], most[name], strict=True)
             parts = [rate * each / peak[kind] for rate, peak in pairs]
             found[name] = statistics.median(parts)

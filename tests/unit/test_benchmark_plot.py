@@ -55,3 +55,17 @@ def test_a_kv_cache_in_8_bits_is_compared_with_llama_cpps():
     report = {"cpu": "a CPU", "300M q4_0": report}
     lines = plot.markdown(report).splitlines()
     assert lines[-1] == "| 300M q4_0, KV cache in 8 bits | 9 (3.00x) |"
+
+
+def test_the_part_of_the_cpus_most_that_a_model_took():
+    peaks = {name: [{"read": 100.0, "int8": 1e3}] for name in ("prefill", "decode")}
+    rates = {"prefill": [80.0], "decode": [9.0]}
+    row = {"max_mistral": rates, "llama.cpp": rates}
+    known = row | {"peaks": peaks, "work": {"prefill": 10.0, "read": 10.0}}
+    report = {"cpu": "a CPU", "300M q4_0": row, "300M q8_0": known}
+    assert plot.parts(report).splitlines() == [
+        "| model | prefill 512 | decode |",
+        "|---|---|---|",
+        "| 300M q8_0 | 80% | 90% |",
+    ]
+    assert plot.parts({"cpu": "a CPU", "300M q4_0": row}) == ""
