@@ -219,8 +219,9 @@ def summary(row: Mapping[str, Any], encoding: str) -> str:
     found = [peaks for measured in row["peaks"].values() for peaks in measured]
     most = {kind: statistics.median(p[kind] for p in found) for kind in found[0]}
     said = ", ".join(f"{kind} {value / 1e9:.4g}" for kind, value in most.items())
+    said = f"the CPU's most, in 1e9 a second: {said}"
     parts = [f"{k} {v:.0%}" for k, v in limits.shares(row, encoding).items()]
-    return f"the CPU's most, in 1e9 a second: {said}; of that {', '.join(parts)}"
+    return f"{said}; of that {', '.join(parts)}" if parts else said
 
 
 def main() -> None:

@@ -168,7 +168,6 @@ def run(
         rounds: How many.
         keep: Is given what there is, after each round.
     """
-    gguf = folder / "model-bf16.gguf"
     gguf = models.weights(folder, encoding)
     files = {"max_mistral": None if encoding == "bf16" else gguf, "llama.cpp": gguf}
     if encoding == "bf16" and find_spec("sentence_transformers") is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import shutil
 import statistics
 import subprocess
@@ -26,19 +27,20 @@ SOURCE = Path(__file__).with_name("peak.cpp")
 READ = "read"
 """Bytes of memory a second; the other peaks are operations a second."""
 Peaks = dict[str, float]
+Work = dict[str, float]
 Most = dict[str, list[Peaks]]
 """By measure, the peaks before it, a round each."""
 
 
 def built(folder: Path) -> Path:
     """Returns the program that measures the peaks, compiled if it is not there."""
-    program = folder / "peak"
+    program = folder.resolve() / "peak"
     if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
         return program
     compiler = shutil.which("c++")
     if compiler is None:
         sys.exit("There is no C++ compiler (c++): install one, such as Debian's g++.")
-    folder.mkdir(parents=True, exist_ok=True)
+    program.parent.mkdir(parents=True, exist_ok=True)
     flags = ["-O3", "-std=c++17", "-march=native", "-pthread"]
     subprocess.run([compiler, *flags, str(SOURCE), "-o", str(program)], check=True)
     return program
@@ -51,7 +53,7 @@ def peaks(program: Path) -> Peaks:
     return {name: float(value) for name, value in lines}
 
 
-def work(folder: Path, gguf: Path) -> dict[str, float]:
+def work(folder: Path, gguf: Path) -> Work:
     """Returns what a model has to do.
 
     Args:
@@ -59,33 +61,55 @@ def work(folder: Path, gguf: Path) -> dict[str, float]:
         gguf: Its weights.
 
     Returns:
-        The operations of each of ``PREFILLS``, a token, a multiply-add as two; and the
-        bytes of weights that a decode reads, a step: all but the embedding.
+        ``linear``: operations of the linear layers, a token, a multiply-add as two;
+        ``head``: those of the output layer; ``attention``: those of a query and one
+        key, and of its probability and one value, in all layers; ``weights``: bytes
+        that a decode step reads, all but the embedding; ``kv``: numbers of a token's
+        keys and values.
     """
     config = json.loads((folder / "config.json").read_text())
     tensors = [t for t in GGUFReader(gguf).tensors if t.name != "token_embd.weight"]
     matrices = {t.name: math.prod(t.shape) for t in tensors if len(t.shape) > 1}
-    # Of a prompt, for its last token alone.
     head = int(matrices.pop("output.weight"))
-    layers = int(sum(matrices.values()))
-    found = {}
-    for name, tokens in PREFILLS.items():
-        # Each query meets the keys up to its own, each probability a value.
-        attention = config["num_hidden_layers"] * config["hidden_size"] * (tokens + 1)
-        found[name] = 2.0 * (layers + attention + head / tokens)
-    return found | {READ: float(sum(t.n_bytes for t in tensors))}
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    kv = layers * hidden * config["num_key_value_heads"] * 2
+    return {
+        "linear": 2.0 * int(sum(matrices.values())),
+        "head": 2.0 * head,
+        "attention": 4.0 * layers * hidden,
+        "weights": float(sum(t.n_bytes for t in tensors)),
+        "kv": kv / config["num_attention_heads"],
+    }
 
 
-def multiplied(encoding: str, engine: str) -> str:
-    """Returns which numbers an engine of ours multiplies, ``max_mistral`` or ``exact``.
+def least_seconds(
+    measure: str, todo: Work, most: Peaks, encoding: str, engine: str
+) -> float | None:
+    """Returns the time that the CPU takes at least, a token of all requests.
+
+    ``None`` if it multiplies numbers whose peak is not known.
 
     Args:
+        measure: Of ``PREFILLS`` or ``DECODES``.
+        todo: What the model has to do.
+        most: The CPU's peaks.
         encoding: Of the weights.
-        engine: Which.
+        engine: ``max_mistral``, or ``exact``, which multiplies float32.
     """
-    if engine == "exact":
-        return "float32"
-    return "bfloat16" if encoding == "bf16" else "int8"
+    exact = engine == "exact"
+    if measure in DECODES:
+        requests, tokens, _ = DECODES[measure]
+        # The KV cache is as wide as what is multiplied.
+        read = todo["weights"] / requests + todo["kv"] * tokens * (4 if exact else 2)
+        return read / most[READ]
+    tokens = PREFILLS[measure]
+    attends = "float32" if exact else "bfloat16"
+    multiplies = attends if encoding == "bf16" else "int8"
+    if attends not in most or multiplies not in most:
+        return None
+    # The head is for a prompt's last token; a query meets the keys up to its own.
+    linear = (todo["linear"] + todo["head"] / tokens) / most[multiplies]
+    return linear + todo["attention"] * (tokens + 1) / 2 / most[attends]
 
 
 def shares(
@@ -93,23 +117,18 @@ def shares(
 ) -> dict[str, float]:
     """Returns which part of the CPU's peak each measure took, the median of the rounds.
 
-    A report of before there were peaks has none, nor numbers that the CPU has no
-    instruction for.
+    A report of before there were peaks has none.
     """
-    most, todo = row.get("peaks"), row.get("work")
-    if not most or not todo:
+    if "peaks" not in row:
         return {}
-    numbers = multiplied(encoding, engine)
     found = {}
-    for name in (*PREFILLS, *DECODES):
+    for name, rounds in row["peaks"].items():
         if name not in row[engine]:
             continue
-        if name in PREFILLS:
-            kind, each = numbers, todo[name]
-        else:
-            kind, each = READ, todo[READ] / DECODES[name][0]
-        if kind in most[name][0]:
-            pairs = zip(row[engine][name], most[name], strict=True)
-            parts = [rate * each / peak[kind] for rate, peak in pairs]
+        least = [
+            least_seconds(name, row["work"], most, encoding, engine) for most in rounds
+        ]
+        if None not in least:
+            parts = map(operator.mul, row[engine][name], least)
             found[name] = statistics.median(parts)
     return found

@@ -121,8 +121,8 @@ def origins(report: dict) -> str:
     """Returns a line for all rows that the same code and packages made."""
     rows = defaultdict(list)
     for name in models_of(report):
-        parts = [f"{k} {v}" for k, v in made(report, name).items() if k != "cpus"]
-        rows[", ".join(parts)].append(name)
+        found = [f"{k} {v}" for k, v in made(report, name).items() if k != "cpus"]
+        rows[", ".join(found)].append(name)
     return "\n".join(f"{', '.join(names)}: {said}" for said, names in rows.items())
 
 

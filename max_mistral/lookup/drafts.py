@@ -44,7 +44,7 @@ class Index:
     """A text that grows, and where its last tokens stood before.
 
     It knows of each two tokens where they stood last, and of each such place the one
-    before: about 170 bytes a token.
+    before: up to 220 bytes a token.
 
     Attributes:
         text: Token ids.
@@ -52,8 +52,9 @@ class Index:
 
     def __init__(self) -> None:
         self.text: list[int] = []
-        # By two tokens where the second stands, and before which it stood there; -1.
+        # Of each two tokens where the second stood last.
         self._last: dict[tuple[int, int], int] = {}
+        # Of each place where its two tokens stood before that, or -1.
         self._before: list[int] = []
 
     def extend(self, tokens: Iterable[int]) -> None:
@@ -70,11 +71,11 @@ class Index:
             last[pair] = place
 
     def find(self) -> Place | None:
-        """Returns where most of a text's last tokens stood before.
+        """Returns the place before which the most tokens agree with the text's end.
 
-        Of several such places the last one counts. A text that has begun to repeat
-        itself goes on doing so. ``None`` if fewer than ``SHORTEST`` agree anywhere;
-        of more than ``FEW`` places where they do, the last ones count.
+        Of several such places the last one counts: a text that has begun to repeat
+        itself goes on doing so. ``None`` if fewer than ``SHORTEST`` agree anywhere.
+        Where they do at more than ``FEW`` places, the last ones are looked at.
         """
         place = self._before[-1] if self._before else -1
         found, most = -1, 0

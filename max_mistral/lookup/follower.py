@@ -19,7 +19,7 @@ MOST_NAMES = 16
 """How many names are known at a time."""
 
 SEARCHED = 1 << 16
-"""How many of a new text's last tokens are searched."""
+"""How many of the last tokens are searched of the text that a follower begins with."""
 
 Name = tuple[int, ...]
 
@@ -108,6 +108,7 @@ class Follower:
         before, self._length = self._length, len(text)
         if before is None or len(text) < before:
             self._copy = self._parting = None
+            self._new_names.clear()
             self._index = Index()
             self._index.extend(text[-SEARCHED:].tolist())
             return

@@ -77,7 +77,9 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             return found
         began = time.perf_counter()
         before = [len(context.tokens) for context in batch]
+        known = len(self._followers)
         followers = [self._follower(context) for context in batch]
+        new = len(self._followers) > known
         proposed = [
             self._propose(context, follower)
             for context, follower in zip(batch, followers, strict=True)
@@ -99,8 +101,10 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             if draft.tokens:
                 came = context.tokens.all[length:].tolist()
                 follower.odds.learn(draft.agreed, draft.tokens, came)
-        seconds = time.perf_counter() - began
-        self._cost.observe(rows, seconds, drafts=any(chosen))
+        if not new:
+            # Which has taken in a prompt: of 65,536 tokens for as long as a step.
+            seconds = time.perf_counter() - began
+            self._cost.observe(rows, seconds, drafts=any(chosen))
         return outputs
 
     def _may_draft(self, context: TextContext) -> bool:

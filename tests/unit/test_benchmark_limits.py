@@ -12,8 +12,9 @@ from benchmarks import limits
 HIDDEN, LAYERS, VOCAB = 64, 2, 100
 
 
-def test_a_prefill_multiplies_and_a_decode_reads(tmp_path):
+def test_what_a_model_has_to_do(tmp_path):
     config = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS}
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
     shapes = {
         "token_embd.weight": (VOCAB, HIDDEN),
@@ -30,33 +31,55 @@ def test_a_prefill_multiplies_and_a_decode_reads(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = limits.work(tmp_path, path)
-    # Products of a matrix, twice for the sum; each of so many keys has one with the
-    # query, and so has its value.
-    keys = sum(range(1, 513)) / 512
-    want = 2 * (LAYERS * HIDDEN * HIDDEN + VOCAB * HIDDEN / 512)
-    want += LAYERS * 2 * 2 * HIDDEN * keys
-    assert found["prefill"] == pytest.approx(want)
-    assert found["prefill_deep"] > found["prefill"]
-    size = HIDDEN + VOCAB * HIDDEN + LAYERS * HIDDEN * HIDDEN
-    assert found["read"] == 4 * size
+    assert limits.work(tmp_path, path) == {
+        "linear": 2 * LAYERS * HIDDEN * HIDDEN,
+        "head": 2 * VOCAB * HIDDEN,
+        # A product of the query and the key, and one of the probability and the value.
+        "attention": LAYERS * 2 * 2 * HIDDEN,
+        "weights": 4 * (HIDDEN + VOCAB * HIDDEN + LAYERS * HIDDEN * HIDDEN),
+        # 2 heads of 8 lanes, keys and values.
+        "kv": LAYERS * 2 * 2 * 8,
+    }
 
 
-PEAKS = [{"read": 100.0, "bfloat16": 1000.0}, {"read": 200.0, "bfloat16": 2000.0}]
-ROW = {
-    "peaks": dict.fromkeys(["prefill", "decode", "decode_batch"], PEAKS),
-    "work": {"prefill": 5.0, "prefill_deep": 6.0, "read": 10.0},
-    "max_mistral": {"prefill": [100.0, 100.0], "decode": [5.0, 5.0]},
-    "exact": {"prefill": [10.0, 10.0], "decode_batch": [40.0, 40.0]},
-}
+WORK = {"linear": 70.0, "head": 512.0, "attention": 4.0, "weights": 800.0, "kv": 0.5}
+PEAKS = {"read": 1e3, "float32": 1e3, "bfloat16": 2e3, "int8": 4e3}
+
+
+@pytest.mark.parametrize(
+    ("measure", "encoding", "engine", "seconds"),
+    [
+        # A token's linear layers, its part of the head, and 256.5 keys.
+        ("prefill", "bf16", "max_mistral", (71 + 4 * 256.5) / 2e3),
+        ("prefill", "bf16", "exact", (71 + 4 * 256.5) / 1e3),
+        ("prefill", "q4_0", "max_mistral", 71 / 4e3 + 4 * 256.5 / 2e3),
+        # The weights are read once a step, whose requests have 16 tokens each.
+        ("decode", "q4_0", "max_mistral", (800 + 0.5 * 16 * 2) / 1e3),
+        ("decode_batch", "q4_0", "max_mistral", (100 + 0.5 * 16 * 2) / 1e3),
+        ("decode_deep", "bf16", "exact", (800 + 0.5 * 4096 * 4) / 1e3),
+    ],
+)
+def test_the_time_that_the_cpu_takes_at_least(measure, encoding, engine, seconds):
+    found = limits.least_seconds(measure, WORK, PEAKS, encoding, engine)
+    assert found == pytest.approx(seconds)
 
 
 def test_the_part_of_the_peak_that_a_measure_took():
-    assert limits.shares(ROW, "bf16") == {"prefill": 0.375, "decode": 0.375}
-    # 8 requests a step; and of float32 the peak is not known.
-    assert limits.shares(ROW, "bf16", "exact") == {"decode_batch": 0.375}
-    assert limits.shares(ROW, "q4_0") == {"decode": 0.375}
-    assert limits.shares({"max_mistral": {"decode": [5.0]}}, "q4_0") == {}
+    rates = {"prefill": [1.0, 1.0], "decode": [0.5, 0.5], "end_to_end": [1.0, 1.0]}
+    row = {"max_mistral": rates, "exact": {"decode": [0.25, 0.25]}, "work": WORK}
+    assert limits.shares(row, "bf16") == {}
+    slow = {name: value / 2 for name, value in PEAKS.items()}
+    row["peaks"] = {name: [PEAKS, slow] for name in ("prefill", "decode")}
+    assert limits.shares(row, "bf16") == {
+        "prefill": pytest.approx(1.5 * (71 + 4 * 256.5) / 2e3),
+        "decode": pytest.approx(1.5 * 0.5 * 816 / 1e3),
+    }
+    assert limits.shares(row, "bf16", "exact") == {
+        "decode": pytest.approx(1.5 * 0.25 * 832 / 1e3)
+    }
+    # A CPU without AVX512-VNNI.
+    row["peaks"] = {"prefill": [{"read": 1e3, "float32": 1e3, "bfloat16": 1e3}] * 2}
+    assert limits.shares(row, "q4_0") == {}
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")

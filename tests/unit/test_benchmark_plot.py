@@ -58,14 +58,20 @@ def test_a_kv_cache_in_8_bits_is_compared_with_llama_cpps():
 
 
 def test_the_part_of_the_cpus_most_that_a_model_took():
-    peaks = {name: [{"read": 100.0, "int8": 1e3}] for name in ("prefill", "decode")}
-    rates = {"prefill": [80.0], "decode": [9.0]}
+    peaks = {name: [{"read": 100.0}] for name in ("decode", "decode_deep")}
+    rates = {"decode": [8.0], "decode_deep": [9.0]}
     row = {"max_mistral": rates, "llama.cpp": rates}
-    known = row | {"peaks": peaks, "work": {"prefill": 10.0, "read": 10.0}}
+    known = row | {"peaks": peaks, "work": {"weights": 10.0, "kv": 0.0}}
     report = {"cpu": "a CPU", "300M q4_0": row, "300M q8_0": known}
     assert plot.parts(report).splitlines() == [
-        "| model | prefill 512 | decode |",
+        "| model | decode | decode at 4,096 |",
         "|---|---|---|",
         "| 300M q8_0 | 80% | 90% |",
     ]
     assert plot.parts({"cpu": "a CPU", "300M q4_0": row}) == ""
+
+
+def test_the_documents_have_the_report():
+    report = json.loads((RESULTS / "cpu.json").read_text())
+    assert plot.markdown(report) in (ROOT / "README.md").read_text()
+    assert plot.parts(report) in (ROOT / "docs" / "speed.md").read_text()

@@ -111,8 +111,8 @@ def test_a_table_without_what_it_compares_with():
     assert text.splitlines()[1].split() == ["ours", "5.0"]
 
 
-PEAKS = {"read": 8e9, "int8": 1e8}
-WORK = {"prefill": 5e6, "prefill_deep": 6e6, "read": 2e8}
+PEAKS = {"read": 8e9, "int8": 1e8, "bfloat16": 5e7}
+WORK = {"linear": 4e6, "head": 0.0, "attention": 0.0, "weights": 2e8, "kv": 0.0}
 
 
 class Worker:
@@ -170,7 +170,7 @@ def test_one_measure_alone(benchmark, capsys):
     assert row["max_mistral"]["end_to_end"] == [4.0] * 3
     said = capsys.readouterr().out
     assert "10.0 (1.00x)" in said
-    assert "read 8, int8 0.1; of that prefill 50%" in said
+    assert "read 8, int8 0.1, bfloat16 0.05; of that prefill 40%" in said
 
 
 def test_a_failure_end_to_end_keeps_the_rest(benchmark):

@@ -5,7 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from max_mistral.lookup import follower as module
@@ -118,8 +118,9 @@ def test_both_names_of_a_step_are_learned():
 
 def test_the_longest_name_counts():
     follower = Follower()
-    follower._new_names = {(1,): (7,), (1, 2): (8, 9)}
     text = np.array([50, 51, 1, 2, 52, 1, 53, 90, 50, 51])
+    follower.propose(text[:-1], MOST)
+    follower._new_names = {(1,): (7,), (1, 2): (8, 9)}
     draft = follower.propose(text, MOST).tokens
     assert draft[:5] == [8, 9, 52, 7, 53]
 
@@ -157,6 +158,11 @@ def test_the_oldest_names_are_forgotten():
     st.lists(st.lists(st.integers(0, 5), max_size=40), max_size=12),
     st.lists(st.tuples(st.integers(-1, 20), st.integers(0, 20)), min_size=12),
 )
+@example(
+    [0, 0, 1, 1, 1, 1],
+    [[2, 3, 2, 2, 3], [], []],
+    [(0, 0), (0, 16), (5, 0)] + [(0, 0)] * 9,
+)
 def test_any_text_can_be_followed(prompt, steps, taken):
     # Steps without drafts, of any length, come between, and another text may follow.
     follower, text = Follower(), np.array(prompt, np.int64)
@@ -170,13 +176,22 @@ def test_any_text_can_be_followed(prompt, steps, taken):
             text = np.concatenate([text, draft.tokens[:right], came]).astype(np.int64)
 
 
-@pytest.mark.parametrize("some", [[3, 1, 2], [1, 2], [1]])
-def test_a_long_text_that_repeats_itself_takes_little_memory(some):
-    # All its places against all tokens that are looked at would be 16 MiB.
-    text, follower = np.resize(np.array(some), 2**20), Follower()
-    follower.propose(text[:-2], MOST)
+@pytest.mark.parametrize("tokens", [2**20, 3])
+def test_a_long_text_takes_little_memory(tokens):
+    # All of it would take 170 MiB.
+    text, follower = np.arange(2**20) % tokens, Follower()
     tracemalloc.start()
     follower.propose(text[:-1], MOST)
+    follower.propose(text, MOST)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 4 * 2**20
+    assert peak < 20 * 2**20
+
+
+def test_only_the_end_of_a_long_text_is_searched(monkeypatch):
+    monkeypatch.setattr(module, "SEARCHED", 8)
+    text = np.array([1, 2, 3, 0, 0, 0, 0, 0, 0, 1, 2])
+    assert not Follower().propose(text, MOST).tokens
+    assert Follower().propose(text[2:], MOST).tokens == []
+    text = np.array([7, 7, 7, 1, 2, 3, 0, 1, 2])
+    assert Follower().propose(text, 2).tokens == [3, 0]
