@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+import platform
 import shutil
 import statistics
 import subprocess
@@ -41,7 +42,9 @@ def built(folder: Path) -> Path:
     if compiler is None:
         sys.exit("There is no C++ compiler (c++): install one, such as Debian's g++.")
     program.parent.mkdir(parents=True, exist_ok=True)
-    flags = ["-O3", "-std=c++17", "-march=native", "-pthread"]
+    flags = ["-O3", "-std=c++17", "-pthread"]
+    if platform.machine() == "x86_64":  # other compilers may not know the flag
+        flags.append("-march=native")
     subprocess.run([compiler, *flags, str(SOURCE), "-o", str(program)], check=True)
     return program
 
@@ -85,9 +88,9 @@ def work(folder: Path, gguf: Path) -> Work:
 def least_seconds(
     measure: str, todo: Work, most: Peaks, encoding: str, engine: str
 ) -> float | None:
-    """Returns the time that the CPU takes at least, a token of all requests.
+    """Returns the least seconds that a token takes, of whichever request.
 
-    ``None`` if it multiplies numbers whose peak is not known.
+    ``None`` if the model multiplies numbers whose peak is not known.
 
     Args:
         measure: Of ``PREFILLS`` or ``DECODES``.

@@ -102,7 +102,7 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
                 came = context.tokens.all[length:].tolist()
                 follower.odds.learn(draft.agreed, draft.tokens, came)
         if not new:
-            # Which has taken in a prompt: of 65,536 tokens for as long as a step.
+            # A new follower takes in its prompt, which may take as long as a step.
             seconds = time.perf_counter() - began
             self._cost.observe(rows, seconds, drafts=any(chosen))
         return outputs
