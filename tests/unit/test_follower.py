@@ -182,10 +182,13 @@ def test_a_long_text_takes_little_memory(tokens):
     text, follower = np.arange(2**20) % tokens, Follower()
     tracemalloc.start()
     follower.propose(text[:-1], MOST)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
     follower.propose(text, MOST)
-    _, peak = tracemalloc.get_traced_memory()
+    _, later = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * 2**20
+    assert later - held < 4 * 2**20
 
 
 def test_only_the_end_of_a_long_text_is_searched(monkeypatch):
