@@ -98,7 +98,6 @@ def dense_tile[
     comptime dtype = encoding[kind]().dtype
     comptime assert not rounded or dtype == .bfloat16, "only BF16 rounds rows"
     var acc = Array[Floats, MR * NR](fill=0)
-    var xi = xp.unsafe_bitcast[UInt32]()
     var xf = xp.unsafe_bitcast[Float32]()
 
     @inline(.always)
@@ -118,19 +117,7 @@ def dense_tile[
                     .unsafe_bitcast[UInt32]()
                     .unsafe_load[width=ROWS](k * ROWS)
                 )
-            comptime for m in range(MR):
-                comptime if rounded:
-                    var x = Pairs(xi.unsafe_load(k * MR + m))
-                    comptime for r in range(NR):
-                        comptime at = m * NR + r
-                        acc[at] = dot_pairs[native, ROWS](acc[at], wv[r], x)
-                else:
-                    var first = Floats(xf.unsafe_load(2 * k * MR + m))
-                    var second = Floats(xf.unsafe_load((2 * k + 1) * MR + m))
-                    comptime for r in range(NR):
-                        comptime at = m * NR + r
-                        acc[at] = fma(even[ROWS](wv[r]), first, acc[at])
-                        acc[at] = fma(odd[ROWS](wv[r]), second, acc[at])
+            add_line[rounded, native, MR, NR](acc, wv, xp, k)
     else:
         comptime column_bytes = ROWS * size_of[dtype]()
         for k in range(columns):
@@ -148,6 +135,34 @@ def dense_tile[
                 comptime for r in range(NR):
                     acc[m * NR + r] = fma(wv[r], x, acc[m * NR + r])
     return acc^
+
+
+@inline(.always)
+def add_line[
+    rounded: Bool, native: Bool, MR: Int, NR: Int
+](
+    mut acc: Array[Floats, MR * NR],
+    line: Array[Pairs, NR],
+    xp: ImmPointer[UInt8, _],
+    k: Int,
+):
+    """Adds the products of `MR` rows of activations and line `k` of `NR` panels, two
+    columns of bfloat16; see `dense_tile`.
+    """
+    comptime for m in range(MR):
+        comptime if rounded:
+            var x = Pairs(xp.unsafe_bitcast[UInt32]().unsafe_load(k * MR + m))
+            comptime for r in range(NR):
+                comptime at = m * NR + r
+                acc[at] = dot_pairs[native, ROWS](acc[at], line[r], x)
+        else:
+            var x = xp.unsafe_bitcast[Float32]()
+            var first = Floats(x.unsafe_load(2 * k * MR + m))
+            var second = Floats(x.unsafe_load((2 * k + 1) * MR + m))
+            comptime for r in range(NR):
+                comptime at = m * NR + r
+                acc[at] = fma(even[ROWS](line[r]), first, acc[at])
+                acc[at] = fma(odd[ROWS](line[r]), second, acc[at])
 
 
 def dense_weight[

@@ -4,8 +4,8 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
-from . import codes, dense
-from .layout import ROWS, is_dense, panel_bytes
+from .layout import ROWS, panel_bytes
+from .one_row import write_row
 
 
 @extensibility.register("mistral_embedding")
@@ -49,17 +49,9 @@ struct Embedding:
         def gather(i: Int) {imm}:
             var row = Int(tp.unsafe_load(i))
             var p = wp.unsafe_offset(row // ROWS * panel)
-            for k in range(columns):
-                comptime if is_dense[kind]():
-                    yp.unsafe_store(
-                        i * columns + k,
-                        dense.dense_weight[kind](p, row % ROWS, k),
-                    )
-                else:
-                    yp.unsafe_store(
-                        i * columns + k,
-                        codes.quantized_weight[kind](p, row % ROWS, k),
-                    )
+            write_row[kind](
+                p, columns, row % ROWS, yp.unsafe_offset(i * columns)
+            )
 
         ctx.enqueue_cpu_range(gather, count=y.dim_size(0))
         ctx.synchronize()

@@ -1,7 +1,7 @@
 """How a packed weight lies in memory.
 
 A `[N, K]` weight is cut into panels of 16 output rows, one after another; the
-last panel is padded with zero rows. Inside a panel the rows are interleaved, so
+last panel is padded with copies of its last row. Inside a panel the rows are interleaved, so
 that one SIMD vector holds the same column (or columns) of all 16 rows. A panel
 is a sequence of blocks, and `packing.py` writes them byte for byte.
 
@@ -12,6 +12,8 @@ Dense: a block is one column, of bfloat16 two (an odd K is padded with zeros).
   F32    [16] float32
   F16    [16] float16
   BF16   [16][2] bfloat16
+
+BF16_IN_12_BITS, bfloat16 as well, is in `narrow.mojo`.
 
 Quantized, that is, GGUF block codes: a weight is `scale * code - minimum`, with
 an unsigned code. What 16 rows have in their GGUF blocks becomes one block:
@@ -330,7 +332,12 @@ comptime ENCODINGS = [
         sub_scale_bits=6,
         table=IQ3_S,
     ),
+    Encoding(
+        "BF16_IN_12_BITS", .bfloat16, block_columns=8, row_bytes=12, low_bits=12
+    ),
 ]
+# A kind: what a panel in 12 bits becomes when it is unpacked.
+comptime BF16 = 1
 comptime KINDS = len(materialize[ENCODINGS]())
 
 
@@ -346,12 +353,30 @@ def is_dense[kind: Int]() -> Bool:
     return encoding[kind]().is_dense()
 
 
+def is_narrow[kind: Int]() -> Bool:
+    """Whether a weight is bfloat16 in 12 bits."""
+    return is_dense[kind]() and encoding[kind]().low_bits == 12
+
+
+def narrow_lines(columns: Int) -> Int:
+    """How many lines of a panel in 12 bits can be kept whole."""
+    return max(4, columns // 64)
+
+
+def narrow_head(columns: Int) -> Int:
+    """Bytes before the first group of a panel in 12 bits."""
+    return ceildiv(4 * (narrow_lines(columns) + 2), LINE) * LINE
+
+
 def panel_bytes[kind: Int](columns: Int) -> Int:
     """Bytes of a panel of a weight with this many columns."""
     comptime e = encoding[kind]()
     comptime block_columns = e.block_columns
     comptime block_bytes = e.block_bytes()
-    comptime if e.is_dense():
+    comptime if is_narrow[kind]():
+        var beside = narrow_head(columns) + narrow_lines(columns) * LINE
+        return beside + columns // block_columns * block_bytes
+    elif e.is_dense():
         return ceildiv(columns, block_columns) * block_bytes
     else:
         # The same count as the loop over a panel's blocks, for the compiler.

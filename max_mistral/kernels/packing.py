@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 
 from . import pieces
+from .narrow import beside_groups, narrow
 from .pieces import Bytes, Piece
 
 ROWS = 16
@@ -54,6 +55,9 @@ class Encoding(enum.IntEnum):
     IQ2_IN_Q3_K = 16, 256, 110, 108
     IQ3_XXS_IN_IQ4_XS = 17, 256, 136, 0
     IQ3_S_IN_IQ4_XS = 18, 256, 136, 0
+    # bfloat16 without loss, where it can be; see ``narrow.mojo``. Its blocks are not
+    # all that there is of a panel.
+    BF16_IN_12_BITS = 19, 8, 12
 
     block_columns: int
     block_bytes: int
@@ -73,14 +77,22 @@ class Encoding(enum.IntEnum):
     @property
     def is_dense(self) -> bool:
         """Whether a weight is a floating-point number, not a code."""
-        return self.block_columns == 1
+        return not self.scales_at
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether a weight is a bfloat16, in 16 bits or 12."""
+        return self in (Encoding.BF16, Encoding.BF16_IN_12_BITS)
 
 
 def panel_bytes(encoding: Encoding, columns: int) -> int:
     """Returns the bytes of 16 packed rows of ``columns`` weights each."""
+    beside = 0
     if encoding == Encoding.BF16:
         columns += columns % 2
-    return columns // encoding.block_columns * encoding.block_bytes * ROWS
+    elif encoding == Encoding.BF16_IN_12_BITS:
+        beside = beside_groups(columns)
+    return columns // encoding.block_columns * encoding.block_bytes * ROWS + beside
 
 
 def packed_shape(encoding: Encoding, rows: int, columns: int) -> tuple[int, int]:
@@ -92,12 +104,16 @@ def pack(weight: Bytes, encoding: Encoding, columns: int) -> Bytes:
     """Packs a weight.
 
     Args:
-        weight: uint8 ``[rows, bytes of a row]``, as in a GGUF file.
+        weight: uint8 ``[rows, bytes of a row]``, as in a GGUF file; of
+            ``BF16_IN_12_BITS`` bfloat16.
         encoding: How the weight is encoded.
         columns: Weights in a row, a multiple of ``encoding.block_columns``.
 
     Returns:
         uint8 ``[panels, panel_bytes]``.
+
+    Raises:
+        TooManyExponentsError: If the weight cannot be ``BF16_IN_12_BITS``.
     """
     return pack_rows(
         lambda start, end: weight[start:end], len(weight), encoding, columns
@@ -125,7 +141,8 @@ def pack_rows(
         part = some_rows(start * ROWS, min((start + step) * ROWS, rows))
         if part.shape[0] % ROWS:
             missing = ROWS - part.shape[0] % ROWS
-            part = np.pad(part, ((0, missing), (0, 0)))
+            # With what is there already, so no other exponents.
+            part = np.pad(part, ((0, missing), (0, 0)), "edge")
         _pack_panels(part, encoding, columns, packed[start : start + step])
 
     # NumPy lets other threads run. Memory is the limit for more than a few.
@@ -137,6 +154,9 @@ def pack_rows(
 
 def _pack_panels(part: Bytes, encoding: Encoding, columns: int, out: Bytes) -> None:
     """Packs whole panels: ``part`` is ``[panels * 16, bytes of a row]``."""
+    if encoding == Encoding.BF16_IN_12_BITS:
+        narrow(part, columns, out)
+        return
     if encoding.is_dense:
         # bfloat16 columns stay in pairs.
         word = np.uint16 if encoding == Encoding.F16 else np.uint32

@@ -2,10 +2,10 @@
 
 from std.sys.info import CompilationTarget
 
-from . import amx_dense, dense, quantized, unpacked
+from . import amx_dense, dense, narrow, quantized, unpacked
 from .amx import has_bfloat16
 from .dots import HAS, NO_DOTS
-from .layout import ROWS, Floats, encoding, is_dense, panel_bytes
+from .layout import BF16, LINE, ROWS, Floats, encoding, is_dense, is_narrow, panel_bytes
 
 # Tiles have `max_rows` rows, or half of that and so on, down to one.
 comptime TILE_SIZES = 5
@@ -29,7 +29,7 @@ def rounds[kind: Int, portable: Bool]() -> Bool:
 
 def takes_amx[kind: Int, rounded: Bool]() -> Bool:
     """Whether the tiles of a kind of weight can be AMX's."""
-    return rounded and is_dense[kind]() and has_bfloat16()
+    return kind == BF16 and rounded and has_bfloat16()
 
 
 def _unpacks[kind: Int, rounded: Bool]() -> Bool:
@@ -141,8 +141,10 @@ def _tile[
     """
     var panel = panel_bytes[kind](columns)
     var acc: Array[Floats, MR * NR]
-    comptime if is_dense[kind]():
-        comptime native = _avx512[portable, "avx512bf16"]()
+    comptime native = _avx512[portable, "avx512bf16"]()
+    comptime if is_narrow[kind]():
+        acc = narrow.narrow_tile[rounded, native, MR, NR](xp, w, columns, panel)
+    elif is_dense[kind]():
         acc = dense.dense_tile[kind, rounded, native, MR, NR](
             xp, w, columns, panel
         )
@@ -155,6 +157,20 @@ def _tile[
         acc = quantized.quantized_tile[kind, rounded, MR, NR](
             xp, w, columns, panel
         )
+    _write[MR, NR](write, token, column, acc, rows)
+
+
+@inline(.always)
+def _write[
+    Write: def(Int, Int, Floats, Int) -> None, //, MR: Int, NR: Int
+](
+    write: Write,
+    token: Int,
+    column: Int,
+    acc: Array[Floats, MR * NR],
+    rows: Int,
+):
+    """Writes what a tile computed; see `_tile`."""
     comptime for m in range(MR):
         comptime for r in range(NR):
             write(
@@ -182,10 +198,12 @@ def _panels[
     columns: Int,
     rows: Int,
     x_row: Int,
+    first: Int = 0,
 ):
-    """Multiplies all rows of activations by `NR` panels, which stay in the cache."""
+    """Multiplies the rows of activations from `first` on by `NR` panels, which stay in
+    the cache."""
     comptime max_mr = max_rows[kind, portable, rounded, False]()
-    var m = 0
+    var m = first
     comptime for step in range(TILE_SIZES):
         comptime MR = max_mr >> step
         comptime if MR > 0:
@@ -248,6 +266,12 @@ def multiply_panels[
         return
     comptime max_nr = max_panels[kind, portable, rounded]()
     comptime several = one_row_panels[kind, portable, rounded]()
+    comptime if is_narrow[kind]():
+        if tokens > max_rows[kind, portable, rounded, False]():
+            _multiply_unpacking[kind, portable, rounded](
+                write, xp, w, matrix, begin, end, tokens, columns, x_row
+            )
+            return
     var p = begin
     while p < end:
         var wp = w.unsafe_offset(p * matrix.panel)
@@ -268,6 +292,60 @@ def multiply_panels[
                 write, column, xp, wp, tokens, columns, rows, x_row
             )
             p += 1
+
+
+@no_inline
+def _multiply_unpacking[
+    Write: def(Int, Int, Floats, Int) -> None,
+    //,
+    kind: Int,
+    portable: Bool,
+    rounded: Bool,
+](
+    write: Write,
+    xp: ImmPointer[UInt8, _],
+    w: ImmPointer[UInt8, _],
+    matrix: Matrix,
+    begin: Int,
+    end: Int,
+    tokens: Int,
+    columns: Int,
+    x_row: Int,
+):
+    """What `multiply_panels` does, of panels in 12 bits that the first of several tiles
+    unpacks for the others.
+    """
+    comptime max_nr = max_panels[kind, portable, rounded]()
+    comptime MR = max_rows[kind, portable, rounded, False]()
+    comptime native = _avx512[portable, "avx512bf16"]()
+    var store = List[UInt8](
+        unsafe_uninit_length=max_nr * panel_bytes[BF16](columns) + LINE
+    )
+    var start = store.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
+    var unpacked = start.unsafe_offset(-Int(start) & (LINE - 1))
+    var p = begin
+    while p < end:
+        var column = matrix.first + p * ROWS
+        var rows = matrix.rows - p * ROWS
+        var wp = w.unsafe_offset(p * matrix.panel)
+
+        @inline(.always)
+        def panels[NR: Int]() {imm}:
+            var acc = narrow.narrow_tile[rounded, native, MR, NR, True](
+                xp, wp, columns, matrix.panel, unpacked.unsafe_bitcast[UInt32]()
+            )
+            _write[MR, NR](write, 0, column, acc, rows)
+            _panels[BF16, portable, rounded, NR](
+                write, column, xp, unpacked, tokens, columns, rows, x_row, MR
+            )
+
+        if p + max_nr <= end:
+            panels[max_nr]()
+            p += max_nr
+        else:
+            panels[1]()
+            p += 1
+    _ = store^
 
 
 def one_row_panels[kind: Int, portable: Bool, rounded: Bool]() -> Int:

@@ -44,7 +44,7 @@ def rounds(encoding: Encoding, mode: KernelMode) -> bool:
     Beside bfloat16 weights to bfloat16, beside quantized ones to int8.
     """
     if encoding.is_dense:
-        return encoding == Encoding.BF16 and rounds_to_bfloat16(mode)
+        return encoding.is_bfloat16 and rounds_to_bfloat16(mode)
     return mode == "on"
 
 

@@ -98,6 +98,10 @@ class KeptMatrices:
             logger.warning("Packed weights cannot be kept: %s", error)
             return cls()
 
+    def has(self, name: str) -> bool:
+        """Whether there is a matrix of a name, as :meth:`matrix` takes it."""
+        return self._folder is not None and (self._folder / name).exists()
+
     def matrix(
         self, name: str, shape: tuple[int, int], make: Callable[[], Bytes]
     ) -> Bytes:

@@ -7,6 +7,7 @@ than the packed weights do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from max.pipelines.lib import PipelineConfig
 
 from .. import kernels
 from ..kernels import KernelMode
+from ..kernels.narrow import TooManyExponentsError
 from ..kernels.packing import Encoding, pack, pack_rows, packed_shape
 from ..kernels.pieces import Bytes
 from .finite import check_bytes
@@ -97,12 +99,31 @@ def pack_matrix(
             became shorter since its header was read.
     """
     rows, columns = shape
-    array = (kept or KeptMatrices()).matrix(
-        f"{name}.{rows}x{columns}.{encoding.name}.{heads or 0}",
-        packed_shape(encoding, rows, columns),
-        lambda: _packed(data, rows, columns, encoding, tensor, source, heads),
-    )
-    return PackedWeight(array, name, DType.uint8, Shape(array.shape), encoding=encoding)
+    matrices = kept or KeptMatrices()
+
+    def file(to: Encoding) -> str:
+        return f"{name}.{rows}x{columns}.{to.name}.{heads or 0}"
+
+    def packed(to: Encoding) -> PackedWeight:
+        array = matrices.matrix(
+            file(to),
+            packed_shape(to, rows, columns),
+            lambda: _packed(data, rows, columns, encoding, to, tensor, source, heads),
+        )
+        return PackedWeight(array, name, DType.uint8, Shape(array.shape), encoding=to)
+
+    if _may_be_narrow(encoding, columns) and not matrices.has(file(encoding)):
+        with suppress(TooManyExponentsError):
+            return packed(Encoding.BF16_IN_12_BITS)
+    return packed(encoding)
+
+
+def _may_be_narrow(encoding: Encoding, columns: int) -> bool:
+    """Whether to try 12 bits: not where AMX takes whole panels of bfloat16, nor where
+    multiplying is the limit, not memory."""
+    whole = columns % Encoding.BF16_IN_12_BITS.block_columns == 0
+    fast = kernels.has_bfloat16() and not kernels.has_amx()
+    return encoding == Encoding.BF16 and whole and fast
 
 
 def _packed(
@@ -110,17 +131,20 @@ def _packed(
     rows: int,
     columns: int,
     encoding: Encoding,
+    to: Encoding,
     tensor: str,
     source: str,
     heads: int | None,
 ) -> Bytes:
-    """Packs a matrix some rows at a time; see :func:`pack_matrix`."""
+    """Packs a matrix some rows at a time, from one encoding to the same or another of
+    the same bytes; see :func:`pack_matrix`.
+    """
     width = columns // encoding.block_columns * encoding.block_bytes
     if heads is not None:
         # Its rows move through the whole matrix.
         whole = data.read() if isinstance(data, Stored) else data()
         check_bytes(tensor, whole, encoding, columns, source)
-        return pack(split_rotary(whole.reshape(rows, width), heads), encoding, columns)
+        return pack(split_rotary(whole.reshape(rows, width), heads), to, columns)
     stored = data if isinstance(data, Stored) else data().reshape(-1).view(np.uint8)
     assert stored.size == rows * width
 
@@ -133,4 +157,4 @@ def _packed(
         check_bytes(tensor, part, encoding, columns, source, first_row=start)
         return part.reshape(end - start, width)
 
-    return pack_rows(some_rows, rows, encoding, columns)
+    return pack_rows(some_rows, rows, to, columns)

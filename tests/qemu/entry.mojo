@@ -1,7 +1,8 @@
 """The CPU kernels as one C function, which needs nothing of Mojo's runtime."""
 
-from kernels import codes, dense, kv_cache, rotate, softmax, spans, tiles
+from kernels import kv_cache, rotate, softmax, spans, tiles
 from kernels.layout import KINDS, ROWS, Floats, is_dense, panel_bytes
+from kernels.one_row import write_row
 from kernels.rows import SPAN
 from std.math import ceildiv
 
@@ -94,13 +95,7 @@ def _embedding[kind: Int](a: Integers, weight: Input, output: Output):
         var panel = weight.unsafe_offset(
             i // ROWS * panel_bytes[kind](columns)
         )
-        for k in range(columns):
-            var value: Float32
-            comptime if is_dense[kind]():
-                value = dense.dense_weight[kind](panel, i % ROWS, k)
-            else:
-                value = codes.quantized_weight[kind](panel, i % ROWS, k)
-            y.unsafe_store(i * columns + k, value)
+        write_row[kind](panel, columns, i % ROWS, y.unsafe_offset(i * columns))
 
 
 def _attention[

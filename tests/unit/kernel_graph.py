@@ -19,7 +19,7 @@ from max_mistral.workarounds.graph_cache import find_at_once
 HOST = DeviceRef.CPU()
 # Columns are a multiple of one of these.
 WIDTHS = sorted({encoding.block_columns for encoding in Encoding})
-DENSE = [encoding for encoding in Encoding if encoding.is_dense]
+DENSE = [encoding for encoding in Encoding if encoding.block_columns == 1]
 # Kinds of weights in one operation, one of them twice.
 MIXED = [Encoding.Q4_K, Encoding.Q6_K, Encoding.Q4_K]
 EPSILON = 0.25
