@@ -20,9 +20,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 
 from benchmarks.measure import DECODES, PREFILLS
+from max_mistral.kernels.packing import Encoding
+from max_mistral.weights.packed import may_be_narrow
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 READ = "read"
@@ -80,9 +82,18 @@ def work(folder: Path, gguf: Path) -> Work:
         "linear": 2.0 * int(sum(matrices.values())),
         "head": 2.0 * head,
         "attention": 4.0 * layers * hidden,
-        "weights": float(sum(t.n_bytes for t in tensors)),
+        "weights": float(sum(map(_bytes_read, tensors))),
         "kv": kv / config["num_attention_heads"],
     }
+
+
+def _bytes_read(tensor: ReaderTensor) -> float:
+    """What the kernels read of it, a step."""
+    if tensor.tensor_type == GGMLQuantizationType.BF16:
+        columns = int(tensor.shape[0])
+        bits = 12 if may_be_narrow(Encoding.BF16, columns) else 16
+        return tensor.n_bytes * bits / 16
+    return float(tensor.n_bytes)
 
 
 def least_seconds(

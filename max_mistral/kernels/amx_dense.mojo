@@ -134,7 +134,7 @@ def multiply_panels[
     """Multiplies all rows of activations by some panels.
 
     Args:
-        write: As in `tiles.multiply_panels`.
+        write: As in `multiply.multiply_panels`.
         xp: All rows, from `interleave_rows`.
         w: The first panel.
         panels: How many.

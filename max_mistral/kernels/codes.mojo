@@ -2,7 +2,8 @@
 
 from std.memory import bitcast
 
-from .layout import LINE, PART, ROWS, Floats, encoding
+from .encodings import encoding
+from .layout import LINE, PART, ROWS, Floats
 
 comptime Codes = SIMD[DType.uint8, LINE]
 

@@ -9,8 +9,9 @@ from std.math import ceildiv, fma
 from std.memory import bitcast
 from std.sys import size_of
 
+from .encodings import encoding
 from .fetch import fetch_ahead
-from .layout import LINE, ROWS, Floats, encoding
+from .layout import LINE, ROWS, Floats
 from .words import dot_pairs, even, odd
 
 comptime Pairs = SIMD[DType.uint32, ROWS]

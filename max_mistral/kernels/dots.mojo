@@ -13,7 +13,8 @@ from std.sys import llvm_intrinsic
 from std.sys.info import CompilationTarget
 
 from .codes import Codes, quads
-from .layout import LINE, PART, ROWS, encoding
+from .encodings import encoding
+from .layout import LINE, PART, ROWS
 
 comptime Sums = SIMD[DType.int32, ROWS]
 comptime PairSums = SIMD[DType.int16, 2 * ROWS]

@@ -4,7 +4,8 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
-from .layout import ROWS, panel_bytes
+from .encodings import panel_bytes
+from .layout import ROWS
 from .one_row import write_row
 
 

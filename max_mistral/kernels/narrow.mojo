@@ -25,8 +25,9 @@ from std.bit import rotate_bits_left
 from std.memory import bitcast
 
 from .dense import Pairs, add_line
+from .encodings import narrow_head, narrow_lines
 from .fetch import fetch, fetch_later
-from .layout import LINE, ROWS, Floats, narrow_head, narrow_lines
+from .layout import LINE, ROWS, Floats
 
 # Lines of a group, and its bytes.
 comptime LINES = 4

@@ -10,8 +10,8 @@ from .pieces import Bytes, Words
 Numbers = npt.NDArray[np.uint16]
 
 # Sign and mantissa of a bfloat16, and where its exponent begins.
-_FIXED = 0x807F
-_EXPONENT_AT = 7
+_FIXED = np.uint16(0x807F)
+_EXPONENT_AT = np.uint16(7)
 # Exponents in a row that 4 bits tell apart, and all that there are.
 _TOLD_APART, _EXPONENTS = 16, 256
 # One column in so many says which exponents most weights have. Few can be wrong.
@@ -85,7 +85,7 @@ def narrow(rows: Bytes, columns: int, out: Bytes) -> None:
 
 
 def _bases(exponents: Numbers) -> Numbers:
-    """Returns, for each panel, the first of those 16 in a row that most weights have."""
+    """Returns each panel's first of those 16 in a row that most weights have."""
     panels = np.arange(len(exponents), dtype=np.uint32) * _EXPONENTS
     counts = np.bincount(
         (exponents + panels[:, None, None]).reshape(-1),

@@ -1,7 +1,7 @@
 """One row of a panel of any kind, as numbers."""
+from .encodings import is_dense, is_narrow
 
 from . import codes, dense, narrow
-from .layout import is_dense, is_narrow
 
 
 def write_row[

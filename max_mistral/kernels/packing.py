@@ -29,7 +29,7 @@ _CACHE_LINE = 64
 class Encoding(enum.IntEnum):
     """How a packed weight is encoded.
 
-    The values are the indices of ``ENCODINGS`` in ``layout.mojo``.
+    The values are the indices of ``ENCODINGS`` in ``encodings.mojo``.
     """
 
     # Value; of one row's block in a GGUF file: columns, bytes, and where its float16

@@ -14,8 +14,9 @@ from std.memory import bitcast
 
 from .codes import minima, quads, scales
 from .dots import dots, signs_codes
+from .encodings import encoding
 from .fetch import fetch_ahead
-from .layout import PART, ROWS, Floats, encoding
+from .layout import PART, ROWS, Floats
 from .numbers import nearest
 
 

@@ -3,7 +3,7 @@
 from std.math import ceildiv
 
 from .layout import ROWS
-from .tiles import Matrix
+from .multiply import Matrix
 
 # Bytes of weights that a thread takes at a time. Large shares are read in order;
 # the last ones are small, so that no thread waits long for another.

@@ -3,17 +3,17 @@
 from std.math import ceildiv
 
 from . import amx_dense
+from .encodings import KINDS, is_dense, panel_bytes
 from .fetch import fetch_later
-from .layout import KINDS, LINE, PART, ROWS, Floats, is_dense, panel_bytes
+from .layout import LINE, PART, ROWS, Floats
+from .multiply import Matrix, multiply_panels
 from .norm import normalize
 from .phases import Phases
 from .shares import Share, cut
 from .tiles import (
-    Matrix,
     interleave_rows,
     max_panels,
     max_rows,
-    multiply_panels,
     one_row_panels,
     rounds,
     row_bytes,
@@ -46,7 +46,7 @@ struct Stage[
 
     Parameters:
         kinds: A byte per weight, the first lowest: its index in
-            `layout.ENCODINGS`. Either all weights are dense or none is.
+            `encodings.ENCODINGS`. Either all weights are dense or none is.
         count: How many weights.
         portable: Whether to do without AVX-512.
         rounded: Whether to round the activations: to bfloat16 if the weights

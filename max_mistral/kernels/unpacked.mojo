@@ -8,8 +8,9 @@ them: in registers are only the dot products of one turn.
 
 from .codes import Codes, minima, quads, scales
 from .dots import AVX2, HAS, VNNI_256, signs_codes, unpacked_dots
+from .encodings import encoding
 from .fetch import fetch_ahead
-from .layout import LINE, PART, ROWS, Floats, encoding
+from .layout import LINE, PART, ROWS, Floats
 from .quantized import add_part, row_bytes
 
 comptime PREFERRED = HAS == AVX2 or HAS == VNNI_256

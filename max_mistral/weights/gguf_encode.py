@@ -134,7 +134,7 @@ class _Grid:
         """Returns codes, ``[blocks, 256]``, and sub-scales plus 32, of 6 bits.
 
         A code is a number's place among the numbers with either sign, from the
-        least on, as the tables in ``layout.mojo`` have them.
+        least on, as the tables in ``encodings.mojo`` have them.
         """
         factors = 2 * self.sub_scales(blocks) + 1
         weights = _without_scale(blocks, self.ggml_type, 0)

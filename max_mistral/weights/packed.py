@@ -112,15 +112,18 @@ def pack_matrix(
         )
         return PackedWeight(array, name, DType.uint8, Shape(array.shape), encoding=to)
 
-    if _may_be_narrow(encoding, columns) and not matrices.has(file(encoding)):
+    if may_be_narrow(encoding, columns) and not matrices.has(file(encoding)):
         with suppress(TooManyExponentsError):
             return packed(Encoding.BF16_IN_12_BITS)
     return packed(encoding)
 
 
-def _may_be_narrow(encoding: Encoding, columns: int) -> bool:
-    """Whether to try 12 bits: not where AMX takes whole panels of bfloat16, nor where
-    multiplying is the limit, not memory."""
+def may_be_narrow(encoding: Encoding, columns: int) -> bool:
+    """Whether to try to keep a matrix of bfloat16 in 12 bits.
+
+    Not where AMX takes whole panels of bfloat16, nor where multiplying may be slower
+    than memory: that was measured with AVX512-BF16 only.
+    """
     whole = columns % Encoding.BF16_IN_12_BITS.block_columns == 0
     fast = kernels.has_bfloat16() and not kernels.has_amx()
     return encoding == Encoding.BF16 and whole and fast
@@ -136,8 +139,9 @@ def _packed(
     source: str,
     heads: int | None,
 ) -> Bytes:
-    """Packs a matrix some rows at a time, from one encoding to the same or another of
-    the same bytes; see :func:`pack_matrix`.
+    """Packs a matrix some rows at a time; see :func:`pack_matrix`.
+
+    ``encoding`` is what the bytes are, ``to`` the same or what they become.
     """
     width = columns // encoding.block_columns * encoding.block_bytes
     if heads is not None:

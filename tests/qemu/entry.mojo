@@ -1,7 +1,9 @@
-"""The CPU kernels as one C function, which needs nothing of Mojo's runtime."""
+"""The CPU kernels as one C function, which needs nothing of Mojo's runtime but memory."""
 
 from kernels import kv_cache, rotate, softmax, spans, tiles
-from kernels.layout import KINDS, ROWS, Floats, is_dense, panel_bytes
+from kernels.encodings import KINDS, is_dense, panel_bytes
+from kernels.layout import ROWS, Floats
+from kernels.multiply import Matrix, multiply_panels
 from kernels.one_row import write_row
 from kernels.rows import SPAN
 from std.math import ceildiv
@@ -74,11 +76,11 @@ def _linear[
     tiles.interleave_rows[kind, False, rounded](
         scratch, x, tokens, columns, 0, columns
     )
-    tiles.multiply_panels[kind, False, rounded](
+    multiply_panels[kind, False, rounded](
         write,
         scratch,
         weight,
-        tiles.Matrix(panel_bytes[kind](columns), rows, 0),
+        Matrix(panel_bytes[kind](columns), rows, 0),
         0,
         ceildiv(rows, ROWS),
         tokens,

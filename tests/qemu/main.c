@@ -21,6 +21,14 @@ float __truncsfbf2(float x) {
   return bits.f;
 }
 
+/* What Mojo's lists take their memory from. */
+void *KGEN_CompilerRT_AlignedAlloc(size_t alignment, size_t size) {
+  alignment = alignment < sizeof(void *) ? sizeof(void *) : alignment;
+  return aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+}
+
+void KGEN_CompilerRT_AlignedFree(void *memory) { free(memory); }
+
 int main(void) {
   int64_t head[15];
   while (fread(head, sizeof head, 1, stdin) == 1) {

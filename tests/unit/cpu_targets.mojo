@@ -1,7 +1,9 @@
 """Calls the linear layers, attention's parts and what waits, to have them compiled."""
 
 from kernels import kv_cache, rotate, softmax, spans, tiles
-from kernels.layout import KINDS, Floats
+from kernels.encodings import KINDS
+from kernels.layout import Floats
+from kernels.multiply import Matrix, multiply_panels
 from kernels.phases import Phases
 
 
@@ -17,11 +19,11 @@ def main() raises:
 
     @inline(.always)
     def multiply[kind: Int, portable: Bool, rounded: Bool, amx: Bool]() {mut}:
-        var matrix = tiles.Matrix(65536, 16, 0)
+        var matrix = Matrix(65536, 16, 0)
         tiles.interleave_rows[kind, portable, rounded, amx](
             packed.unsafe_ptr(), floats.unsafe_ptr(), 1, 256, 0, 256
         )
-        tiles.multiply_panels[kind, portable, rounded, amx](
+        multiply_panels[kind, portable, rounded, amx](
             write,
             packed.unsafe_ptr(),
             packed.unsafe_ptr(),

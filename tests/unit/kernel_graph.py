@@ -31,7 +31,14 @@ HOWS = {
 }
 # Outputs beside those of each encoding.
 ROUNDED = ["rounded", "rounded, portable", "amx"]
-NAMED = ["dense", "mixed", "fused", *ROUNDED, "normed"]
+# How weights in 12 bits run beside the same ones in 16, which then come first.
+IN_12_BITS = {
+    "exact": {},
+    "rounded": {"rounded": True},
+    "rounded, portable": {"rounded": True, "portable": True},
+}
+BOTH = [(how, bits) for how in IN_12_BITS for bits in (16, 12)]
+NAMED = ["dense", "mixed", "fused", *ROUNDED, *BOTH, "normed"]
 
 
 @cache
@@ -87,6 +94,9 @@ def compiled():
             outputs.append(linear(dense, bfloat16, portable=portable, rounded=True))
         amx = kernels.has_amx()
         outputs.append(linear(quantized, bfloat16, [wide], rounded=True, amx=amx))
+        for how in IN_12_BITS.values():
+            outputs.append(linear(quantized, bfloat16, [wide], **how))
+            outputs.append(linear(quantized, [Encoding.BF16_IN_12_BITS], **how))
         normed = Normed(dense, norm, EPSILON)
         outputs.append(linear(normed, [Encoding.F32]))
         graph.output(*outputs)
@@ -104,7 +114,7 @@ def run(xs, ids, more, norm, weights, wide):
         more: float32 ``[rows]``, added to what is called ``fused``.
         norm: float32 ``[columns]``, of the first of ``xs``.
         weights: Packed ones by their encoding, ``rows`` rows each.
-        wide: A bfloat16 weight of as many columns as the quantized ones, for AMX.
+        wide: A bfloat16 weight of as many columns as the quantized ones.
 
     Returns:
         encoding -> how -> output, and outputs by name.

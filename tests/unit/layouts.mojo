@@ -1,6 +1,6 @@
 """Prints the sizes that the kernels compute, one encoding per line."""
+from kernels.encodings import KINDS, encoding, panel_bytes
 
-from kernels.layout import KINDS, encoding, panel_bytes
 
 
 def main() raises:

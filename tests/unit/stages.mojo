@@ -4,7 +4,7 @@ whether all came to the same bytes."""
 from kernels.layout import ROWS, Floats
 from kernels.stage import Stage, Weight
 
-# In `layout.ENCODINGS`.
+# In `encodings.ENCODINGS`.
 comptime F32, BF16, Q8_0, Q4_K = 0, 1, 3, 6
 
 

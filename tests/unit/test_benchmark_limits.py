@@ -8,14 +8,28 @@ import numpy as np
 import pytest
 
 from benchmarks import limits
+from max_mistral import kernels
 
 HIDDEN, LAYERS, VOCAB = 64, 2, 100
 
 
-def test_what_a_model_has_to_do(tmp_path):
+def work(folder, tensors, **how):
+    """Returns it of a model with these tensors."""
     config = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS}
     config |= {"num_attention_heads": 8, "num_key_value_heads": 2}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config))
+    path = folder / "a.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, data in tensors.items():
+        writer.add_tensor(name, data, **how)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return limits.work(folder, path)
+
+
+def test_what_a_model_has_to_do(tmp_path):
     shapes = {
         "token_embd.weight": (VOCAB, HIDDEN),
         "output_norm.weight": (HIDDEN,),
@@ -23,15 +37,8 @@ def test_what_a_model_has_to_do(tmp_path):
         "blk.0.attn_q.weight": (HIDDEN, HIDDEN),
         "blk.1.attn_q.weight": (HIDDEN, HIDDEN),
     }
-    path = tmp_path / "a.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, shape in shapes.items():
-        writer.add_tensor(name, np.zeros(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    assert limits.work(tmp_path, path) == {
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    assert work(tmp_path, tensors) == {
         "linear": 2 * LAYERS * HIDDEN * HIDDEN,
         "head": 2 * VOCAB * HIDDEN,
         # A product of the query and the key, and one of the probability and the value.
@@ -40,6 +47,17 @@ def test_what_a_model_has_to_do(tmp_path):
         # 2 heads of 8 lanes, keys and values.
         "kv": LAYERS * 2 * 2 * 8,
     }
+
+
+@pytest.mark.parametrize(("bfloat16", "bits"), [(True, 12), (False, 16)])
+def test_what_is_read_of_bfloat16(tmp_path, monkeypatch, bfloat16, bits):
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(kernels, "has_amx", lambda: False)
+    data = np.zeros((VOCAB, 2 * HIDDEN), np.uint8)
+    found = work(
+        tmp_path, {"output.weight": data}, raw_dtype=gguf.GGMLQuantizationType.BF16
+    )
+    assert found["weights"] == VOCAB * HIDDEN * bits / 8
 
 
 WORK = {"linear": 70.0, "head": 512.0, "attention": 4.0, "weights": 800.0, "kv": 0.5}

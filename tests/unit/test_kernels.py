@@ -32,6 +32,7 @@ from tests.unit.kernel_graph import DENSE as SIDE_BY_SIDE
 from tests.unit.kernel_graph import (
     EPSILON,
     HOWS,
+    IN_12_BITS,
     MIXED,
     NAMED,
     ROUNDED,
@@ -68,6 +69,9 @@ def random_weight(encoding, rows=ROWS, width=None):
     width = width or columns(encoding)
     if encoding in DENSE:
         values = rng.standard_normal((rows, width)).astype(DENSE[encoding])
+        if encoding == Encoding.BF16_IN_12_BITS:
+            # Exponents that 4 bits do not hold.
+            values[0, :4] = 0, -(2.0**-60), 2.0**20, -0.0
         return values.view(np.uint8), values.astype(np.float64)
     source = SOURCES.get(encoding, encoding.name)
     data, want, found = encoded_blocks(source, rows, width)
@@ -129,7 +133,7 @@ def more():
 def run():
     """Runs every kernel on ``tokens`` rows, as ``kernel_graph.run`` does."""
     weights = {e: pack(random_weight(e)[0], e, columns(e)) for e in Encoding}
-    data = random_weight(Encoding.BF16, width=QUANTIZED_COLUMNS)[0]
+    data = random_weight(Encoding.BF16_IN_12_BITS)[0]
     wide = pack(data, Encoding.BF16, QUANTIZED_COLUMNS)
 
     def run(tokens, ids=TOKENS, other=None):
@@ -186,9 +190,9 @@ def test_a_linear_layer(many, encoding, how):
 
 @pytest.mark.parametrize("name", ROUNDED)
 def test_activations_rounded_to_bfloat16(many, name):
-    width = QUANTIZED_COLUMNS if name == "amx" else DENSE_COLUMNS
-    weight = random_weight(Encoding.BF16, width=width)[1]
-    x = activations(MANY, width).astype(np.float64)
+    encoding = Encoding.BF16_IN_12_BITS if name == "amx" else Encoding.BF16
+    weight = random_weight(encoding)[1]
+    x = activations(MANY, weight.shape[1]).astype(np.float64)
     exact = rounding(Encoding.BF16, weight, x)
     # A bfloat16 has 8 bits, so an activation differs by 2^-9 to 2^-8 at most.
     bound = exact + 2.0**-8 * (np.abs(x) @ np.abs(weight).T)
@@ -207,6 +211,12 @@ def test_a_norm_before(many):
     bound = rounding(Encoding.F32, weight, normed) + before
     error = np.abs(many["normed"] - normed @ weight.T)
     assert (error <= bound).all(), (error / bound).max()
+
+
+@pytest.mark.parametrize("how", IN_12_BITS)
+def test_weights_in_12_bits_are_those_in_16(run, many, how):
+    for found in (many, run(8), run(1)):
+        assert np.array_equal(found[how, 12], found[how, 16])
 
 
 @pytest.mark.parametrize(
@@ -343,6 +353,7 @@ def test_an_unknown_mode_is_refused(monkeypatch):
 def test_what_is_rounded_beside_which_weights(mode, bfloat16, rounded, monkeypatch):
     monkeypatch.setattr(kernels, "has_bfloat16", lambda: bfloat16)
     encodings = [Encoding.F32, Encoding.BF16, Encoding.F16, Encoding.Q8_0]
+    assert rounds(Encoding.BF16_IN_12_BITS, mode) == rounds(Encoding.BF16, mode)
     assert [e for e in encodings if rounds(e, mode)] == rounded
 
 
