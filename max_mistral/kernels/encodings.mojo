@@ -32,7 +32,7 @@ struct Encoding(ImplicitlyCopyable):
     var block_columns: Int
     """Columns in a block."""
     var row_bytes: Int
-    """Bytes of one row in a block, the same as in a GGUF file."""
+    """Bytes of one row in a block, the same as in a GGUF file if it is one of GGUF's."""
     var low_bits: Int
     """Bits of a code in the lines; of a dense weight, all its bits."""
     var extra_bits: Int
@@ -248,8 +248,9 @@ comptime ENCODINGS = [
         "BF16_IN_12_BITS", .bfloat16, block_columns=8, row_bytes=12, low_bits=12
     ),
 ]
-# A kind: what a panel in 12 bits becomes when it is unpacked.
+# Kinds: weights in 12 bits, and what they become when they are unpacked.
 comptime BF16 = 1
+comptime NARROW = len(materialize[ENCODINGS]()) - 1
 comptime KINDS = len(materialize[ENCODINGS]())
 
 
@@ -267,7 +268,7 @@ def is_dense[kind: Int]() -> Bool:
 
 def is_narrow[kind: Int]() -> Bool:
     """Whether a weight is bfloat16 in 12 bits."""
-    return is_dense[kind]() and encoding[kind]().low_bits == 12
+    return kind == NARROW
 
 
 def narrow_lines(columns: Int) -> Int:
@@ -277,7 +278,7 @@ def narrow_lines(columns: Int) -> Int:
 
 def narrow_head(columns: Int) -> Int:
     """Bytes before the first group of a panel in 12 bits."""
-    return ceildiv(4 * (narrow_lines(columns) + 2), LINE) * LINE
+    return LINE + ceildiv(4 * (narrow_lines(columns) + 1), LINE) * LINE
 
 
 def panel_bytes[kind: Int](columns: Int) -> Int:

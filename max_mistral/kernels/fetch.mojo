@@ -18,16 +18,10 @@ comptime LATER = PrefetchOptions().for_read().medium_locality()
 
 
 @inline(.always)
-def fetch[bytes: Int](w: ImmPointer[UInt8, _]):
-    """Fetches `bytes` from `w` on; what is not there is not fetched."""
-    comptime for line in range(ceildiv(bytes, LINE)):
-        prefetch[SOON](w.unsafe_offset(line * LINE))
-
-
-@inline(.always)
 def fetch_ahead[bytes: Int](w: ImmPointer[UInt8, _]):
-    """Fetches `bytes` from `AHEAD` after `w`."""
-    fetch[bytes](w.unsafe_offset(AHEAD))
+    """Fetches `bytes` from `AHEAD` after `w`; what is not there is not fetched."""
+    comptime for line in range(ceildiv(bytes, LINE)):
+        prefetch[SOON](w.unsafe_offset(AHEAD + line * LINE))
 
 
 @inline(.always)

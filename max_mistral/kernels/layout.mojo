@@ -1,9 +1,9 @@
 """How a packed weight lies in memory.
 
 A `[N, K]` weight is cut into panels of 16 output rows, one after another; the
-last panel is padded with copies of its last row. Inside a panel the rows are interleaved, so
-that one SIMD vector holds the same column (or columns) of all 16 rows. A panel
-is a sequence of blocks, and `packing.py` writes them byte for byte.
+last panel is padded with copies of its last row. Inside a panel the rows are
+interleaved, so that one SIMD vector holds the same column (or columns) of all 16 rows.
+A panel is a sequence of blocks, and `packing.py` writes them byte for byte.
 
 Shapes below are in bytes unless they name a dtype. The last axis is the fastest.
 
@@ -79,7 +79,7 @@ So one block of Q6_K, 256 columns of 16 rows, 3360 = 16 x 210 bytes, is
 
 and a weight is `d * sub-scale * (lower 4 bits + 16 * upper 2 bits - 32)`.
 
-To add a GGUF type: give it a row at the end of `ENCODINGS`, and if its bits lie in
+To add a GGUF type: give it a row in `ENCODINGS` (`encodings.mojo`), the last but one, and if its bits lie in
 a way that no other type has, teach `codes.mojo` to read it. In Python give it a
 row in `packing.Encoding` and `_PIECES`. `tests/unit/test_kernels.py` compares
 the two tables and runs the kernels on every row.

@@ -1,40 +1,45 @@
-"""Weights of bfloat16 in 12 bits each, without loss: what memory gives is the limit
-where few rows are multiplied, and this is three quarters of it.
+"""Weights of bfloat16 in 12 bits each, without loss.
+
+Where few rows are multiplied, memory is the limit, and this reads three quarters.
 
 A panel of `K` columns has `K / 2` lines, each two columns of 16 rows as in a panel of
-BF16. Nearly all of its weights have one of 16 exponents in a row, from the panel's
-`base` on: 4 bits beside sign and mantissa. A line that has another exponent is kept
-whole, and takes the place of what its 12 bits say.
+BF16. Nearly all of its weights have one of 16 exponents: 4 bits say which, beside sign
+and mantissa. A line that has another exponent is kept whole, and takes the place of
+what its 12 bits say.
 
-  head      uint32                base * 2^7, in both halves
-            [kept + 1] uint32     numbers of the lines kept whole, ascending; then K / 2
+  head      [2][16] uint16      the exponents, times 2^7; twice
+            [kept + 1] uint32   numbers of the lines kept whole, ascending; then K / 2
             zeros up to a whole line
-  groups    [K / 8][192] bytes    four lines each
+  groups    [K / 8][192] bytes  four lines each
   whole     [kept][16][2] bfloat16
 
-  kept = max(4, K / 64)
+  kept = max(4, K / 64), rounded down
 
 A group is three vectors of [16] uint32, whose halves are a row's two columns. Vectors
 0 and 1 have signs and mantissas: 0 those of lines 0 and 1, 1 those of lines 2 and 3.
 The first line's are where a bfloat16 has them (`FIXED`), the second's are rotated right
-by 8 bits. Vector 2 has exponents less `base`: those of line `i` are where a bfloat16
-has the low 4 bits of its own (`EXPONENT`), rotated right by 4 `i`.
+by 8 bits. Vector 2 has places in the table of exponents: those of line `i` are bits
+4 `i` to 4 `i` + 3 of each half.
 """
 
 from std.bit import rotate_bits_left
 from std.memory import bitcast
+from std.sys import llvm_intrinsic
+from std.sys.info import CompilationTarget
 
 from .dense import Pairs, add_line
 from .encodings import narrow_head, narrow_lines
-from .fetch import fetch, fetch_later
+from .fetch import fetch_later
 from .layout import LINE, ROWS, Floats
 
 # Lines of a group, and its bytes.
 comptime LINES = 4
 comptime GROUP = 3 * LINE
-# Sign and mantissa of both bfloat16 of a word; the low 4 bits of their exponents.
+# Sign and mantissa of both bfloat16 of a word.
 comptime FIXED: UInt32 = 0x807F807F
-comptime EXPONENT: UInt32 = 0x07800780
+# What 16 words have in their halves; the exponents, twice.
+comptime Halves = SIMD[DType.uint16, 2 * ROWS]
+comptime HAS_BW = CompilationTarget._has_feature["avx512bw"]()
 # How many groups ahead is fetched. Less, or into the first level of cache, is
 # slower for 8 rows and more.
 comptime FETCHED = 32
@@ -42,28 +47,29 @@ comptime FETCHED = 32
 comptime SUMS = 8
 
 comptime Unpacked = Optional[MutPointer[UInt32, MutUntrackedOrigin]]
+"""Where a tile writes the panels that it unpacks, if it does."""
 
 
 struct Panel[origin: ImmOrigin](ImplicitlyCopyable):
     """A panel that is read from its first group to its last."""
 
-    var base: UInt32
+    var exponents: Halves
+    """By what 4 bits say; a fifth makes no difference."""
     var next: Int
-    """The next line that is kept whole."""
+    """The next line that is kept whole; `K / 2` if there is none."""
     var _numbers: ImmPointer[UInt32, Self.origin]
-    """That of the next, and of those after it."""
+    """The numbers of the lines kept whole, from `next` on."""
     var _groups: ImmPointer[UInt8, Self.origin]
+    """All of them."""
     var _whole: ImmPointer[UInt8, Self.origin]
-    """The next."""
+    """The lines kept whole, from `next` on."""
 
     def __init__(out self, panel: ImmPointer[UInt8, Self.origin], columns: Int):
-        var head = panel.unsafe_bitcast[UInt32]()
-        self.base = head.unsafe_load(0)
-        self._numbers = head.unsafe_offset(1)
+        self.exponents = panel.unsafe_bitcast[UInt16]().unsafe_load[width=2 * ROWS](0)
+        self._numbers = panel.unsafe_offset(LINE).unsafe_bitcast[UInt32]()
         self.next = Int(self._numbers.unsafe_load(0))
         self._groups = panel.unsafe_offset(narrow_head(columns))
         self._whole = self._groups.unsafe_offset(columns // 8 * GROUP)
-        fetch[2 * LINE](self._whole)
 
     @inline(.always)
     def group(self, g: Int) -> ImmPointer[UInt8, Self.origin]:
@@ -78,7 +84,6 @@ struct Panel[origin: ImmOrigin](ImplicitlyCopyable):
     def skip(mut self):
         """Goes on to the one after it."""
         self._whole = self._whole.unsafe_offset(LINE)
-        fetch[LINE](self._whole.unsafe_offset(LINE))
         self._numbers = self._numbers.unsafe_offset(1)
         self.next = Int(self._numbers.unsafe_load(0))
 
@@ -86,11 +91,13 @@ struct Panel[origin: ImmOrigin](ImplicitlyCopyable):
     def lines(mut self, g: Int) -> Array[Pairs, LINES]:
         """Returns the lines of group `g`, as a panel of BF16 has them."""
         var words = self.group(g).unsafe_bitcast[UInt32]()
-        var exponents = words.unsafe_load[width=ROWS](2 * ROWS)
+        var places = words.unsafe_load[width=ROWS](2 * ROWS)
         var found = Array[Pairs, LINES](fill=0)
         comptime for i in range(LINES):
             var fixed = words.unsafe_load[width=ROWS](i // 2 * ROWS)
-            found[i] = joined[ROWS, i](fixed, exponents, self.base)
+            comptime if i % 2 == 1:
+                fixed = rotate_bits_left[8](fixed)
+            found[i] = (fixed & FIXED) | looked_up(self.exponents, places >> UInt32(4 * i))
         if self.next < LINES * (g + 1):
             comptime for i in range(LINES):
                 if self.next == LINES * g + i:
@@ -100,19 +107,18 @@ struct Panel[origin: ImmOrigin](ImplicitlyCopyable):
 
 
 @inline(.always)
-def joined[
-    width: Int, i: Int
-](
-    fixed: SIMD[DType.uint32, width],
-    exponents: SIMD[DType.uint32, width],
-    base: UInt32,
-) -> SIMD[DType.uint32, width]:
-    """Returns words of line `i` of a group, of its two vectors' words."""
-    comptime turned = 8 if i % 2 == 1 else 0
-    var found = rotate_bits_left[turned](fixed) & FIXED
-    found |= rotate_bits_left[4 * i](exponents) & EXPONENT
-    # No carry: an exponent of 8 bits ends before the sign, or the second half.
-    return found + base
+def looked_up(table: Halves, places: Pairs) -> Pairs:
+    """Returns numbers of a table for both halves of words, of which 5 bits count."""
+    var at = bitcast[.uint16, 2 * ROWS](places)
+    comptime if HAS_BW:
+        return bitcast[.uint32, ROWS](
+            llvm_intrinsic["llvm.x86.avx512.permvar.hi.512", Halves](table, at)
+        )
+    else:
+        var found = Halves(0)
+        comptime for i in range(2 * ROWS):
+            found[i] = table[Int(at[i] & 15)]
+        return bitcast[.uint32, ROWS](found)
 
 
 @inline(.always)
@@ -171,6 +177,7 @@ def _tile[
     panel: Int,
     unpacked: Unpacked,
 ) -> Array[Floats, MR * NR]:
+    """What `narrow_tile` does, with all panels at once."""
     var acc = Array[Floats, MR * NR](fill=0)
     var panels = Array[Panel[w.origin], NR](fill=Panel(w, columns))
     comptime for r in range(1, NR):
@@ -210,14 +217,17 @@ def write_row(
     var lines = Panel(panel, columns)
     for g in range(columns // 8):
         var words = lines.group(g).unsafe_bitcast[UInt32]().unsafe_offset(row)
-        var exponents = words.unsafe_load(2 * ROWS)
+        var places = words.unsafe_load(2 * ROWS)
         comptime for i in range(LINES):
-            var line = LINES * g + i
-            var word = joined[1, i](
-                words.unsafe_load(i // 2 * ROWS), exponents, lines.base
-            )
-            if line == lines.next:
+            var word = words.unsafe_load(i // 2 * ROWS)
+            comptime if i % 2 == 1:
+                word = rotate_bits_left[8](word)
+            word &= FIXED
+            comptime for half in range(2):
+                var place = Int(places >> UInt32(16 * half + 4 * i)) & 15
+                word |= lines.exponents[place].cast[.uint32]() << UInt32(16 * half)
+            if LINES * g + i == lines.next:
                 word = lines.whole()[row]
                 lines.skip()
             var pair = SIMD[.uint32, 2](word << 16, word & 0xFFFF0000)
-            to.unsafe_store(2 * line, bitcast[.float32, 2](pair))
+            to.unsafe_store(2 * (LINES * g + i), bitcast[.float32, 2](pair))

@@ -1,7 +1,7 @@
 """Packs weights into the layout that the kernels read (``layout.mojo``).
 
 To add a GGUF type: give it a row in :class:`Encoding` and in ``_PIECES``,
-and do what ``layout.mojo`` says in Mojo.
+and do what ``layout.mojo`` says in Mojo. ``narrow.py`` packs bfloat16 in 12 bits.
 """
 
 from __future__ import annotations
@@ -131,6 +131,9 @@ def pack_rows(
         rows: How many there are.
         encoding: How the weight is encoded.
         columns: Weights in a row, a multiple of ``encoding.block_columns``.
+
+    Returns:
+        As :func:`pack`, which raises the same.
     """
     panels, size = packed_shape(encoding, rows, columns)
     packed = np.zeros((panels, size), np.uint8)

@@ -3,7 +3,7 @@
 from std.math import ceildiv
 
 from . import amx_dense
-from .encodings import KINDS, is_dense, panel_bytes
+from .encodings import BF16, KINDS, is_dense, panel_bytes
 from .fetch import fetch_later
 from .layout import LINE, PART, ROWS, Floats
 from .multiply import Matrix, multiply_panels
@@ -52,8 +52,8 @@ struct Stage[
         rounded: Whether to round the activations: to bfloat16 if the weights
             are bfloat16, which all are or none is; to int8 if they are
             quantized and the CPU has dot products of int8 (`dots.mojo`).
-        amx: Whether to multiply them by AMX, if they are bfloat16 and the CPU has
-            it. Columns are a multiple of `amx_dense.STEP` then.
+        amx: Whether to multiply them by AMX, if they are BF16, not in 12 bits, and
+            the CPU has it. Columns are a multiple of `amx_dense.STEP` then.
     """
 
     comptime kind = kind_of(Self.kinds, 0)
@@ -93,6 +93,8 @@ struct Stage[
         """
         comptime assert Self.count < 8, "an integer has seven bytes beside its sign"
         comptime if Self.by_amx:
+            comptime for i in range(Self.count):
+                comptime assert kind_of(Self.kinds, i) == BF16, "AMX reads its panels"
             if columns % amx_dense.STEP:
                 raise Error(t"AMX cannot multiply {columns} columns.")
         self.tokens = tokens

@@ -1,4 +1,4 @@
-"""The sizes of tiles, by the kind of weight and the CPU, and rows interleaved for them."""
+"""Sizes of tiles, by the kind of weight and the CPU; rows interleaved for them."""
 
 from std.sys.info import CompilationTarget
 

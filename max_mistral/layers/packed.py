@@ -1,7 +1,8 @@
 """Layers on packed weights, for one CPU: the bytes of the checkpoint, any encoding.
 
 Decoding streams every weight once a token, so bytes are time. Each layer's
-weight has the encoding that its tensor has in the checkpoint; activations and
+weight has the encoding that its tensor has in the checkpoint, but that bfloat16 may be
+in 12 bits; activations and
 sums are float32, except where the kernel mode says otherwise.
 """
 

@@ -98,9 +98,14 @@ class KeptMatrices:
             logger.warning("Packed weights cannot be kept: %s", error)
             return cls()
 
-    def has(self, name: str) -> bool:
-        """Whether there is a matrix of a name, as :meth:`matrix` takes it."""
-        return self._folder is not None and (self._folder / name).exists()
+    def has(self, name: str, shape: tuple[int, int]) -> bool:
+        """Whether :meth:`matrix` would map one."""
+        if self._folder is None:
+            return False
+        try:
+            return _mapped(self._folder / name, shape) is not None
+        except OSError:  # not there
+            return False
 
     def matrix(
         self, name: str, shape: tuple[int, int], make: Callable[[], Bytes]

@@ -6,6 +6,8 @@ than the packed weights do.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +33,11 @@ ENCODINGS = {
     DType.bfloat16: Encoding.BF16,
     DType.float16: Encoding.F16,
 }
+
+# Fewer take more room in 12 bits than in 16.
+_LEAST_COLUMNS = 64
+
+logger = logging.getLogger("max.pipelines")
 
 
 @dataclass
@@ -94,37 +101,50 @@ def pack_matrix(
             llama.cpp, how many heads it has.
         kept: Those of an earlier start; by default none.
 
+    Returns:
+        The packed matrix; of BF16 in 12 bits, where :func:`may_be_narrow` and its
+        exponents fit.
+
     Raises:
         UserError: (a ``ValueError``) if a number is NaN or infinite, or the file
             became shorter since its header was read.
     """
     rows, columns = shape
     matrices = kept or KeptMatrices()
+    # Of a callable once, also if its bytes are packed twice.
+    source_of = data if isinstance(data, Stored) else functools.cache(data)
 
-    def file(to: Encoding) -> str:
-        return f"{name}.{rows}x{columns}.{to.name}.{heads or 0}"
+    def file(to: Encoding) -> tuple[str, tuple[int, int]]:
+        named = f"{name}.{rows}x{columns}.{to.name}.{heads or 0}"
+        return named, packed_shape(to, rows, columns)
 
     def packed(to: Encoding) -> PackedWeight:
         array = matrices.matrix(
-            file(to),
-            packed_shape(to, rows, columns),
-            lambda: _packed(data, rows, columns, encoding, to, tensor, source, heads),
+            *file(to),
+            lambda: _packed(
+                *(source_of, rows, columns, encoding, to, tensor, source, heads)
+            ),
         )
         return PackedWeight(array, name, DType.uint8, Shape(array.shape), encoding=to)
 
-    if may_be_narrow(encoding, columns) and not matrices.has(file(encoding)):
-        with suppress(TooManyExponentsError):
-            return packed(Encoding.BF16_IN_12_BITS)
+    if may_be_narrow(encoding, columns):
+        narrow = Encoding.BF16_IN_12_BITS
+        # An earlier start may have found that it does not fit.
+        if matrices.has(*file(narrow)) or not matrices.has(*file(encoding)):
+            with suppress(TooManyExponentsError):
+                return packed(narrow)
+            logger.debug("%s of %s stays in 16 bits", tensor, source)
     return packed(encoding)
 
 
 def may_be_narrow(encoding: Encoding, columns: int) -> bool:
     """Whether to try to keep a matrix of bfloat16 in 12 bits.
 
-    Not where AMX takes whole panels of bfloat16, nor where multiplying may be slower
-    than memory: that was measured with AVX512-BF16 only.
+    Not where AMX takes whole panels of bfloat16, nor without AVX512-BF16, where nobody
+    has measured it; nor with few columns, where it would be larger.
     """
-    whole = columns % Encoding.BF16_IN_12_BITS.block_columns == 0
+    blocks = Encoding.BF16_IN_12_BITS.block_columns
+    whole = columns >= _LEAST_COLUMNS and columns % blocks == 0
     fast = kernels.has_bfloat16() and not kernels.has_amx()
     return encoding == Encoding.BF16 and whole and fast
 

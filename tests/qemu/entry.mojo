@@ -1,4 +1,4 @@
-"""The CPU kernels as one C function, which needs nothing of Mojo's runtime but memory."""
+"""The CPU kernels as one C function, which needs only memory of Mojo's runtime."""
 
 from kernels import kv_cache, rotate, softmax, spans, tiles
 from kernels.encodings import KINDS, is_dense, panel_bytes

@@ -31,13 +31,13 @@ HOWS = {
 }
 # Outputs beside those of each encoding.
 ROUNDED = ["rounded", "rounded, portable", "amx"]
-# How weights in 12 bits run beside the same ones in 16, which then come first.
+# How weights in 12 bits run: after the same ones in 16, before both together.
 IN_12_BITS = {
     "exact": {},
     "rounded": {"rounded": True},
     "rounded, portable": {"rounded": True, "portable": True},
 }
-BOTH = [(how, bits) for how in IN_12_BITS for bits in (16, 12)]
+BOTH = [(how, bits) for how in IN_12_BITS for bits in (16, 12, "together")]
 NAMED = ["dense", "mixed", "fused", *ROUNDED, *BOTH, "normed"]
 
 
@@ -95,8 +95,12 @@ def compiled():
         amx = kernels.has_amx()
         outputs.append(linear(quantized, bfloat16, [wide], rounded=True, amx=amx))
         for how in IN_12_BITS.values():
-            outputs.append(linear(quantized, bfloat16, [wide], **how))
-            outputs.append(linear(quantized, [Encoding.BF16_IN_12_BITS], **how))
+            kinds = [Encoding.BF16, Encoding.BF16_IN_12_BITS]
+            both = [wide, packed[int(kinds[1])]]
+            outputs.append(linear(quantized, kinds[:1], both[:1], **how))
+            outputs.append(linear(quantized, kinds[1:], both[1:], **how))
+            together = kinds[1:] + kinds, both[1:] + both
+            outputs.append(linear(quantized, *together, **how))
         normed = Normed(dense, norm, EPSILON)
         outputs.append(linear(normed, [Encoding.F32]))
         graph.output(*outputs)

@@ -34,6 +34,7 @@ TABLE = np.array([[1, 4, 7], [2, 0, 0], [9, 0, 0], [11, 0, 0], [3, 8, 0]], np.ui
 NAMES = [*QKV, "o_proj", "gate_proj", "up_proj", "down_proj"]
 Q4_K, Q6_K, Q8_0 = Encoding.Q4_K, Encoding.Q6_K, Encoding.Q8_0
 F32, BF16 = Encoding.F32, Encoding.BF16
+NARROW = Encoding.BF16_IN_12_BITS
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ CASES = {
         256, 64, 3, 3, 10, (Q8_0, Q4_K, Q8_0, F32, *MIXED[4:]), "portable", scaled=True
     ),
     "bfloat16": Case(64, 96, 4, 2, 16, (BF16,) * 7, "on", DType.bfloat16),
+    "12 bits": Case(
+        *(64, 128, 4, 2, 16, (NARROW, BF16, NARROW, NARROW, NARROW, BF16, NARROW)),
+        *("on", DType.bfloat16),
+    ),
 }
 
 

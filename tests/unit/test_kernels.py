@@ -17,6 +17,7 @@ from mojo.run import subprocess_run_mojo
 
 from max_mistral import kernels
 from max_mistral.errors import UserError
+from max_mistral.kernels.narrow import kept_lines
 from max_mistral.kernels.packing import (
     Encoding,
     pack,
@@ -70,13 +71,26 @@ def random_weight(encoding, rows=ROWS, width=None):
     if encoding in DENSE:
         values = rng.standard_normal((rows, width)).astype(DENSE[encoding])
         if encoding == Encoding.BF16_IN_12_BITS:
-            # Exponents that 4 bits do not hold.
-            values[0, :4] = 0, -(2.0**-60), 2.0**20, -0.0
+            add_exponents(values)
         return values.view(np.uint8), values.astype(np.float64)
     source = SOURCES.get(encoding, encoding.name)
     data, want, found = encoded_blocks(source, rows, width)
     assert found == encoding
     return data, want
+
+
+def add_exponents(values):
+    """Adds zeros, and exponents that 4 bits do not hold."""
+    rows, width = values.shape
+    values[np.abs(values) < 2.0**-8] = 2.0**-8
+    values[-1, ::16], values[-1, 8::16] = 0, -0.0
+    values[0, 2:4], values[0, -1] = 2.0**-60, 2.0**20
+    if width >= 64:
+        # Lines of two groups.
+        values[0, 6:10] = -(2.0**-60)
+    if rows >= 32:
+        # All that the second panel has room for.
+        values[20, 1 : 2 * kept_lines(width) : 2] = 2.0**-60
 
 
 def scales_at(source):
@@ -217,6 +231,8 @@ def test_a_norm_before(many):
 def test_weights_in_12_bits_are_those_in_16(run, many, how):
     for found in (many, run(8), run(1)):
         assert np.array_equal(found[how, 12], found[how, 16])
+        thrice = np.concatenate([found[how, 16]] * 3, axis=1)
+        assert np.array_equal(found[how, "together"], thrice)
 
 
 @pytest.mark.parametrize(

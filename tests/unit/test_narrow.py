@@ -5,18 +5,20 @@ import numpy as np
 import pytest
 
 from max_mistral import kernels
+from max_mistral.errors import UserError
 from max_mistral.kernels.narrow import (
     TooManyExponentsError,
     head_bytes,
     kept_lines,
 )
 from max_mistral.kernels.packing import Encoding, pack, packed_shape
+from max_mistral.weights.heads import split_rotary
 from max_mistral.weights.kept import KeptMatrices
 from max_mistral.weights.packed import pack_matrix
 from tests.harness import store
 
 NARROW = Encoding.BF16_IN_12_BITS
-FIXED, EXPONENT = 0x807F807F, 0x07800780
+FIXED = 0x807F807F
 
 
 def weight(rows, columns, scale=0.02):
@@ -37,7 +39,9 @@ def unpacked(packed, columns):
     start, lines = head_bytes(columns), columns // 2
     panels = []
     for panel in packed:
-        base, *numbers = map(int, panel[:start].view(np.uint32))
+        once, twice = panel[:64].view(np.uint16).reshape(2, 16)
+        assert np.array_equal(once, twice)
+        numbers = panel[64:start].view(np.uint32).tolist()
         groups = panel[start : start + 24 * columns].view(np.uint32)
         groups = groups.reshape(-1, 3, 16).astype(np.uint64)
         whole = panel[start + 24 * columns :].view(np.uint32).reshape(-1, 16)
@@ -45,8 +49,9 @@ def unpacked(packed, columns):
         for line in range(lines):
             group, i = groups[line // 4], line % 4
             fixed = turned_left(group[i // 2], 8 * (i % 2))
-            exponents = turned_left(group[2], 4 * i)
-            found[line] = (fixed & FIXED | exponents & EXPONENT) + base
+            places = group[2] >> 4 * i
+            low, high = (once[(places >> half) & 15] for half in (0, 16))
+            found[line] = fixed & FIXED | low | high.astype(np.uint64) << 16
         kept = numbers[: numbers.index(lines)]
         assert kept == sorted(set(kept))
         found[kept] = whole[: len(kept)]
@@ -86,28 +91,45 @@ def test_the_last_panel_has_fewer_rows():
     assert np.array_equal(unpacked(packed, 64)[:20], bits(values))
 
 
-def test_a_panel_keeps_so_many_lines_whole():
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_panel_keeps_so_many_lines_whole(more):
     values = weight(16, 512)
-    most = kept_lines(512)
-    values[5, : 2 * most : 2] = 0
+    assert not lines_kept(values)
+    # From the last line on, so that all of them are in a row.
+    count = kept_lines(512) + more
+    values[5, -2 * count :] = 2.0**-100
+    if more:
+        with pytest.raises(TooManyExponentsError):
+            pack(values.view(np.uint8), NARROW, 512)
+    else:
+        packed = pack(values.view(np.uint8), NARROW, 512)
+        assert np.array_equal(unpacked(packed, 512), bits(values))
+
+
+def lines_kept(values):
+    """How many lines of a panel have exponents that the others do not."""
+    exponents = bits(values) >> 7 & 0xFF
+    low = int(np.sort(exponents, axis=None)[-1]) - 15
+    return int((exponents < low).reshape(16, -1, 2).any(axis=(0, 2)).sum())
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 1])
+def test_zeros_of_either_sign_fit(share):
+    """As in what was quantized or pruned before."""
+    values = weight(64, 512)
+    chosen = np.random.default_rng(1).random(values.shape) < share
+    values[chosen] = 0
+    values[1::2] = -values[1::2]
     packed = pack(values.view(np.uint8), NARROW, 512)
     assert np.array_equal(unpacked(packed, 512), bits(values))
-    values[5, : 2 * most + 40 : 2] = 0
-    with pytest.raises(TooManyExponentsError):
-        pack(values.view(np.uint8), NARROW, 512)
 
 
 def test_few_samples_do_not_decide():
-    """Where the first columns that are looked at mislead, all are."""
-    values = weight(16, 512)
+    """Where the columns that are looked at first mislead, all are."""
+    values = weight(16, 16)
     values[:, ::8] = 2.0**-100
-    values[:, 4::8] = 2.0**-100
-    with pytest.raises(TooManyExponentsError):
-        pack(values.view(np.uint8), NARROW, 512)
-    values[:, 4::8] = weight(16, 512)[:, 4::8]
-    values[:, 8::8] = weight(16, 512)[:, 8::8]
-    packed = pack(values.view(np.uint8), NARROW, 512)
-    assert np.array_equal(unpacked(packed, 512), bits(values))
+    packed = pack(values.view(np.uint8), NARROW, 16)
+    assert np.array_equal(unpacked(packed, 16), bits(values))
 
 
 def bfloat16_cpu(monkeypatch, *, amx=False, bfloat16=True):
@@ -115,9 +137,9 @@ def bfloat16_cpu(monkeypatch, *, amx=False, bfloat16=True):
     monkeypatch.setattr(kernels, "has_amx", lambda: amx)
 
 
-def packed_matrix(values, folder, kept=None, encoding=Encoding.BF16):
+def packed_matrix(values, folder, kept=None, encoding=Encoding.BF16, **more):
     data = store(values, folder)
-    return pack_matrix("w", data, values.shape, encoding, "w", "it", kept=kept)
+    return pack_matrix("w", data, values.shape, encoding, "w", "it", kept=kept, **more)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +148,8 @@ def packed_matrix(values, folder, kept=None, encoding=Encoding.BF16):
         ({}, 64, NARROW),
         ({"amx": True}, 64, Encoding.BF16),
         ({"bfloat16": False}, 64, Encoding.BF16),
-        ({}, 60, Encoding.BF16),
+        ({}, 76, Encoding.BF16),
+        ({}, 56, Encoding.BF16),
     ],
 )
 def test_where_memory_is_the_limit(monkeypatch, tmp_path, cpu, columns, encoding):
@@ -148,7 +171,7 @@ def test_other_floats_stay_as_they_are(monkeypatch, tmp_path):
 def test_weights_that_do_not_fit_stay_as_they_are(monkeypatch, tmp_path):
     bfloat16_cpu(monkeypatch)
     values = weight(32, 512)
-    values[::2] = 0
+    values[::2] = 2.0**-100
     found = packed_matrix(values, tmp_path)
     assert found.encoding == Encoding.BF16
     want = pack(values.view(np.uint8), Encoding.BF16, 512)
@@ -160,7 +183,7 @@ def test_a_later_start_packs_nothing(monkeypatch, tmp_path, fits):
     bfloat16_cpu(monkeypatch)
     values = weight(32, 512)
     if not fits:
-        values[::2] = 0
+        values[::2] = 2.0**-100
     kept = KeptMatrices(tmp_path)
     first = packed_matrix(values, tmp_path, kept)
 
@@ -171,3 +194,55 @@ def test_a_later_start_packs_nothing(monkeypatch, tmp_path, fits):
     second = packed_matrix(values, tmp_path, kept)
     assert second.encoding == first.encoding == (NARROW if fits else Encoding.BF16)
     assert np.array_equal(second.data, first.data)
+
+
+def test_heads_are_put_in_order_first(monkeypatch, tmp_path):
+    bfloat16_cpu(monkeypatch)
+    values = weight(64, 128)
+    found = packed_matrix(values, tmp_path, heads=2)
+    assert found.encoding == NARROW
+    want = split_rotary(bits(values), 2)
+    assert np.array_equal(unpacked(found.data, 128), want)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_what_is_restored_is_restored_once(monkeypatch, fits):
+    bfloat16_cpu(monkeypatch)
+    values = weight(32, 512)
+    if not fits:
+        values[::2] = 2.0**-100
+    calls = []
+
+    def restored():
+        calls.append(1)
+        return values.view(np.uint8)
+
+    found = pack_matrix("w", restored, values.shape, Encoding.BF16, "w", "it")
+    assert found.encoding == (NARROW if fits else Encoding.BF16)
+    assert len(calls) == 1
+
+
+def test_a_number_that_is_none_is_found(monkeypatch, tmp_path):
+    bfloat16_cpu(monkeypatch)
+    values = weight(32, 64)
+    values[5, 7] = np.nan
+    with pytest.raises(UserError, match="at row 5, column 7"):
+        packed_matrix(values, tmp_path)
+
+
+def test_a_file_of_another_size_decides_nothing(monkeypatch, tmp_path):
+    bfloat16_cpu(monkeypatch)
+    values = weight(32, 64)
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    kept = KeptMatrices(folder)
+    (folder / "w.32x64.BF16.0").write_bytes(b"1")
+    assert packed_matrix(values, tmp_path, kept).encoding == NARROW
+
+
+def test_12_bits_come_before_16(monkeypatch, tmp_path):
+    """A folder that a CPU with AMX has used too."""
+    values, kept = weight(32, 64), KeptMatrices(tmp_path)
+    for amx, encoding in [(False, NARROW), (True, Encoding.BF16), (False, NARROW)]:
+        bfloat16_cpu(monkeypatch, amx=amx)
+        assert packed_matrix(values, tmp_path, kept).encoding == encoding
