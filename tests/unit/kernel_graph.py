@@ -57,14 +57,14 @@ def compiled():
     ]
     types += [
         TensorType(DType.uint8, ["panels", f"panel_{name}"], HOST)
-        for name in [*Encoding.__members__, "wide"]
+        for name in [*Encoding.__members__, "wide", "in_16"]
     ]
     with Graph(
         "kernels", input_types=types, custom_extensions=[kernels.library()]
     ) as graph:
         values = [value.tensor for value in graph.inputs]
         xs = dict(zip(WIDTHS, values, strict=False))
-        ids, more, rows, norm, *packed, wide = values[len(WIDTHS) :]
+        ids, more, rows, norm, *packed, wide, in_16 = values[len(WIDTHS) :]
 
         def linear(x, encodings, weights=None, **how):
             count = len(encodings)
@@ -96,11 +96,11 @@ def compiled():
         outputs.append(linear(quantized, bfloat16, [wide], rounded=True, amx=amx))
         for how in IN_12_BITS.values():
             kinds = [Encoding.BF16, Encoding.BF16_IN_12_BITS]
-            both = [wide, packed[int(kinds[1])]]
-            outputs.append(linear(quantized, kinds[:1], both[:1], **how))
-            outputs.append(linear(quantized, kinds[1:], both[1:], **how))
-            together = kinds[1:] + kinds, both[1:] + both
-            outputs.append(linear(quantized, *together, **how))
+            both = [in_16, packed[int(kinds[1])]]
+            x = xs[kinds[1].block_columns]
+            outputs.append(linear(x, kinds[:1], both[:1], **how))
+            outputs.append(linear(x, kinds[1:], both[1:], **how))
+            outputs.append(linear(x, kinds[1:] + kinds, both[1:] + both, **how))
         normed = Normed(dense, norm, EPSILON)
         outputs.append(linear(normed, [Encoding.F32]))
         graph.output(*outputs)
@@ -109,7 +109,7 @@ def compiled():
     return session.load(graph)
 
 
-def run(xs, ids, more, norm, weights, wide):
+def run(xs, ids, more, norm, weights, wide, in_16):
     """Runs it.
 
     Args:
@@ -118,13 +118,14 @@ def run(xs, ids, more, norm, weights, wide):
         more: float32 ``[rows]``, added to what is called ``fused``.
         norm: float32 ``[columns]``, of the first of ``xs``.
         weights: Packed ones by their encoding, ``rows`` rows each.
-        wide: A bfloat16 weight of as many columns as the quantized ones.
+        wide: A bfloat16 weight of as many columns as the quantized ones, for AMX.
+        in_16: A bfloat16 weight, the same as the one in 12 bits.
 
     Returns:
         encoding -> how -> output, and outputs by name.
     """
     arrays = [*(xs[width] for width in WIDTHS), ids, more, np.array([len(more)]), norm]
-    arrays += [*(weights[encoding] for encoding in Encoding), wide]
+    arrays += [*(weights[encoding] for encoding in Encoding), wide, in_16]
     found = compiled().execute(*map(Buffer.from_numpy, arrays))
     rest = iter([output.to_numpy() for output in found])
     each = {e: {how: next(rest) for how in [*HOWS, "embedding"]} for e in Encoding}

@@ -160,7 +160,7 @@ def run():
         }
         ids = np.array(ids, np.int64)
         norm, packed = norm_weight(), weights | (other or {})
-        return kernel_graph.run(xs, ids, more(), norm, packed, wide)
+        return kernel_graph.run(xs, ids, more(), norm, packed, wide, wide)
 
     return run
 

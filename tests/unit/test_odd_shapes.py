@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from max_mistral.kernels.packing import Encoding, pack
-from tests.unit.kernel_graph import WIDTHS, run
+from tests.unit.kernel_graph import IN_12_BITS, WIDTHS, run
 from tests.unit.test_kernels import (
     activations,
     quantization,
@@ -36,7 +36,11 @@ def test_a_shape(tokens, rows, widths):
     ids = np.arange(rows)[::-1].copy()
     ones, norm = np.ones(rows, np.float32), np.ones(widths[1], np.float32)
     wide, values = random_weight(Encoding.BF16, rows, widths[256])
-    found = run(xs, ids, ones, norm, packed, pack(wide, Encoding.BF16, widths[256]))
+    wide = pack(wide, Encoding.BF16, widths[256])
+    in_16 = pack(weights[Encoding.BF16_IN_12_BITS][0], Encoding.BF16, widths[8])
+    found = run(xs, ids, ones, norm, packed, wide, in_16)
+    for how in IN_12_BITS:
+        assert np.array_equal(found[how, 12], found[how, 16])
     x = xs[256].astype(np.float64)
     # As in `test_activations_rounded_to_bfloat16`.
     bound = rounding(Encoding.BF16, values, x) + 2.0**-8 * (np.abs(x) @ abs(values).T)
