@@ -32,7 +32,7 @@ struct Encoding(ImplicitlyCopyable):
     var block_columns: Int
     """Columns in a block."""
     var row_bytes: Int
-    """Bytes of one row in a block, the same as in a GGUF file if it is one of GGUF's."""
+    """Bytes of one row in a block; of GGUF's, the same as in a file."""
     var low_bits: Int
     """Bits of a code in the lines; of a dense weight, all its bits."""
     var extra_bits: Int
@@ -250,7 +250,7 @@ comptime ENCODINGS = [
 ]
 # Kinds: weights in 12 bits, and what they become when they are unpacked.
 comptime BF16 = 1
-comptime NARROW = len(materialize[ENCODINGS]()) - 1
+comptime NARROW = 19
 comptime KINDS = len(materialize[ENCODINGS]())
 
 

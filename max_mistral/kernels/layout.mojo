@@ -79,9 +79,9 @@ So one block of Q6_K, 256 columns of 16 rows, 3360 = 16 x 210 bytes, is
 
 and a weight is `d * sub-scale * (lower 4 bits + 16 * upper 2 bits - 32)`.
 
-To add a GGUF type: give it a row in `ENCODINGS` (`encodings.mojo`), the last but one, and if its bits lie in
-a way that no other type has, teach `codes.mojo` to read it. In Python give it a
-row in `packing.Encoding` and `_PIECES`. `tests/unit/test_kernels.py` compares
+To add a GGUF type: give it a row at the end of `ENCODINGS` (`encodings.mojo`), and if
+its bits lie in a way that no other type has, teach `codes.mojo` to read it. In Python
+give it a row in `packing.Encoding` and `_PIECES`. `tests/unit/test_kernels.py` compares
 the two tables and runs the kernels on every row.
 """
 

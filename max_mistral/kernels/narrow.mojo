@@ -97,7 +97,8 @@ struct Panel[origin: ImmOrigin](ImplicitlyCopyable):
             var fixed = words.unsafe_load[width=ROWS](i // 2 * ROWS)
             comptime if i % 2 == 1:
                 fixed = rotate_bits_left[8](fixed)
-            found[i] = (fixed & FIXED) | looked_up(self.exponents, places >> UInt32(4 * i))
+            var exponents = looked_up(self.exponents, places >> UInt32(4 * i))
+            found[i] = (fixed & FIXED) | exponents
         if self.next < LINES * (g + 1):
             comptime for i in range(LINES):
                 if self.next == LINES * g + i:
@@ -216,18 +217,8 @@ def write_row(
     """Writes `[columns]` weights of one row of a panel."""
     var lines = Panel(panel, columns)
     for g in range(columns // 8):
-        var words = lines.group(g).unsafe_bitcast[UInt32]().unsafe_offset(row)
-        var places = words.unsafe_load(2 * ROWS)
+        var found = lines.lines(g)
         comptime for i in range(LINES):
-            var word = words.unsafe_load(i // 2 * ROWS)
-            comptime if i % 2 == 1:
-                word = rotate_bits_left[8](word)
-            word &= FIXED
-            comptime for half in range(2):
-                var place = Int(places >> UInt32(16 * half + 4 * i)) & 15
-                word |= lines.exponents[place].cast[.uint32]() << UInt32(16 * half)
-            if LINES * g + i == lines.next:
-                word = lines.whole()[row]
-                lines.skip()
+            var word = found[i][row]
             var pair = SIMD[.uint32, 2](word << 16, word & 0xFFFF0000)
             to.unsafe_store(2 * (LINES * g + i), bitcast[.float32, 2](pair))

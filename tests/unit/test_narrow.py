@@ -1,5 +1,7 @@
 """bfloat16 weights in 12 bits: packed without loss, where they can be."""
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -67,6 +69,12 @@ def test_no_bit_is_lost(columns):
     packed = pack(values.view(np.uint8), NARROW, columns)
     assert packed.shape == packed_shape(NARROW, *values.shape)
     assert np.array_equal(unpacked(packed, columns), bits(values))
+
+
+@pytest.mark.parametrize("columns", [2048, 4096, 14336])
+def test_it_is_a_fifth_smaller(columns):
+    size = math.prod(packed_shape(NARROW, 4096, columns))
+    assert 0.78 < size / (4096 * columns * 2) < 0.8
 
 
 @pytest.mark.parametrize("scale", [0, 1e-38, 5e37])
