@@ -12,6 +12,7 @@ from std.memory import bitcast
 from std.sys import llvm_intrinsic
 from std.sys.info import CompilationTarget
 
+from .activations import SUMS
 from .codes import Codes, quads
 from .encodings import encoding
 from .layout import LINE, PART, ROWS
@@ -55,18 +56,36 @@ def signs_codes[kind: Int]() -> Bool:
 
 
 @inline(.always)
+def bias_sums[
+    kind: Int, MR: Int, half: Int
+](x: ImmPointer[Int32, _], m: Int) -> Sums:
+    """Less `bias * sum(x)` of a row; 0 if codes have no bias.
+
+    Args:
+        x: The rows' part, from `activations.interleave_rows`.
+        m: Which of its `MR` rows.
+    """
+    comptime e = encoding[kind]()
+    comptime if e.has_minima or signs_codes[kind]():
+        return 0
+    else:
+        comptime which = 2 if e.scale_columns == PART else half
+        return Sums(x.unsafe_load((SUMS + which) * MR + m)) * Int32(e.bias)
+
+
+@inline(.always)
 def dots[
     kind: Int, MR: Int, NR: Int, half: Int
 ](
     x: ImmPointer[Int32, _], w: ImmPointer[UInt8, _], part: Int, panel: Int
 ) -> Array[Sums, MR * NR]:
-    """`sum(code * x)` over the columns of a part that share a scale.
+    """`sum((code - bias) * x)` over the columns of a part that share a scale.
 
     All of them, or the 16 of `half`. One sum for a row and a panel, so that a tile's
     sums stay in registers; two if there is but one, for it would wait for itself.
 
     Args:
-        x: The rows' part, `[8][MR][4]` int8.
+        x: The rows' part, from `activations.interleave_rows`.
         w: The first panel's block.
         part: Which of the block's.
         panel: Bytes from one panel to the next.
@@ -109,54 +128,66 @@ def dots[
         sums[0] += sums[1]
     var found = Array[Sums, MR * NR](fill=0)
     comptime for at in range(MR * NR):
-        found[at] = sums[chains * at]
+        # Added last: few sums would wait for it if they began with it.
+        found[at] = sums[chains * at] + bias_sums[kind, MR, half](x, at // NR)
     return found^
 
 
 @inline(.always)
 def unpacked_dots[
-    kind: Int, MR: Int, turn: Int, lines: Int
-](x: ImmPointer[Int32, _], codes: ImmPointer[UInt8, _]) -> Array[Sums, turn]:
+    kind: Int, MR: Int, turn: Int, half: Int
+](
+    x: ImmPointer[Int32, _], codes: ImmPointer[UInt8, _], begin: Int
+) -> Array[Sums, turn]:
     """`dots` of some of a part's rows and of codes that `quads` has unpacked.
 
-    The loops over lines stay loops: unrolled, they make the compiler keep all codes
-    in registers, which the sums need.
+    The loop over lines is unrolled only where registers hold all codes beside the
+    sums, for then the compiler keeps them there.
 
     Args:
-        x: The first row's part, `[lines][MR][4]` int8.
-        codes: `[lines][16][4]`, less 128 if `signs_codes`.
+        x: The rows' part.
+        codes: `[8][16][4]`, less 128 if `signs_codes`.
+        begin: The first of `turn` rows.
 
     Returns:
         `[turn]` vectors of 16 output rows.
     """
+    comptime lines = encoding[kind]().scale_columns // 4
+    comptime first = half * lines
     comptime fit = min(lines, _lines_in_int16[kind]())
     comptime assert lines % fit == 0, "the last lines are fewer"
     var sums = Array[Sums, turn](fill=0)
+    comptime for k in range(turn):
+        sums[k] = bias_sums[kind, MR, half](x, begin + k)
     comptime if HAS == AVX2 and fit == lines:
         var pairs = Array[PairSums, turn](fill=0)
-        for line in range(lines):
+        for line in range(first, first + lines):
             var line_codes = codes.unsafe_load[width=LINE](line * LINE)
-            comptime for m in range(turn):
-                pairs[m] += _multiply[signs_codes[kind]()](
-                    line_codes, x.unsafe_load(line * MR + m)
+            comptime for k in range(turn):
+                pairs[k] += _multiply[signs_codes[kind]()](
+                    line_codes, x.unsafe_load(line * MR + begin + k)
                 )
-        comptime for m in range(turn):
-            sums[m] = _widened(pairs[m])
+        comptime for k in range(turn):
+            sums[k] += _widened(pairs[k])
     elif HAS == AVX2:
-        for begin in range(0, lines, fit):
-            comptime for m in range(turn):
+        for at in range(first, first + lines, fit):
+            comptime for k in range(turn):
                 var pairs = PairSums(0)
                 comptime for i in range(fit):
                     pairs += _multiply[signs_codes[kind]()](
-                        codes.unsafe_load[width=LINE]((begin + i) * LINE),
-                        x.unsafe_load((begin + i) * MR + m),
+                        codes.unsafe_load[width=LINE]((at + i) * LINE),
+                        x.unsafe_load((at + i) * MR + begin + k),
                     )
-                sums[m] += _widened(pairs)
+                sums[k] += _widened(pairs)
     else:
-        for line in range(lines):
-            var line_codes = codes.unsafe_load[width=LINE](line * LINE)
-            comptime for m in range(turn):
-                sums[m] = _dot4(sums[m], line_codes, x.unsafe_load(line * MR + m))
+        comptime unrolled = lines if HAS == VNNI_512 else 1
+        for at in range(first, first + lines, unrolled):
+            comptime for i in range(unrolled):
+                var line_codes = codes.unsafe_load[width=LINE]((at + i) * LINE)
+                comptime for k in range(turn):
+                    sums[k] = _dot4(
+                        sums[k], line_codes, x.unsafe_load((at + i) * MR + begin + k)
+                    )
     return sums^
 
 

@@ -5,82 +5,20 @@ A weight is `scale * code - minimum` (`layout.mojo`), so one part adds
     scale * sum(code * x) - minimum * sum(x)
 
 `rounded` activations are int8, with one scale per 32 columns, and `sum(code * x)`
-is exact in int32 (`dots.mojo`). Otherwise everything is float32.
+is exact in int32 (`dots.mojo`). So is `sum((code - bias) * x)`, where a weight is
+`scale * (code - bias)`. Otherwise everything is float32.
 Either way a row's sum is taken in the same order however many rows there are.
 """
 
 from std.math import fma
 from std.memory import bitcast
 
+from .activations import SCALE, SUMS, TOTAL, part_bytes
 from .codes import minima, quads, scales
-from .dots import dots, signs_codes
+from .dots import dots
 from .encodings import encoding
 from .fetch import fetch_ahead
 from .layout import PART, ROWS, Floats
-from .numbers import nearest
-
-
-def row_bytes[rounded: Bool](columns: Int) -> Int:
-    """Bytes of an interleaved row of activations."""
-    return columns // PART * _part_bytes[rounded]()
-
-
-def _part_bytes[rounded: Bool]() -> Int:
-    """Bytes of one row of activations in a part."""
-    comptime sums = 3 * 4
-    return PART + 4 + sums if rounded else PART * 4 + sums
-
-
-@inline(.always)
-def interleave_rows[
-    rounded: Bool, MR: Int
-](
-    dst: MutPointer[UInt8, _],
-    x: ImmPointer[Float32, _],
-    columns: Int,
-    begin: Int,
-    end: Int,
-):
-    """Interleaves columns `begin` to `end - 1` of `MR` rows. Each part is
-
-      rounded   [8][MR][4] int8, [MR] float32 scales
-      else      [32][MR] float32
-
-    and then `[3][MR]` float32: less the sum of its first 16 columns, of its last, and
-    of all. Negated here, for the compiler would shuffle what it has to negate later.
-    """
-    for b in range(begin // PART, end // PART):
-        var base = dst.unsafe_offset(b * _part_bytes[rounded]() * MR)
-        comptime for m in range(MR):
-            var v = x.unsafe_load[width=PART](m * columns + b * PART)
-            comptime if rounded:
-                var largest = abs(v).reduce_max()
-                var scale = largest / 127.0
-                var inverse = 127.0 / largest if largest > 0 else Float32(0)
-                var q = nearest[PART](v, inverse)
-                var words = bitcast[.int32, 8](q.cast[.int8]())
-                comptime for i in range(8):
-                    base.unsafe_bitcast[Int32]().unsafe_store(
-                        i * MR + m, words[i]
-                    )
-                var rest = base.unsafe_offset(PART * MR).unsafe_bitcast[Float32]()
-                rest.unsafe_store(m, scale)
-                var low = q.slice[16, offset=0]().reduce_add()
-                var high = q.slice[16, offset=16]().reduce_add()
-                var first = -(scale * low.cast[.float32]())
-                var last = -(scale * high.cast[.float32]())
-                rest.unsafe_store(MR + m, first)
-                rest.unsafe_store(2 * MR + m, last)
-                rest.unsafe_store(3 * MR + m, first + last)
-            else:
-                var floats = base.unsafe_bitcast[Float32]()
-                comptime for i in range(PART):
-                    floats.unsafe_store(i * MR + m, v[i])
-                var low = -v.slice[16, offset=0]().reduce_add()
-                var high = -v.slice[16, offset=16]().reduce_add()
-                floats.unsafe_store(PART * MR + m, low)
-                floats.unsafe_store((PART + 1) * MR + m, high)
-                floats.unsafe_store((PART + 2) * MR + m, low + high)
 
 
 @inline(.always)
@@ -89,7 +27,7 @@ def _products[
 ](
     xb: ImmPointer[UInt8, _], w: ImmPointer[UInt8, _], part: Int, panel: Int
 ) -> Array[Floats, MR * NR]:
-    """`sum(code * x)` as `dots` has it, of float32 rows too.
+    """`sum(code * x)`; of rounded rows what `dots` has.
 
     Args:
         xb: The rows' part.
@@ -138,28 +76,34 @@ def add_part[
     products: Floats,
     scale: Floats,
     minimum: Floats,
-    rest: ImmPointer[Float32, _],
+    xb: ImmPointer[UInt8, _],
     m: Int,
 ) -> Floats:
     """Adds to a row's sums what the columns of a part that share a scale add.
 
     Args:
         sums: Of row `m` of the activations and of 16 output rows.
-        products: `sum(code * x)`.
+        products: What `_products` has for them.
         scale: The weights' scale.
         minimum: What is subtracted from `scale * code`.
-        rest: The activations' part, after their values.
+        xb: The rows' part.
         m: Which of its `MR` rows.
     """
-    comptime skip = MR if rounded else 0
-    var factor = scale
-    comptime if rounded:
-        factor = scale * Floats(rest.unsafe_load(m))
-    var found = fma(products, factor, sums)
-    # Signed codes need no minimum.
-    comptime if not (rounded and signs_codes[kind]()):
-        comptime which = 2 if encoding[kind]().scale_columns == PART else half
-        var total = rest.unsafe_load(skip + which * MR + m)
+    comptime e = encoding[kind]()
+    comptime which = 2 if e.scale_columns == PART else half
+    var x = xb.unsafe_bitcast[Float32]()
+    comptime if not rounded:
+        var total = x.unsafe_load((PART + which) * MR + m)
+        return fma(minimum, Floats(total), fma(products, scale, sums))
+    var by = x.unsafe_load(SCALE * MR + m)
+    var found = fma(products, scale * Floats(by), sums)
+    comptime if e.has_minima:
+        var total: Float32
+        comptime if which == 2:
+            total = x.unsafe_load(TOTAL * MR + m)
+        else:
+            var sum = xb.unsafe_bitcast[Int32]().unsafe_load((SUMS + which) * MR + m)
+            total = by * sum.cast[.float32]()
         found = fma(minimum, Floats(total), found)
     return found
 
@@ -176,7 +120,7 @@ def quantized_tile[
     """Multiplies `MR` rows of activations by `NR` panels.
 
     Args:
-        xp: The rows, from `interleave_rows`.
+        xp: The rows, from `activations.interleave_rows`.
         w: The first panel.
         columns: Columns of the weight, a multiple of the block's.
         panel: Bytes from one panel to the next.
@@ -203,11 +147,8 @@ def quantized_tile[
                         )
                     )
             var xb = xp.unsafe_offset(
-                (b * parts + part) * _part_bytes[rounded]() * MR
+                (b * parts + part) * part_bytes[rounded]() * MR
             )
-            var rest = xb.unsafe_offset(
-                (PART if rounded else 4 * PART) * MR
-            ).unsafe_bitcast[Float32]()
             comptime for half in range(halves):
                 var products = _products[kind, rounded, MR, NR, half](
                     xb, w.unsafe_offset(b * block_bytes), part, panel
@@ -219,6 +160,6 @@ def quantized_tile[
                     comptime for m in range(MR):
                         comptime at = m * NR + r
                         acc[at] = add_part[kind, rounded, MR, half](
-                            acc[at], products[at], scale, minimum, rest, m
+                            acc[at], products[at], scale, minimum, xb, m
                         )
     return acc^

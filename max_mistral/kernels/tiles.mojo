@@ -2,7 +2,7 @@
 
 from std.sys.info import CompilationTarget
 
-from . import amx_dense, dense, quantized, unpacked
+from . import activations, amx_dense, dense, unpacked
 from .amx import has_bfloat16
 from .dots import HAS, NO_DOTS
 from .encodings import BF16, encoding, is_dense
@@ -61,7 +61,7 @@ def row_bytes[dense_weights: Bool, rounded: Bool](columns: Int) -> Int:
     comptime if dense_weights:
         return dense.row_bytes[rounded](columns)
     else:
-        return quantized.row_bytes[rounded](columns)
+        return activations.row_bytes[rounded](columns)
 
 
 @inline(.always)
@@ -102,7 +102,7 @@ def interleave_rows[
                         to, rows, columns, begin, end
                     )
                 else:
-                    quantized.interleave_rows[rounded, MR](
+                    activations.interleave_rows[rounded, MR](
                         to, rows, columns, begin, end
                     )
                 m += MR

@@ -1,24 +1,25 @@
-"""Matmul of rounded rows with quantized weights, on x86 without AVX-512.
+"""Matmul of many rounded rows with quantized weights, on x86.
 
-What `quantized.mojo` computes, in the same order. But 16 registers of 256 bits do not
-hold a tile's sums beside its dot products, and a compiler that may unroll spills both.
-So here a part's codes are unpacked into memory once, and the rows take turns with
-them: in registers are only the dot products of one turn.
+What `quantized.mojo` computes, in the same order. But the registers do not hold a
+tile's sums beside its dot products, and a compiler that may unroll spills both. So
+here a part's codes are unpacked once, and the rows take turns with them: in registers
+are only the dot products of one turn, and with AVX-512 the codes.
 """
 
+from .activations import part_bytes
 from .codes import Codes, minima, quads, scales
-from .dots import AVX2, HAS, VNNI_256, signs_codes, unpacked_dots
+from .dots import AVX2, HAS, VNNI_256, VNNI_512, signs_codes, unpacked_dots
 from .encodings import encoding
 from .fetch import fetch_ahead
 from .layout import LINE, PART, ROWS, Floats
-from .quantized import add_part, row_bytes
+from .quantized import add_part
 
-comptime PREFERRED = HAS == AVX2 or HAS == VNNI_256
-"""Whether tiles of `TURN` rows and more are multiplied here."""
+comptime PREFERRED = HAS == AVX2 or HAS == VNNI_256 or HAS == VNNI_512
+"""Whether tiles of enough rows are multiplied here."""
 comptime MAX_ROWS = 16
 """Rows in a tile. More share the work of unpacking, in more of the cache."""
-comptime TURN = 4
-"""Rows in a turn: their dot products are eight registers."""
+comptime TURN = 8 if HAS == VNNI_512 else 4
+"""Rows in a turn, and in the smallest tile: their dot products are eight registers."""
 
 
 @inline(.always)
@@ -30,7 +31,7 @@ def unpacked_tile[
     """Multiplies `MR` rows of activations by a panel.
 
     Args:
-        xp: The rows, from `quantized.interleave_rows`, rounded.
+        xp: The rows, from `activations.interleave_rows`, rounded.
         panel: The panel.
         columns: Columns of the weight, a multiple of the block's.
 
@@ -42,9 +43,8 @@ def unpacked_tile[
     comptime block_bytes = e.block_bytes()
     comptime parts = e.parts()
     comptime bytes = block_bytes // parts
-    # Scales in a part, and lines of codes that share one.
+    # Scales in a part.
     comptime halves = PART // e.scale_columns
-    comptime lines = 8 // halves
     comptime assert MR % TURN == 0, "the last turn has fewer rows"
     var sums = Array[Floats, MR](fill=0)
     var acc = sums.unsafe_ptr().unsafe_bitcast[Float32]()
@@ -61,17 +61,13 @@ def unpacked_tile[
                     comptime if signs_codes[kind]():
                         line ^= 128
                     codes.unsafe_store((4 * side + i) * LINE, line)
-            var xb = xp.unsafe_offset((b * parts + part) * row_bytes[True](PART) * MR)
-            var x = xb.unsafe_bitcast[Int32]()
-            var rest = xb.unsafe_offset(PART * MR).unsafe_bitcast[Float32]()
+            var xb = xp.unsafe_offset((b * parts + part) * part_bytes[True]() * MR)
             comptime for half in range(halves):
-                comptime first = half * lines
                 var scale = scales[kind](block, part, half)
                 var minimum = minima[kind](block, part, half, scale)
                 for begin in range(0, MR, TURN):
-                    var products = unpacked_dots[kind, MR, TURN, lines](
-                        x.unsafe_offset(first * MR + begin),
-                        codes.unsafe_offset(first * LINE),
+                    var products = unpacked_dots[kind, MR, TURN, half](
+                        xb.unsafe_bitcast[Int32](), codes, begin
                     )
                     comptime for k in range(TURN):
                         var m = begin + k
@@ -82,7 +78,7 @@ def unpacked_tile[
                                 products[k].cast[.float32](),
                                 scale,
                                 minimum,
-                                rest,
+                                xb,
                                 m,
                             ),
                         )
