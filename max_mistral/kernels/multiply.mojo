@@ -6,6 +6,7 @@ from .layout import LINE, ROWS, Floats
 from .tiles import (
     TILE_SIZES,
     avx512,
+    filled,
     max_panels,
     max_rows,
     one_row_panels,
@@ -41,8 +42,11 @@ def _tile[
     w: ImmPointer[UInt8, _],
     columns: Int,
     rows: Int,
+    tokens: Int,
 ):
     """Writes `MR` rows of `y` from `token` on, `rows` columns at most from `column` on.
+
+    Where one row more than there are `tokens` fills up the tile, it is not written.
     """
     var panel = panel_bytes[kind](columns)
     var acc: Array[Floats, MR * NR]
@@ -62,7 +66,7 @@ def _tile[
         acc = quantized.quantized_tile[kind, rounded, MR, NR](
             xp, w, columns, panel
         )
-    _write[MR, NR](write, token, column, acc, rows)
+    _write[MR, NR](write, token, column, acc, rows, tokens)
 
 
 @inline(.always)
@@ -74,9 +78,13 @@ def _write[
     column: Int,
     acc: Array[Floats, MR * NR],
     rows: Int,
+    tokens: Int,
 ):
     """Writes what a tile computed; see `_tile`."""
     comptime for m in range(MR):
+        comptime if m > 0 and m == MR - 1:
+            if token + m == tokens:
+                return
         comptime for r in range(NR):
             write(
                 token + m,
@@ -112,7 +120,7 @@ def _panels[
     comptime for step in range(TILE_SIZES):
         comptime MR = max_mr >> step
         comptime if MR > 0:
-            while tokens - m >= MR:
+            while filled(tokens) - m >= MR:
                 _tile[kind, portable, rounded, MR, NR](
                     write,
                     m,
@@ -121,6 +129,7 @@ def _panels[
                     w,
                     columns,
                     rows,
+                    tokens,
                 )
                 m += MR
 
@@ -148,7 +157,7 @@ def multiply_panels[
     Args:
         write: Takes a token, a column of `y`, 16 sums from there on, and how many
             of them to write: all if that is 16 or more.
-        xp: All rows, from `interleave_rows`.
+        xp: All rows, `filled`, from `interleave_rows`.
         w: The weight.
         matrix: Its sizes.
         begin: The first panel.
@@ -184,7 +193,7 @@ def multiply_panels[
         var rows = matrix.rows - p * ROWS
         if tokens == 1 and p + several <= end:
             _tile[kind, portable, rounded, 1, several](
-                write, 0, column, xp, wp, columns, rows
+                write, 0, column, xp, wp, columns, rows, tokens
             )
             p += several
         elif p + max_nr <= end:
@@ -239,7 +248,7 @@ def _multiply_unpacking[
             var acc = narrow.narrow_tile[rounded, native, MR, NR, True](
                 xp, wp, columns, matrix.panel, unpacked.unsafe_bitcast[UInt32]()
             )
-            _write[MR, NR](write, 0, column, acc, rows)
+            _write[MR, NR](write, 0, column, acc, rows, tokens)
             _panels[BF16, portable, rounded, NR](
                 write, column, xp, unpacked, tokens, columns, rows, x_row, MR
             )

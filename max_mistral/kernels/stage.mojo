@@ -11,6 +11,7 @@ from .norm import normalize
 from .phases import Phases
 from .shares import Share, cut
 from .tiles import (
+    filled,
     interleave_rows,
     max_panels,
     max_rows,
@@ -103,7 +104,7 @@ struct Stage[
         self.x_row = row_bytes[Self.dense, Self.rounds_x](columns)
         # Room to begin at a line, as a row of AMX's does.
         self._store = List[UInt8](
-            unsafe_uninit_length=tokens * self.x_row + 2 * LINE
+            unsafe_uninit_length=filled[Self.by_amx](tokens) * self.x_row + 2 * LINE
         )
         self.matrices = List[Matrix](capacity=Self.count)
         var first = 0
@@ -220,7 +221,7 @@ struct Stage[
             share: Which.
         """
         var first = share // self.pieces * Self.max_mr
-        var rows = min(self.tokens - first, Self.max_mr)
+        var rows = min(filled[Self.by_amx](self.tokens) - first, Self.max_mr)
         var columns = self.columns
         var parts = ceildiv(columns, PART)
         var piece = share % self.pieces
@@ -230,6 +231,10 @@ struct Stage[
         var floats = scratch.unsafe_ptr()
         for row in range(rows):
             var to = floats.unsafe_offset(row * columns)
+            if first + row == self.tokens:
+                for k in range(begin, end):
+                    to.unsafe_store(k, 0)
+                continue
             # RMSNorm needs the whole row.
             var k = 0 if normed else begin
             var stop = columns if normed else end

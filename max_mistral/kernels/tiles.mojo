@@ -48,6 +48,17 @@ def max_rows[kind: Int, portable: Bool, rounded: Bool, amx: Bool]() -> Int:
         return 8 if avx512[portable]() else 4
 
 
+def filled[amx: Bool = False](tokens: Int) -> Int:
+    """How many rows the tiles have: one more than there are where three are left.
+
+    A tile of four, one of them zeros, takes less time than one of two and one of one.
+    """
+    comptime if amx:
+        return tokens
+    else:
+        return tokens + 1 if tokens % 4 == 3 else tokens
+
+
 def max_panels[kind: Int, portable: Bool, rounded: Bool]() -> Int:
     """Panels in a tile, as many as the registers hold."""
     comptime if unpacks[kind, rounded]():
@@ -80,7 +91,7 @@ def interleave_rows[
     Args:
         dst: Where to.
         x: `[tokens, columns]`, of which only the columns named are read.
-        tokens: How many rows.
+        tokens: How many rows, as `filled` has it.
         columns: Columns of the weight.
         begin: The first column, a multiple of 32.
         end: The column after the last: a multiple of 32, or `columns`.

@@ -16,20 +16,21 @@ MOST_ROWS = 64
 MARGIN = 1.03
 """How much faster than one without drafts a step must be expected to be."""
 
-TILE = 8
+TILE = 16
 """Rows that the CPU kernels multiply at a time (``max_rows`` in ``tiles.mojo``)."""
 
-TILE_COST = 0.8
-"""What one more tile costs beside its rows, in rows: with Q4_K on a Zen 4."""
+TILE_COST = 1.5
+"""What one more tile costs beside its rows, in rows: with Q4_K and Q6_K on a Zen 4."""
 
 
 @functools.cache
 def paid(rows: int) -> float:
     """Returns how many rows a step costs as, 1 for one.
 
-    The kernels cut rows into tiles of 8, and the rest into 4, 2 and 1, and decode a
-    weight for each: 7 rows cost as much as 8.
+    The kernels cut rows into tiles of 16, and the rest into 8, 4, 2 and 1, and decode
+    a weight for each; where three are left, those are a tile of 4.
     """
+    rows += rows % 4 == 3
     tiles = rows // TILE + (rows % TILE).bit_count()
     return rows + TILE_COST * (tiles - 1)
 

@@ -74,7 +74,7 @@ def _linear[
             y.unsafe_store(token * rows + column + i, sums[i])
 
     tiles.interleave_rows[kind, False, rounded](
-        scratch, x, tokens, columns, 0, columns
+        scratch, x, tiles.filled(tokens), columns, 0, columns
     )
     multiply_panels[kind, False, rounded](
         write,

@@ -55,8 +55,10 @@ def linear_cases():
             weight = random_weight(encoding, rows, columns)[0]
             packed = pack(weight, encoding, columns)
             sizes = [LINEAR, int(encoding), tokens, rows, columns]
-            scratch = 8 * tokens * (columns + 1) + 64
-            inputs = [activations(tokens, columns), packed]
+            scratch = 8 * (tokens + 1) * (columns + 1) + 64
+            # A row more, which `filled` may take.
+            x = np.pad(activations(tokens, columns), ((0, 1), (0, 0)))
+            inputs = [x, packed]
             yield sizes, inputs, tokens * rows, scratch
             yield [ROUNDED, *sizes[1:]], inputs, tokens * rows, scratch
             yield [EMBEDDING, int(encoding), rows, columns], [packed], rows * columns, 0
