@@ -5,10 +5,10 @@
 
   words 0 to 7    int8, the codes of 4 columns each
   SCALE           float32, what they are multiplied by
-  TOTAL           float32, less the sum of all 32 columns
-  SUMS            int32, less the sum of the first 16 codes,
-  SUMS + 1        of the last 16,
-  SUMS + 2        and of all
+  LESS_TOTAL      float32, less the sum of all 32 columns
+  LESS_SUMS       int32, less the sum of the first 16 codes,
+  LESS_SUMS + 1   of the last 16,
+  LESS_SUMS + 2   and of all
 
 of rows that are not rounded `[PART + 3][MR]` float32:
 
@@ -17,7 +17,8 @@ of rows that are not rounded `[PART + 3][MR]` float32:
   PART + 1        of the last 16,
   PART + 2        and of all
 
-Sums are negated here, for the compiler would shuffle what it has to negate later.
+Sums are negated here, for the compiler would shuffle what it has to negate later. The
+total is the last sum times the scale: it is read for each panel.
 """
 
 from std.memory import bitcast
@@ -26,19 +27,19 @@ from .layout import PART
 from .numbers import nearest
 
 comptime SCALE = PART // 4
-comptime TOTAL = SCALE + 1
-comptime SUMS = TOTAL + 1
-comptime WORDS = SUMS + 3
+comptime LESS_TOTAL = SCALE + 1
+comptime LESS_SUMS = LESS_TOTAL + 1
+comptime WORDS = LESS_SUMS + 3
 
 
-def part_bytes[rounded: Bool]() -> Int:
+def row_part_bytes[rounded: Bool]() -> Int:
     """Bytes of one row in a part."""
     return 4 * (WORDS if rounded else PART + 3)
 
 
 def row_bytes[rounded: Bool](columns: Int) -> Int:
     """Bytes of an interleaved row."""
-    return columns // PART * part_bytes[rounded]()
+    return columns // PART * row_part_bytes[rounded]()
 
 
 @inline(.always)
@@ -53,7 +54,7 @@ def interleave_rows[
 ):
     """Interleaves columns `begin` to `end - 1` of `MR` rows."""
     for b in range(begin // PART, end // PART):
-        var base = dst.unsafe_offset(b * part_bytes[rounded]() * MR)
+        var base = dst.unsafe_offset(b * row_part_bytes[rounded]() * MR)
         var floats = base.unsafe_bitcast[Float32]()
         var words = base.unsafe_bitcast[Int32]()
         for m in range(MR):
@@ -66,15 +67,15 @@ def interleave_rows[
                 var codes = bitcast[.int32, PART // 4](q.cast[.int8]())
                 comptime for i in range(PART // 4):
                     words.unsafe_store(i * MR + m, codes[i])
-                var first = -q.slice[16, offset=0]().reduce_add().cast[.int32]()
-                var last = -q.slice[16, offset=16]().reduce_add().cast[.int32]()
+                var first = -q.slice[16, offset=0]().reduce_add()
+                var last = -q.slice[16, offset=16]().reduce_add()
                 floats.unsafe_store(SCALE * MR + m, scale)
                 floats.unsafe_store(
-                    TOTAL * MR + m, scale * (first + last).cast[.float32]()
+                    LESS_TOTAL * MR + m, scale * (first + last).cast[.float32]()
                 )
-                words.unsafe_store(SUMS * MR + m, first)
-                words.unsafe_store((SUMS + 1) * MR + m, last)
-                words.unsafe_store((SUMS + 2) * MR + m, first + last)
+                words.unsafe_store(LESS_SUMS * MR + m, first)
+                words.unsafe_store((LESS_SUMS + 1) * MR + m, last)
+                words.unsafe_store((LESS_SUMS + 2) * MR + m, first + last)
             else:
                 comptime for i in range(PART):
                     floats.unsafe_store(i * MR + m, v[i])

@@ -12,7 +12,7 @@ from std.memory import bitcast
 from std.sys import llvm_intrinsic
 from std.sys.info import CompilationTarget
 
-from .activations import SUMS
+from .activations import LESS_SUMS
 from .codes import Codes, quads
 from .encodings import encoding
 from .layout import LINE, PART, ROWS
@@ -55,8 +55,13 @@ def signs_codes[kind: Int]() -> Bool:
     return signs
 
 
+def which_sum[kind: Int, half: Int]() -> Int:
+    """Which of a part's three sums is that of the columns that share a scale."""
+    return 2 if encoding[kind]().scale_columns == PART else half
+
+
 @inline(.always)
-def bias_sums[
+def _less_bias[
     kind: Int, MR: Int, half: Int
 ](x: ImmPointer[Int32, _], m: Int) -> Sums:
     """Less `bias * sum(x)` of a row; 0 if codes have no bias.
@@ -69,8 +74,8 @@ def bias_sums[
     comptime if e.has_minima or signs_codes[kind]():
         return 0
     else:
-        comptime which = 2 if e.scale_columns == PART else half
-        return Sums(x.unsafe_load((SUMS + which) * MR + m)) * Int32(e.bias)
+        comptime at = LESS_SUMS + which_sum[kind, half]()
+        return Sums(x.unsafe_load(at * MR + m)) * Int32(e.bias)
 
 
 @inline(.always)
@@ -129,7 +134,7 @@ def dots[
     var found = Array[Sums, MR * NR](fill=0)
     comptime for at in range(MR * NR):
         # Added last: few sums would wait for it if they began with it.
-        found[at] = sums[chains * at] + bias_sums[kind, MR, half](x, at // NR)
+        found[at] = sums[chains * at] + _less_bias[kind, MR, half](x, at // NR)
     return found^
 
 
@@ -141,8 +146,8 @@ def unpacked_dots[
 ) -> Array[Sums, turn]:
     """`dots` of some of a part's rows and of codes that `quads` has unpacked.
 
-    The loop over lines is unrolled only where registers hold all codes beside the
-    sums, for then the compiler keeps them there.
+    The loop over lines is unrolled whole only where registers hold all codes beside
+    the sums, for then the compiler keeps them there.
 
     Args:
         x: The rows' part.
@@ -158,7 +163,7 @@ def unpacked_dots[
     comptime assert lines % fit == 0, "the last lines are fewer"
     var sums = Array[Sums, turn](fill=0)
     comptime for k in range(turn):
-        sums[k] = bias_sums[kind, MR, half](x, begin + k)
+        sums[k] = _less_bias[kind, MR, half](x, begin + k)
     comptime if HAS == AVX2 and fit == lines:
         var pairs = Array[PairSums, turn](fill=0)
         for line in range(first, first + lines):

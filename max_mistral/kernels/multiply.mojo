@@ -82,7 +82,8 @@ def _write[
 ):
     """Writes what a tile computed; see `_tile`."""
     comptime for m in range(MR):
-        comptime if m > 0 and m == MR - 1:
+        # `filled` adds a row to no smaller tile.
+        comptime if MR >= 4 and m == MR - 1:
             if token + m == tokens:
                 return
         comptime for r in range(NR):

@@ -13,9 +13,9 @@ Either way a row's sum is taken in the same order however many rows there are.
 from std.math import fma
 from std.memory import bitcast
 
-from .activations import SCALE, SUMS, TOTAL, part_bytes
+from .activations import LESS_SUMS, LESS_TOTAL, SCALE, row_part_bytes
 from .codes import minima, quads, scales
-from .dots import dots
+from .dots import dots, which_sum
 from .encodings import encoding
 from .fetch import fetch_ahead
 from .layout import PART, ROWS, Floats
@@ -85,12 +85,13 @@ def add_part[
         sums: Of row `m` of the activations and of 16 output rows.
         products: What `_products` has for them.
         scale: The weights' scale.
-        minimum: What is subtracted from `scale * code`.
+        minimum: What is subtracted from `scale * code`. Without minima it is the bias's
+            part, which products of rounded rows do not have.
         xb: The rows' part.
         m: Which of its `MR` rows.
     """
     comptime e = encoding[kind]()
-    comptime which = 2 if e.scale_columns == PART else half
+    comptime which = which_sum[kind, half]()
     var x = xb.unsafe_bitcast[Float32]()
     comptime if not rounded:
         var total = x.unsafe_load((PART + which) * MR + m)
@@ -100,9 +101,10 @@ def add_part[
     comptime if e.has_minima:
         var total: Float32
         comptime if which == 2:
-            total = x.unsafe_load(TOTAL * MR + m)
+            total = x.unsafe_load(LESS_TOTAL * MR + m)
         else:
-            var sum = xb.unsafe_bitcast[Int32]().unsafe_load((SUMS + which) * MR + m)
+            var codes = xb.unsafe_bitcast[Int32]()
+            var sum = codes.unsafe_load((LESS_SUMS + which) * MR + m)
             total = by * sum.cast[.float32]()
         found = fma(minimum, Floats(total), found)
     return found
@@ -147,7 +149,7 @@ def quantized_tile[
                         )
                     )
             var xb = xp.unsafe_offset(
-                (b * parts + part) * part_bytes[rounded]() * MR
+                (b * parts + part) * row_part_bytes[rounded]() * MR
             )
             comptime for half in range(halves):
                 var products = _products[kind, rounded, MR, NR, half](

@@ -232,6 +232,7 @@ struct Stage[
         for row in range(rows):
             var to = floats.unsafe_offset(row * columns)
             if first + row == self.tokens:
+                # The row of zeros that fills up the last tile.
                 for k in range(begin, end):
                     to.unsafe_store(k, 0)
                 continue

@@ -60,7 +60,7 @@ def filled[amx: Bool = False](tokens: Int) -> Int:
 
 
 def max_panels[kind: Int, portable: Bool, rounded: Bool]() -> Int:
-    """Panels in a tile, as many as the registers hold."""
+    """Panels in a tile, as many as the registers hold; one where rows take turns."""
     comptime if unpacks[kind, rounded]():
         return 1
     else:

@@ -6,7 +6,7 @@ here a part's codes are unpacked once, and the rows take turns with them: in reg
 are only the dot products of one turn, and with AVX-512 the codes.
 """
 
-from .activations import part_bytes
+from .activations import row_part_bytes
 from .codes import Codes, minima, quads, scales
 from .dots import AVX2, HAS, VNNI_256, VNNI_512, signs_codes, unpacked_dots
 from .encodings import encoding
@@ -61,7 +61,9 @@ def unpacked_tile[
                     comptime if signs_codes[kind]():
                         line ^= 128
                     codes.unsafe_store((4 * side + i) * LINE, line)
-            var xb = xp.unsafe_offset((b * parts + part) * part_bytes[True]() * MR)
+            var xb = xp.unsafe_offset(
+                (b * parts + part) * row_part_bytes[True]() * MR
+            )
             comptime for half in range(halves):
                 var scale = scales[kind](block, part, half)
                 var minimum = minima[kind](block, part, half, scale)

@@ -17,7 +17,7 @@ MARGIN = 1.03
 """How much faster than one without drafts a step must be expected to be."""
 
 TILE = 16
-"""Rows that the CPU kernels multiply at a time (``max_rows`` in ``tiles.mojo``)."""
+"""Rows of a tile of quantized weights on x86 (``max_rows`` in ``tiles.mojo``)."""
 
 TILE_COST = 1.5
 """What one more tile costs beside its rows, in rows: with Q4_K and Q6_K on a Zen 4."""
@@ -28,7 +28,8 @@ def paid(rows: int) -> float:
     """Returns how many rows a step costs as, 1 for one.
 
     The kernels cut rows into tiles of 16, and the rest into 8, 4, 2 and 1, and decode
-    a weight for each; where three are left, those are a tile of 4.
+    a weight for each; where three are left, those are a tile of 4. Of other weights and
+    CPUs the tiles are smaller or larger, and the steps' times tell.
     """
     rows += rows % 4 == 3
     tiles = rows // TILE + (rows % TILE).bit_count()
@@ -158,7 +159,7 @@ def how_many(candidates: Sequence[Candidate], cost: Cost) -> list[int]:
     """Returns how many tokens of each draft to verify, for most tokens a second.
 
     Drafts are taken by their odds, one token after the other, and the fastest number
-    is kept. It is looked half a tile beyond it, for the last rows of one cost least;
+    is kept. It is looked a tile beyond it, for the last rows of one cost least;
     no later draft pays, for its odds are no better.
     """
     none = [0] * len(candidates)
@@ -166,7 +167,7 @@ def how_many(candidates: Sequence[Candidate], cost: Cost) -> list[int]:
         return none
     rows, tokens = len(candidates), float(len(candidates))
     best, fastest = none, MARGIN * tokens / cost.estimate(rows, drafts=False)
-    most = rows + TILE // 2
+    most = rows + TILE
     chosen = list(none)
     # The odds that all of a draft's tokens up to its next one are right.
     reach = [c.odds.next_right(c.agreed) if c.tokens else 0.0 for c in candidates]
@@ -178,7 +179,7 @@ def how_many(candidates: Sequence[Candidate], cost: Cost) -> list[int]:
         chosen[likeliest] += 1
         rate = tokens / cost.estimate(rows, drafts=True)
         if rate > fastest:
-            best, fastest, most = list(chosen), rate, rows + TILE // 2
+            best, fastest, most = list(chosen), rate, rows + TILE
         candidate = candidates[likeliest]
         place = candidate.agreed + chosen[likeliest]
         reach[likeliest] *= candidate.odds.next_right(place)

@@ -1,8 +1,11 @@
 """Interleaves rows of activations as 1, 2, 16 and 64 threads cut the work, and prints
-whether all came to the same bytes."""
+whether all came to the same bytes. Multiplies them, and raises where that writes other
+rows than theirs."""
 
+from kernels.encodings import panel_bytes
 from kernels.layout import ROWS, Floats
 from kernels.stage import Stage, Weight
+from kernels.tiles import filled
 
 # In `encodings.ENCODINGS`.
 comptime F32, BF16, Q8_0, Q4_K = 0, 1, 3, 6
@@ -19,14 +22,14 @@ def interleaved[
     for i in range(columns):
         norm[i] = Float32(i % 7) - 3
     var rows: List[Int64] = [ROWS]
-    var weight = List[UInt8](length=1, fill=0)
+    var weight = List[UInt8](length=panel_bytes[kind](columns), fill=0)
     var pointer = Weight(
         weight.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
     )
     var stage = Stage[kind, 1, False, rounded, False](
         tokens, columns, rows.unsafe_ptr(), [pointer], threads
     )
-    var size = tokens * stage.x_row
+    var size = filled(tokens) * stage.x_row
     for i in range(size):
         stage.interleaved().unsafe_store(i, 0)
 
@@ -42,6 +45,18 @@ def interleaved[
     var found = List[UInt8](length=size, fill=0)
     for i in range(size):
         found[i] = stage.interleaved().unsafe_load(i)
+    var written = List[Int](length=tokens + 1, fill=0)
+    var times = written.unsafe_ptr()
+
+    @inline(.always)
+    def write(token: Int, column: Int, sums: Floats, count: Int) {imm}:
+        times.unsafe_store(token, times.unsafe_load(token) + 1)
+
+    for share in range(len(stage.shares)):
+        stage.multiply(write, share)
+    for token in range(tokens + 1):
+        if written[token] != (1 if token < tokens else 0):
+            raise Error(t"Row {token} of {tokens} was written {written[token]} times.")
     _ = weight^
     _ = rows^
     _ = norm^
@@ -59,7 +74,7 @@ def check[kind: Int, rounded: Bool](tokens: Int, columns: Int) raises:
 
 
 def main() raises:
-    for tokens in [1, 3, 9, 40]:
+    for tokens in [1, 3, 10, 11, 40]:
         for columns in [21, 530, 1061, 5633]:
             check[F32, False](tokens, columns)
             check[BF16, False](tokens, columns)
