@@ -40,6 +40,7 @@ from max.graph import (
 )
 from max.nn.kv_cache import PagedCacheValues
 from max.nn.layer import LayerList
+from max.nn.transformer import ReturnLogits
 from max.nn.transformer.distributed_transformer import (
     DistributedLogitsPostprocessMixin,
 )
@@ -53,6 +54,10 @@ from .layers.pooling import pool_last
 from .layers.query_scale import query_scale
 from .layers.rope import ScaledRotaryEmbedding
 from .layers.sharding import shard
+
+
+# More tokens than a request has.
+_ALL = 2**32 - 1
 
 
 class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
@@ -136,6 +141,7 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
                 freqs_cis,
                 row_offsets,
                 query_scales,
+                self._last(idx),
             ]
 
         state = hs
@@ -157,6 +163,18 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
         return self._postprocess_logits(
             hs, row_offsets, return_n_logits, signal_buffers
         )
+
+    def _last(self, layer: int) -> list[TensorValue]:
+        """Of how many of each request's last tokens a packed block's output is read.
+
+        The last block's rows that become no logits are not computed.
+        """
+        if not self.config.encodings:
+            return []
+        only_one = self.config.embeds or self.return_logits == ReturnLogits.LAST_TOKEN
+        is_last = layer == self.config.num_hidden_layers - 1
+        count = 1 if only_one and is_last else _ALL
+        return [ops.constant(count, DType.uint32, device=DeviceRef.CPU())]
 
     def _query_scales(
         self,

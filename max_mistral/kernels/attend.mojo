@@ -78,6 +78,7 @@ struct Attending[
         layer: Int,
         scale: Float32,
         threads: Int,
+        last: Int = Int.MAX,
     ) raises:
         """Checks a step and cuts its work.
 
@@ -99,6 +100,8 @@ struct Attending[
             layer: Which part of each page.
             scale: What scores are multiplied by.
             threads: How many there are.
+            last: How many of each request's last tokens attend; `y` of others is not
+                wanted.
         """
         comptime assert Self.head_dim % 2 == 0, "lanes are rotated in pairs"
         comptime words = Self.head_dim % in_word[Self.dtype]() == 0
@@ -170,6 +173,7 @@ struct Attending[
             Self.window,
             self.kv_heads,
             threads,
+            last,
         )
         # A few tokens are stored before other threads would have begun.
         self.stores = threads if tokens > TILE else 1

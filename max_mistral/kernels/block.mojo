@@ -11,6 +11,7 @@ from .layout import Floats
 from .numbers import Numbers, load_row, silu, store_row
 from .phases import Phases
 from .stage import Stage, Weight, kind_of
+from .wanted import Wanted
 
 
 @extensibility.register("mistral_block")
@@ -46,6 +47,7 @@ struct Block:
         page_stride: InputTensor[dtype=DType.int64, rank=1, ...],
         layer: UInt32,
         scale: Float32,
+        last: UInt32,
         input_norm: InputTensor[dtype=DType.float32, rank=1, ...],
         norm: InputTensor[dtype=DType.float32, rank=1, ...],
         epsilon: Float32,
@@ -53,7 +55,8 @@ struct Block:
         weights: InputVariadicTensors[dtype=DType.uint8, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        """Writes `y`, `[tokens, hidden_size]`, and this step's part of `blocks`.
+        """Writes `y`, `[tokens, hidden_size]`, and this step's part of `blocks`. Rows of
+        `y` that are not wanted are not written.
 
         Parameters:
             dtype: Of the KV cache.
@@ -79,6 +82,7 @@ struct Block:
             page_stride: See there.
             layer: See there.
             scale: See there.
+            last: Of how many of each request's last tokens `y` is wanted.
             input_norm: The weight of the first RMSNorm, `[hidden_size]`.
             norm: That of the second.
             epsilon: Of both.
@@ -132,20 +136,6 @@ struct Block:
             [pointers[0], pointers[1], pointers[2]],
             threads,
         )
-        var o = Second(
-            tokens, queries, counts.unsafe_offset(3), [pointers[3]], threads
-        )
-        var gate_up = Third(
-            tokens,
-            hidden,
-            counts.unsafe_offset(4),
-            [pointers[4], pointers[5]],
-            threads,
-        )
-        var down = Fourth(
-            tokens, wide, counts.unsafe_offset(6), [pointers[6]], threads
-        )
-
         # What is between the stages. `qkv` is read before `gate` and `up` are written.
         var store = List[Float32](
             unsafe_uninit_length=tokens * (max(width, 2 * wide) + queries)
@@ -171,6 +161,21 @@ struct Block:
             Int(layer),
             scale,
             threads,
+            Int(last),
+        )
+        var wanted = Wanted(attending.offsets, attending.requests, Int(last))
+        var o = Second(
+            len(wanted), queries, counts.unsafe_offset(3), [pointers[3]], threads
+        )
+        var gate_up = Third(
+            len(wanted),
+            hidden,
+            counts.unsafe_offset(4),
+            [pointers[4], pointers[5]],
+            threads,
+        )
+        var down = Fourth(
+            len(wanted), wide, counts.unsafe_offset(6), [pointers[6]], threads
         )
 
         @inline(.always)
@@ -184,37 +189,32 @@ struct Block:
             store_row(projected.at(token, column), sums, count)
 
         @inline(.always)
-        def load_attended(token: Int, column: Int, count: Int) {imm} -> Floats:
-            return load_row(attended.at(token, column), count)
+        def load_attended(row: Int, column: Int, count: Int) {imm} -> Floats:
+            return load_row(attended.at(wanted[row], column), count)
 
         @inline(.always)
-        def add_to_input(
-            token: Int, column: Int, sums: Floats, count: Int
-        ) {imm}:
+        def add_to_input(row: Int, column: Int, sums: Floats, count: Int) {imm}:
+            var token = wanted[row]
             var before = load_row(inputs.at(token, column), count)
             store_row(outputs.at(token, column), before + sums, count)
 
         @inline(.always)
-        def load_output(token: Int, column: Int, count: Int) {imm} -> Floats:
-            return load_row(outputs.at(token, column), count)
+        def load_output(row: Int, column: Int, count: Int) {imm} -> Floats:
+            return load_row(outputs.at(wanted[row], column), count)
 
         @inline(.always)
-        def keep_between(
-            token: Int, column: Int, sums: Floats, count: Int
-        ) {imm}:
-            store_row(between.at(token, column), sums, count)
+        def keep_between(row: Int, column: Int, sums: Floats, count: Int) {imm}:
+            store_row(between.at(row, column), sums, count)
 
         @inline(.always)
-        def load_between(token: Int, column: Int, count: Int) {imm} -> Floats:
-            var gate = load_row(between.at(token, column), count)
-            var up = load_row(between.at(token, column + wide), count)
+        def load_between(row: Int, column: Int, count: Int) {imm} -> Floats:
+            var gate = load_row(between.at(row, column), count)
+            var up = load_row(between.at(row, column + wide), count)
             return silu(gate) * up
 
         @inline(.always)
-        def add_to_output(
-            token: Int, column: Int, sums: Floats, count: Int
-        ) {imm}:
-            var at = outputs.at(token, column)
+        def add_to_output(row: Int, column: Int, sums: Floats, count: Int) {imm}:
+            var at = outputs.at(wanted[row], column)
             store_row(at, load_row(at, count) + sums, count)
 
         var phases = Phases(
@@ -251,6 +251,7 @@ struct Block:
         ctx.synchronize()
         _ = phases^
         _ = attending^
+        _ = wanted^
         _ = qkv^
         _ = o^
         _ = gate_up^

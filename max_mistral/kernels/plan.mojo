@@ -4,6 +4,7 @@ from std.math import ceildiv
 
 from .rows import SPAN
 from .spans import TILE
+from .wanted import first_wanted
 
 
 @fieldwise_init
@@ -53,28 +54,31 @@ struct Plan(Movable):
         window: Int,
         kv_heads: Int,
         threads: Int,
+        last: Int,
     ):
-        """Makes tasks of tokens, by heads where they would be too few for all threads;
-        of a token alone in its step, by spans and heads.
+        """Makes tasks of each request's `last` tokens, by heads where they would be too
+        few for all threads; of a token alone, by spans and heads.
         """
         self.tasks = List[Task]()
         self.merges = List[Merge]()
         self.slots = 0
         var tiles = 0
         for request in range(requests):
-            var first = Int(row_offsets.unsafe_load(request))
+            var start = Int(row_offsets.unsafe_load(request))
             var end = Int(row_offsets.unsafe_load(request + 1))
+            var first = first_wanted(start, end, last)
             tiles += ceildiv(end - first, TILE)
         # Twice as many tasks as threads, so that none waits long for another.
         var tile_parts = min(kv_heads, ceildiv(2 * threads, max(1, tiles)))
         var parts = min(threads, kv_heads)
         for request in range(requests):
-            var first = Int(row_offsets.unsafe_load(request))
+            var start = Int(row_offsets.unsafe_load(request))
             var end = Int(row_offsets.unsafe_load(request + 1))
+            var first = first_wanted(start, end, last)
             var cached = Int(cache_lengths.unsafe_load(request))
             for token in range(first, end, TILE):
                 var count = min(TILE, end - token)
-                var position = cached + token - first
+                var position = cached + token - start
                 var begin = max(0, position - window + 1) // SPAN * SPAN
                 var spans = ceildiv(position + count - begin, SPAN)
                 var task = Task(

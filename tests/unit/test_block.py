@@ -28,6 +28,7 @@ EPSILON = 1e-5
 EPS = np.finfo(np.float32).eps
 PAGE, PAGES, LAYER, LAYERS = 128, 12, 1, 2
 POSITIONS = 512
+ALL = 2**32 - 1
 # How many tokens each request has in this step, and in the cache from earlier ones.
 BATCH = [(1, 300), (61, 0), (3, 17), (1, 5), (9, 120)]
 TABLE = np.array([[1, 4, 7], [2, 0, 0], [9, 0, 0], [11, 0, 0], [3, 8, 0]], np.uint32)
@@ -85,12 +86,14 @@ CASES = {
 
 
 # What all blocks take of a step: where requests end, how many tokens each has in the
-# cache, their pages, and that pages are packed.
+# cache, their pages, that pages are packed, and how many of a request's last tokens are
+# wanted.
 SHARED = [
     TensorType(DType.uint32, ["ends"], HOST),
     TensorType(DType.uint32, ["requests"], HOST),
     TensorType(DType.uint32, ["requests", TABLE.shape[1]], HOST),
     TensorType(DType.int64, [1], HOST),
+    TensorType(DType.uint32, [], HOST),
 ]
 
 
@@ -145,7 +148,7 @@ class Block(Module):
     def __call__(self, values, shared):
         """Returns what the op makes of a step, and what the ops one by one make."""
         x, freqs, scales, *caches = values
-        ends, lengths, table, stride = (value.tensor for value in shared)
+        ends, lengths, table, stride, last = (value.tensor for value in shared)
         found = []
         for alike, cache in zip((None, False), caches, strict=True):
             with pytest.MonkeyPatch.context() as patch:
@@ -169,6 +172,7 @@ class Block(Module):
                             ends,
                             scales.tensor if self.case.scaled else None,
                         ),
+                        last,
                     )
                 )
         return found
@@ -183,7 +187,7 @@ class Blocks(Module):
             setattr(self, name, Block(case))
 
     def __call__(self, values):
-        shared, rest = values[:4], values[4:]
+        shared, rest = values[: len(SHARED)], values[len(SHARED) :]
         return [
             output
             for i, name in enumerate(CASES)
@@ -214,7 +218,7 @@ def numbers(case):
 
 @pytest.fixture(scope="module")
 def run():
-    """Returns a function of requests.
+    """Returns a function of requests, and of how many last tokens of each are wanted.
 
     It returns, for each case, a pair of the op's rows and of the ops' one by one, and
     a pair of their caches.
@@ -239,7 +243,7 @@ def run():
     find_at_once(session)
     model = session.load(graph, weights_registry=blocks.state_dict())
 
-    def run(requests):
+    def run(requests, last=ALL):
         chosen = [BATCH[i] for i in requests]
         starts = np.cumsum([0] + [new for new, _ in BATCH])
         rows = np.concatenate(
@@ -251,6 +255,7 @@ def run():
             np.array([cached for _, cached in chosen], np.uint32),
             np.ascontiguousarray(TABLE[requests]),
             np.array([-1], np.int64),
+            np.array(last, np.uint32),
         ]
         buffers = list(map(Buffer.from_numpy, arrays))
         caches = {}
@@ -296,6 +301,22 @@ def test_a_request_is_the_same_alone(run, together, request_):
     for name, ((rows, _), _) in run([request_]).items():
         (all_rows, _), _ = together[name]
         assert np.array_equal(rows, all_rows[ends[request_] : ends[request_ + 1]])
+
+
+@pytest.mark.parametrize("last", [1, 3, 20])
+def test_wanted_rows_are_the_same_without_the_others(run, together, last):
+    everyone = list(range(len(BATCH)))
+    ends = np.cumsum([new for new, _ in BATCH])
+    wanted = np.concatenate(
+        [
+            np.arange(end - min(last, new), end)
+            for end, (new, _) in zip(ends, BATCH, strict=True)
+        ]
+    )
+    for name, ((rows, _), (cache, _)) in run(everyone, last).items():
+        (all_rows, _), (all_cache, _) = together[name]
+        assert np.array_equal(rows[wanted], all_rows[wanted])
+        assert np.array_equal(cache, all_cache)
 
 
 def test_no_requests(run):
