@@ -66,22 +66,29 @@ def work(folder: Path, gguf: Path) -> Work:
         gguf: Its weights.
 
     Returns:
-        ``linear``: operations of the linear layers, a token, a multiply-add as two;
-        ``head``: those of the output layer; ``attention``: those of a query and one
-        key, and of its probability and one value, in all layers; ``weights``: bytes
-        that a decode step reads, all but the embedding; ``kv``: numbers of a token's
-        keys and values.
+        ``linear``: operations of the linear layers that each token of a prompt passes,
+        a multiply-add as two; ``head``: of those that only its last token has to: the
+        output layer, and of the last block all but keys and values; ``attention``:
+        those of a query and one key, and of its probability and one value, in all
+        blocks but the last; ``weights``: bytes that a decode step reads, all but the
+        embedding; ``kv``: numbers of a token's keys and values.
     """
     config = json.loads((folder / "config.json").read_text())
     tensors = [t for t in GGUFReader(gguf).tensors if t.name != "token_embd.weight"]
     matrices = {t.name: math.prod(t.shape) for t in tensors if len(t.shape) > 1}
-    head = int(matrices.pop("output.weight"))
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    last = {"output.weight"} | {
+        name
+        for name in matrices
+        if name.startswith(f"blk.{layers - 1}.")
+        and not name.endswith(("attn_k.weight", "attn_v.weight"))
+    }
+    head = sum(int(matrices.pop(name)) for name in last)
     kv = layers * hidden * config["num_key_value_heads"] * 2
     return {
         "linear": 2.0 * int(sum(matrices.values())),
         "head": 2.0 * head,
-        "attention": 4.0 * layers * hidden,
+        "attention": 4.0 * (layers - 1) * hidden,
         "weights": float(sum(map(_bytes_read, tensors))),
         "kv": kv / config["num_attention_heads"],
     }
@@ -121,7 +128,8 @@ def least_seconds(
     multiplies = attends if encoding == "bf16" else "int8"
     if attends not in most or multiplies not in most:
         return None
-    # The head is for a prompt's last token; a query meets the keys up to its own.
+    # What only the last token passes is shared by all; a query meets the keys up to its
+    # own.
     linear = (todo["linear"] + todo["head"] / tokens) / most[multiplies]
     return linear + todo["attention"] * (tokens + 1) / 2 / most[attends]
 

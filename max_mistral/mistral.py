@@ -55,7 +55,6 @@ from .layers.query_scale import query_scale
 from .layers.rope import ScaledRotaryEmbedding
 from .layers.sharding import shard
 
-
 # More tokens than a request has.
 _ALL = 2**32 - 1
 
@@ -131,17 +130,20 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
 
         query_scales = self._query_scales(tokens, row_offsets, kv_collections[0])
 
+        host = DeviceRef.CPU()
+
         def layer_inputs(idx: int, state: list[TensorValue]) -> list[Any]:
             group, place = self.config.kv_places[idx]
+            last_tokens = [ops.constant(self._tokens_read(idx), DType.uint32, host)]
             return [
-                ops.constant(place, DType.uint32, device=DeviceRef.CPU()),
+                ops.constant(place, DType.uint32, host),
                 state,
                 signal_buffers,
                 kv_collections[group],
                 freqs_cis,
                 row_offsets,
                 query_scales,
-                self._last(idx),
+                last_tokens if self.config.encodings else [],
             ]
 
         state = hs
@@ -164,17 +166,15 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
             hs, row_offsets, return_n_logits, signal_buffers
         )
 
-    def _last(self, layer: int) -> list[TensorValue]:
-        """Of how many of each request's last tokens a packed block's output is read.
+    def _tokens_read(self, layer: int) -> int:
+        """Returns of how many of each request's last tokens a block's output is read.
 
-        The last block's rows that become no logits are not computed.
+        Of the last block only that of tokens whose logits, or embedding, are returned.
         """
-        if not self.config.encodings:
-            return []
-        only_one = self.config.embeds or self.return_logits == ReturnLogits.LAST_TOKEN
-        is_last = layer == self.config.num_hidden_layers - 1
-        count = 1 if only_one and is_last else _ALL
-        return [ops.constant(count, DType.uint32, device=DeviceRef.CPU())]
+        if layer < self.config.num_hidden_layers - 1:
+            return _ALL
+        one = self.config.embeds or self.return_logits == ReturnLogits.LAST_TOKEN
+        return 1 if one else _ALL
 
     def _query_scales(
         self,

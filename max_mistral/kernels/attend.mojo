@@ -78,7 +78,7 @@ struct Attending[
         layer: Int,
         scale: Float32,
         threads: Int,
-        last: Int = Int.MAX,
+        last_tokens: Int = Int.MAX,
     ) raises:
         """Checks a step and cuts its work.
 
@@ -100,8 +100,8 @@ struct Attending[
             layer: Which part of each page.
             scale: What scores are multiplied by.
             threads: How many there are.
-            last: How many of each request's last tokens attend; `y` of others is not
-                wanted.
+            last_tokens: How many of each request's attend; `y` of the others keeps
+                their rotated queries.
         """
         comptime assert Self.head_dim % 2 == 0, "lanes are rotated in pairs"
         comptime words = Self.head_dim % in_word[Self.dtype]() == 0
@@ -173,7 +173,7 @@ struct Attending[
             Self.window,
             self.kv_heads,
             threads,
-            last,
+            last_tokens,
         )
         # A few tokens are stored before other threads would have begun.
         self.stores = threads if tokens > TILE else 1

@@ -47,7 +47,7 @@ struct Block:
         page_stride: InputTensor[dtype=DType.int64, rank=1, ...],
         layer: UInt32,
         scale: Float32,
-        last: UInt32,
+        last_tokens: UInt32,
         input_norm: InputTensor[dtype=DType.float32, rank=1, ...],
         norm: InputTensor[dtype=DType.float32, rank=1, ...],
         epsilon: Float32,
@@ -55,8 +55,8 @@ struct Block:
         weights: InputVariadicTensors[dtype=DType.uint8, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        """Writes `y`, `[tokens, hidden_size]`, and this step's part of `blocks`. Rows of
-        `y` that are not wanted are not written.
+        """Writes `y`, `[tokens, hidden_size]`, where it is wanted, and this step's part
+        of `blocks`.
 
         Parameters:
             dtype: Of the KV cache.
@@ -82,7 +82,7 @@ struct Block:
             page_stride: See there.
             layer: See there.
             scale: See there.
-            last: Of how many of each request's last tokens `y` is wanted.
+            last_tokens: Of how many of each request's `y` is wanted.
             input_norm: The weight of the first RMSNorm, `[hidden_size]`.
             norm: That of the second.
             epsilon: Of both.
@@ -161,9 +161,11 @@ struct Block:
             Int(layer),
             scale,
             threads,
-            Int(last),
+            Int(last_tokens),
         )
-        var wanted = Wanted(attending.offsets, attending.requests, Int(last))
+        var wanted = Wanted(
+            attending.offsets, attending.requests, Int(last_tokens)
+        )
         var o = Second(
             len(wanted), queries, counts.unsafe_offset(3), [pointers[3]], threads
         )

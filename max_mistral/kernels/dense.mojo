@@ -16,6 +16,8 @@ from .words import dot_pairs, even, odd
 
 comptime Pairs = SIMD[DType.uint32, ROWS]
 """Two bfloat16 of each row."""
+comptime HalfPairs = SIMD[DType.uint32, ROWS // 2]
+"""Eight pairs of bfloat16 of one row."""
 
 
 def row_bytes[rounded: Bool](columns: Int) -> Int:
@@ -41,24 +43,23 @@ def interleave_rows[
     """
     comptime if rounded:
         var d = dst.unsafe_bitcast[UInt32]()
-        comptime for m in range(MR):
-            var row = x.unsafe_offset(m * columns)
-            var k = begin
-            while k + ROWS <= end:
-                var pairs = bitcast[.uint32, ROWS // 2](
-                    row.unsafe_load[width=ROWS](k).cast[.bfloat16]()
-                )
-                comptime for i in range(ROWS // 2):
-                    d.unsafe_store((k // 2 + i) * MR + m, pairs[i])
-                k += ROWS
-            while k < end:
-                var pair = SIMD[.float32, 2](row.unsafe_load(k), 0)
+        var k = begin
+        while k + ROWS <= end:
+            var pairs = Array[HalfPairs, MR](fill=0)
+            comptime for m in range(MR):
+                var numbers = x.unsafe_load[width=ROWS](m * columns + k)
+                pairs[m] = bitcast[.uint32, ROWS // 2](numbers.cast[.bfloat16]())
+            d.unsafe_store(k // 2 * MR, _interleaved(pairs))
+            k += ROWS
+        while k < end:
+            comptime for m in range(MR):
+                var pair = SIMD[.float32, 2](x.unsafe_load(m * columns + k), 0)
                 if k + 1 < end:
-                    pair[1] = row.unsafe_load(k + 1)
+                    pair[1] = x.unsafe_load(m * columns + k + 1)
                 d.unsafe_store(
                     k // 2 * MR + m, bitcast[.uint32, 1](pair.cast[.bfloat16]())
                 )
-                k += 2
+            k += 2
     else:
         var d = dst.unsafe_bitcast[Float32]()
         for k in range(begin, end):
@@ -67,6 +68,26 @@ def interleave_rows[
         if end % 2 == 1:
             comptime for m in range(MR):
                 d.unsafe_store(end * MR + m, 0)
+
+
+@inline(.always)
+def _interleaved[
+    MR: Int
+](rows: Array[HalfPairs, MR]) -> SIMD[DType.uint32, MR * ROWS // 2]:
+    """The first pairs of all rows, then the second ones, and so on. `MR` is a power of
+    two."""
+    comptime size = MR * ROWS // 2
+    comptime if MR == 1:
+        return rebind[SIMD[DType.uint32, size]](rows[0])
+    else:
+        var evens = Array[HalfPairs, MR // 2](fill=0)
+        var odds = Array[HalfPairs, MR // 2](fill=0)
+        comptime for i in range(MR // 2):
+            evens[i] = rows[2 * i]
+            odds[i] = rows[2 * i + 1]
+        return rebind[SIMD[DType.uint32, size]](
+            _interleaved(evens).interleave(_interleaved(odds))
+        )
 
 
 @inline(.always)

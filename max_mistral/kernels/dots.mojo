@@ -80,61 +80,53 @@ def _less_bias[
 
 @inline(.always)
 def dots[
-    kind: Int, MR: Int, NR: Int, half: Int
-](
-    x: ImmPointer[Int32, _], w: ImmPointer[UInt8, _], part: Int, panel: Int
-) -> Array[Sums, MR * NR]:
+    kind: Int, MR: Int, half: Int
+](x: ImmPointer[Int32, _], w: ImmPointer[UInt8, _], part: Int) -> Array[Sums, MR]:
     """`sum((code - bias) * x)` over the columns of a part that share a scale.
 
-    All of them, or the 16 of `half`. One sum for a row and a panel, so that a tile's
-    sums stay in registers; two if there is but one, for it would wait for itself.
+    All of them, or the 16 of `half`. One sum for a row, so that a tile's sums stay in
+    registers; two if there is but one row, for it would wait for itself.
 
     Args:
         x: The rows' part, from `activations.interleave_rows`.
-        w: The first panel's block.
+        w: The panel's block.
         part: Which of the block's.
-        panel: Bytes from one panel to the next.
 
     Returns:
-        `[MR][NR]` vectors of 16 output rows.
+        `[MR]` vectors of 16 output rows.
     """
     comptime e = encoding[kind]()
     comptime both = e.scale_columns == PART
     comptime lines = 8 if both else 4
-    comptime chains = 2 if both and MR * NR == 1 else 1
+    comptime chains = 2 if both and MR == 1 else 1
     comptime fit = _lines_in_int16[kind]()
-    var sums = Array[Sums, chains * MR * NR](fill=0)
-    var pairs = Array[PairSums, MR * NR](fill=0)
+    var sums = Array[Sums, chains * MR](fill=0)
+    var pairs = Array[PairSums, MR](fill=0)
     comptime for i in range(4):
-        comptime for r in range(NR):
-            # Columns 4 i to 4 i + 3 of each 16.
-            var pair = quads[kind, i](w.unsafe_offset(r * panel), part)
-            comptime for side in range(2):
-                comptime if both or side == half:
-                    comptime line = 2 * i + side if both else i
-                    comptime chain = line % chains
-                    var codes = pair[side]
-                    comptime if signs_codes[kind]():
-                        codes ^= 128
-                    comptime for m in range(MR):
-                        comptime at = m * NR + r
-                        comptime to = chains * at + chain
-                        var four = x.unsafe_load((4 * side + i) * MR + m)
-                        comptime if HAS == AVX2:
-                            pairs[at] += _multiply[signs_codes[kind]()](
-                                codes, four
-                            )
-                            comptime if line % fit == fit - 1 or line == lines - 1:
-                                sums[to] += _widened(pairs[at])
-                                pairs[at] = 0
-                        else:
-                            sums[to] = _dot4(sums[to], codes, four)
+        # Columns 4 i to 4 i + 3 of each 16.
+        var pair = quads[kind, i](w, part)
+        comptime for side in range(2):
+            comptime if both or side == half:
+                comptime line = 2 * i + side if both else i
+                var codes = pair[side]
+                comptime if signs_codes[kind]():
+                    codes ^= 128
+                comptime for m in range(MR):
+                    comptime to = chains * m + line % chains
+                    var four = x.unsafe_load((4 * side + i) * MR + m)
+                    comptime if HAS == AVX2:
+                        pairs[m] += _multiply[signs_codes[kind]()](codes, four)
+                        comptime if line % fit == fit - 1 or line == lines - 1:
+                            sums[to] += _widened(pairs[m])
+                            pairs[m] = 0
+                    else:
+                        sums[to] = _dot4(sums[to], codes, four)
     comptime if chains == 2:
         sums[0] += sums[1]
-    var found = Array[Sums, MR * NR](fill=0)
-    comptime for at in range(MR * NR):
+    var found = Array[Sums, MR](fill=0)
+    comptime for m in range(MR):
         # Added last: few sums would wait for it if they began with it.
-        found[at] = sums[chains * at] + _less_bias[kind, MR, half](x, at // NR)
+        found[m] = sums[chains * m] + _less_bias[kind, MR, half](x, m)
     return found^
 
 

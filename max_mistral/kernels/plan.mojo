@@ -54,10 +54,10 @@ struct Plan(Movable):
         window: Int,
         kv_heads: Int,
         threads: Int,
-        last: Int,
+        last_tokens: Int,
     ):
-        """Makes tasks of each request's `last` tokens, by heads where they would be too
-        few for all threads; of a token alone, by spans and heads.
+        """Makes tasks of each request's last tokens, by heads where they would be too few
+        for all threads; of one alone, by spans and heads.
         """
         self.tasks = List[Task]()
         self.merges = List[Merge]()
@@ -66,7 +66,7 @@ struct Plan(Movable):
         for request in range(requests):
             var start = Int(row_offsets.unsafe_load(request))
             var end = Int(row_offsets.unsafe_load(request + 1))
-            var first = first_wanted(start, end, last)
+            var first = first_wanted(start, end, last_tokens)
             tiles += ceildiv(end - first, TILE)
         # Twice as many tasks as threads, so that none waits long for another.
         var tile_parts = min(kv_heads, ceildiv(2 * threads, max(1, tiles)))
@@ -74,7 +74,7 @@ struct Plan(Movable):
         for request in range(requests):
             var start = Int(row_offsets.unsafe_load(request))
             var end = Int(row_offsets.unsafe_load(request + 1))
-            var first = first_wanted(start, end, last)
+            var first = first_wanted(start, end, last_tokens)
             var cached = Int(cache_lengths.unsafe_load(request))
             for token in range(first, end, TILE):
                 var count = min(TILE, end - token)

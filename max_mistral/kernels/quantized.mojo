@@ -41,11 +41,10 @@ def _products[
     comptime both = encoding[kind]().scale_columns == PART
     var products = Array[Floats, MR * NR](fill=0)
     comptime if rounded:
-        var sums = dots[kind, MR, NR, half](
-            xb.unsafe_bitcast[Int32](), w, part, panel
-        )
-        comptime for at in range(MR * NR):
-            products[at] = sums[at].cast[.float32]()
+        comptime assert NR == 1, "tiles of rounded rows have one panel"
+        var sums = dots[kind, MR, half](xb.unsafe_bitcast[Int32](), w, part)
+        comptime for m in range(MR):
+            products[m] = sums[m].cast[.float32]()
         return products^
     var x = xb.unsafe_bitcast[Float32]()
     comptime for i in range(4):

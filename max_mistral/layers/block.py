@@ -102,7 +102,7 @@ class MistralBlock(Module):
         freqs_cis: list[TensorValue],
         input_row_offsets: list[TensorValue],
         query_scales: list[TensorValue],
-        last: list[TensorValue],
+        last_tokens: list[TensorValue],
     ) -> list[TensorValue]:
         """Maps hidden states to hidden states, ``[total_seq_len, hidden_size]`` each.
 
@@ -116,8 +116,8 @@ class MistralBlock(Module):
             input_row_offsets: uint32 ``[batch + 1]``, a copy per device.
             query_scales: float32 ``[total_seq_len]``, a copy per device; empty
                 where queries are not scaled.
-            last: uint32 scalar, of how many of each request's last tokens the output is
-                wanted, if that is packed blocks'; else empty.
+            last_tokens: Where blocks are packed a uint32 scalar, of how many of each
+                request's last tokens the output is read; else empty.
 
         Returns:
             As ``state``.
@@ -139,7 +139,7 @@ class MistralBlock(Module):
         if isinstance(self.mlp, PackedMLP):  # on one CPU
             norms = [*self._input_norm, *self._post_norm]
             block = packed_block(
-                hs[0], self.self_attn, self.mlp, norms, steps[0], *last
+                hs[0], self.self_attn, self.mlp, norms, steps[0], *last_tokens
             )
             return [block]
         normed = forward_sharded_layers(self._input_norm, hs)

@@ -25,7 +25,7 @@ def packed_block(
     mlp: PackedMLP,
     norms: Sequence[PackedNorm],
     step: AttentionStep,
-    last: TensorValue,
+    last_tokens: TensorValue,
 ) -> TensorValue:
     """Maps hidden states to hidden states; writes keys and values to the cache.
 
@@ -35,11 +35,11 @@ def packed_block(
         mlp: The block's.
         norms: What comes before each.
         step: What attention takes beside.
-        last: uint32 scalar, of how many of each request's last tokens the output is
-            wanted.
+        last_tokens: uint32 scalar, of how many of each request's last tokens the
+            output is wanted. The operations one by one compute all.
 
     Returns:
-        As ``x``; what is not wanted may be anything.
+        As ``x``; rows that are not wanted may be anything.
     """
     qkv: list[PackedLinear] = attention.qkv_proj.projections
     layers = [*qkv, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
@@ -62,7 +62,7 @@ def packed_block(
         [
             x,
             *inputs,
-            last,
+            last_tokens,
             *(norm.weight for norm in norms),
             ops.constant(epsilon, DType.float32, device=CPU),
             ops.constant(

@@ -32,6 +32,10 @@ def logits():
     takes(f"{cls}._postprocess_logits", 5)
     read = ("norm_shards", "lm_head", "return_logits", "devices")
     says(cls, *(rf"self\.{name}\b" for name in read))
+    # Of the last block nothing else may be read; see `Mistral._tokens_read`.
+    gathered = r"offsets\[1:\] - 1 for .*\s+last_token_h = \[\s+ops\.gather\(h_device, "
+    found = "max.nn.transformer.distributed_transformer:distributed_logits_postprocess"
+    says(found, gathered + r"indices.*[\s\S]*lm_head\(_maybe_norm\(last_token_h\)")
 
 
 @seam(

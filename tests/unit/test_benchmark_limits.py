@@ -36,14 +36,18 @@ def test_what_a_model_has_to_do(tmp_path):
         "output.weight": (VOCAB, HIDDEN),
         "blk.0.attn_q.weight": (HIDDEN, HIDDEN),
         "blk.1.attn_q.weight": (HIDDEN, HIDDEN),
+        "blk.1.attn_k.weight": (16, HIDDEN),
+        "blk.1.attn_v.weight": (16, HIDDEN),
+        "blk.1.ffn_up.weight": (HIDDEN, HIDDEN),
     }
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     assert work(tmp_path, tensors) == {
-        "linear": 2 * LAYERS * HIDDEN * HIDDEN,
-        "head": 2 * VOCAB * HIDDEN,
+        # Of the last block, what becomes keys and values.
+        "linear": 2 * (HIDDEN + 2 * 16) * HIDDEN,
+        "head": 2 * (VOCAB + 2 * HIDDEN) * HIDDEN,
         # A product of the query and the key, and one of the probability and the value.
-        "attention": LAYERS * 2 * 2 * HIDDEN,
-        "weights": 4 * (HIDDEN + VOCAB * HIDDEN + LAYERS * HIDDEN * HIDDEN),
+        "attention": (LAYERS - 1) * 2 * 2 * HIDDEN,
+        "weights": 4 * HIDDEN * (1 + VOCAB + 3 * HIDDEN + 2 * 16),
         # 2 heads of 8 lanes, keys and values.
         "kv": LAYERS * 2 * 2 * 8,
     }
