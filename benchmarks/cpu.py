@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 from collections import defaultdict
@@ -216,8 +215,7 @@ def made(chosen: Mapping[str, Measured], cpus: list[int], ik_llama: Path) -> Any
 
 def summary(row: Mapping[str, Any], encoding: str) -> str:
     """Returns what the CPU did at most, and what part of it each measure took."""
-    found = [peaks for measured in row["peaks"].values() for peaks in measured]
-    most = {kind: statistics.median(p[kind] for p in found) for kind in found[0]}
+    most = limits.medians(p for measured in row["peaks"].values() for p in measured)
     said = ", ".join(f"{kind} {value / 1e9:.4g}" for kind, value in most.items())
     said = f"the CPU's most, in 1e9 a second: {said}"
     parts = [f"{k} {v:.0%}" for k, v in limits.shares(row, encoding).items()]

@@ -16,7 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,12 @@ def _bytes_read(tensor: ReaderTensor) -> float:
         bits = 12 if may_be_narrow(Encoding.BF16, columns) else 16
         return tensor.n_bytes * bits / 16
     return float(tensor.n_bytes)
+
+
+def medians(rounds: Iterable[Peaks]) -> Peaks:
+    """Returns the median of each peak."""
+    found = list(rounds)
+    return {kind: statistics.median(p[kind] for p in found) for kind in found[0]}
 
 
 def least_seconds(

@@ -4,7 +4,8 @@
 
 Prints it too, as a table in Markdown: tokens a second, and the ratio in brackets (of a
 KV cache in 8 bits to llama.cpp with one); then which part of the CPU's most each model
-took (``limits.py``), how far the rounds' ratios lie apart, and what made each row.
+took (``limits.py``), what that most is, how far the rounds' ratios lie apart, and what
+made each row.
 Reports of before rows said that have one day for all.
 """
 
@@ -23,7 +24,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.cpu import IK, KV_8_BITS
-from benchmarks.limits import shares
+from benchmarks.limits import READ, medians, shares
 from benchmarks.models import SHAPES
 from benchmarks.report import MADE, MEASURES, ratios
 
@@ -96,6 +97,19 @@ def parts(report: dict) -> str:
     return "\n".join(lines) if measures else ""
 
 
+def most(report: dict) -> str:
+    """Returns the CPU's most in all rows, as ``docs/speed.md`` says it."""
+    rows = [report[name].get("peaks", {}) for name in models_of(report)]
+    found = [peaks for row in rows for rounds in row.values() for peaks in rounds]
+    if not found:
+        return ""
+    kinds = [kind for kind in ("bfloat16", "int8", "float32") if kind in found[0]]
+    middle = medians(found)
+    said = ", ".join(f"{middle[kind] / 1e9:.0f}e9 in {kind}" for kind in kinds)
+    read = [peaks[READ] / 1e9 for peaks in found]
+    return f"{said}; {min(read):.0f} to {max(read):.0f}e9 bytes a second"
+
+
 def spread(report: dict) -> str:
     """Returns how far max_mistral's ratios to llama.cpp differ between rounds."""
     found = []
@@ -166,6 +180,7 @@ def main() -> None:
     draw(report, target)
     print(markdown(report))
     print(parts(report))
+    print(most(report))
     print(spread(report))
     print(origins(report))
 

@@ -134,7 +134,9 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
 
         def layer_inputs(idx: int, state: list[TensorValue]) -> list[Any]:
             group, place = self.config.kv_places[idx]
-            last_tokens = [ops.constant(self._tokens_read(idx), DType.uint32, host)]
+            last_tokens = []
+            if self.config.encodings:
+                last_tokens = [ops.constant(self._tokens_read(idx), DType.uint32, host)]
             return [
                 ops.constant(place, DType.uint32, host),
                 state,
@@ -143,7 +145,7 @@ class Mistral(DistributedLogitsPostprocessMixin, FlatGraph):
                 freqs_cis,
                 row_offsets,
                 query_scales,
-                last_tokens if self.config.encodings else [],
+                last_tokens,
             ]
 
         state = hs

@@ -74,4 +74,8 @@ def test_the_part_of_the_cpus_most_that_a_model_took():
 def test_the_documents_have_the_report():
     report = json.loads((RESULTS / "cpu.json").read_text())
     assert plot.markdown(report) in (ROOT / "README.md").read_text()
-    assert plot.parts(report) in (ROOT / "docs" / "speed.md").read_text()
+    speed = (ROOT / "docs" / "speed.md").read_text()
+    assert plot.parts(report) in speed
+    assert plot.most(report) in speed
+    apart = plot.spread(report).removeprefix("apart: ").split(" (")[0]
+    assert apart.replace("%", " %") in speed

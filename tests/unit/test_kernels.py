@@ -13,7 +13,6 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, TensorType
-from mojo.run import subprocess_run_mojo
 
 from max_mistral import kernels
 from max_mistral.errors import UserError
@@ -28,6 +27,7 @@ from max_mistral.layers.packed import PackedLinear, PackedQKV, linear
 from max_mistral.layers.packed_ops import rounds, takes_amx
 from max_mistral.weights.gguf_encode import encode, encoding_of
 from tests.harness import store
+from tests.programs import printed_by
 from tests.unit import kernel_graph
 from tests.unit.kernel_graph import DENSE as SIDE_BY_SIDE
 from tests.unit.kernel_graph import (
@@ -330,8 +330,6 @@ def test_packed_bytes_are_as_many_as_the_files(encoding):
 
 def test_mojo_and_python_agree_on_every_encoding():
     """In this order, on its name and block, and on the bytes of a panel."""
-    command = ["run", "-I", str(Path(kernels.__file__).parent.parent), str(LAYOUTS)]
-    done = subprocess_run_mojo(command, check=True, capture_output=True, text=True)
     want = []
     for encoding in Encoding:
         # A bfloat16 block of the kernels is two columns.
@@ -340,7 +338,7 @@ def test_mojo_and_python_agree_on_every_encoding():
         sizes = [panel_bytes(encoding, width) for width in widths]
         want.append(" ".join(map(str, [encoding.name, size, *sizes])))
     assert [int(e) for e in Encoding] == list(range(len(want)))
-    assert done.stdout.splitlines() == want
+    assert printed_by(LAYOUTS) == want
 
 
 @pytest.mark.parametrize("encoding", [e for e in Encoding if not e.is_dense])
