@@ -9,8 +9,9 @@ round runs each measure on every engine, in rotated order, after a look at what 
 does at most (``limits.py``). The table has the medians, and the median of the rounds'
 ratios to llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
 llama-cpp-python gets it, each in a process of its own, without prompt lookup.
-"exact" is max_mistral with ``MAX_MISTRAL_KERNELS=exact``, where that differs. MAX's
-own Llama runs through ``max generate``, in float32, which is what it has on a CPU.
+"exact" is max_mistral with ``MAX_MISTRAL_KERNELS=exact``, where that differs. Beside
+bfloat16, MAX's own Llama runs through ``max generate``, in float32, which is all that
+it has for safetensors on a CPU.
 ik_llama.cpp is there once ``scripts/build_ik_llama.sh`` has built it, with and without
 ``-rtr``, which interleaves its weights at load; torch where it is installed.
 ``--kv-8-bits`` adds max_mistral and llama.cpp with keys and values in 8 bits. 7B has 4

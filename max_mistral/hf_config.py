@@ -1,7 +1,8 @@
 """What a Hugging Face config says, read with transformers' defaults.
 
 Sources: ``configuration_*.py`` of ``transformers/models/{mistral,ministral,
-ministral3,mistral3}`` and ``modeling_rope_utils.py`` (5.12).
+ministral3,mistral3}``, ``configuration_utils.py`` and ``modeling_rope_utils.py``
+(5.12).
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ _COUNTS = {"layers": MOST_LAYERS, "layer": MOST_LAYERS, "labels": MOST_LABELS}
 
 # ``model_type`` of the models that the graph computes.
 _TEXT_MODELS = ("mistral", "ministral", "ministral3")
+# Of a whole config, which may have a text tower and an image tower.
+_MODELS = (*_TEXT_MODELS, "mistral3")
+# Of a tower; transformers takes the first where it says nothing.
+_TOWERS: dict[str, tuple[str, ...]] = {
+    "text_config": _TEXT_MODELS,
+    "vision_config": ("pixtral",),
+}
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -109,16 +117,36 @@ def max_seq_len(config: PretrainedConfig, max_length: int | None) -> int:
     return max_length
 
 
-def check_counts(source: str, raw: Mapping[str, Any]) -> None:
-    """Raises a ``UserError`` for a count that no model has.
+def check_raw(source: str, raw: Mapping[str, Any]) -> None:
+    """Raises a ``UserError`` for what transformers must not make a config of.
 
-    transformers makes lists of such counts as it reads a config, so a damaged or
-    hostile one would fill the memory there.
+    It would read another file, which nobody checked, in place of one that has
+    ``configuration_files``. It makes whichever of its models a ``model_type``
+    names, and lists as long as some counts say, so a damaged or hostile config
+    would hang it or fill the memory.
 
     Args:
         source: What to call the file in the message.
         raw: What the file says, also of image towers.
     """
+    fields = Fields(source, raw.get)
+    if "configuration_files" in raw:
+        fields.refuse(
+            "configuration_files",
+            raw["configuration_files"],
+            "no such key, for transformers would read another file",
+            "Write the model's values into this one, and take the key out.",
+        )
+    fields.one_of("model_type", _MODELS)
+    for key, kinds in _TOWERS.items():
+        # What is no object is refused later.
+        if isinstance(raw.get(key), dict):
+            fields.fields(key).one_of("model_type", kinds, kinds[0])
+    _check_counts(source, raw)
+
+
+def _check_counts(source: str, raw: Mapping[str, Any]) -> None:
+    """Raises a ``UserError`` for a count that no model has."""
     parts = [(source, raw)]
     while parts:
         where, part = parts.pop()

@@ -54,7 +54,8 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         """Returns the bytes that the KV cache must leave.
 
         They are those of all rows' logits where ``--enable-echo`` wants them, or what
-        :meth:`infer_max_batch_size` has left, if that is more.
+        :meth:`infer_max_batch_size` has left, if that is more. The first device has
+        the most of them, and MAX takes as much from each.
         """
         if not pipeline_config.model.enable_echo:
             return self._left
@@ -62,10 +63,15 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
         rows: int = runtime.max_batch_input_tokens
         if runtime.max_batch_size is not None:
             rows = min(rows, runtime.max_batch_size * self.config.max_seq_len)
-        size = rows * self.config.vocab_size * self.config.data_parallel_degree
         # On a GPU they are bfloat16 first.
         widths = {DType.float32, self.config.dtype}
-        return max(self._left, sum(size * dtype.size_in_bytes for dtype in widths))
+        number = sum(dtype.size_in_bytes for dtype in widths)
+        replicas = self.config.data_parallel_degree
+        if replicas > 1:
+            # Those of the others, and then of all together: see data_parallel.py.
+            number += DType.float32.size_in_bytes * (2 * replicas - 1)
+        size = rows * self.config.vocab_size * number * len(self.config.devices)
+        return max(self._left, size)
 
     def infer_max_batch_size(
         self, pipeline_config: Any, devices: list[Device], weights_size: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,10 @@ _OPTIONS = {
     *("add_generation_prompt", "continue_final_message"),
 }
 
+# mistral-common reads and writes a result further down than we do, in calls and in
+# JSON, but by fewer levels than these.
+_MARGIN = 100
+
 # Both encode these alike if they are of the same vocabulary.
 _PROBE = "Let's try 12345: naïve façades — 日本語\n\n  x"
 
@@ -67,6 +71,8 @@ class MistralChat:
             check_pattern(path)
         self._tokenizer: Any = MistralTokenizer.from_file(path)
         self.version: TokenizerVersion = self._tokenizer.version
+        checks: Any = self._tokenizer._chat_completion_request_validator
+        checks._validate_function = _without_schema(checks._validate_function)
 
     def encode_text(self, text: str) -> list[int]:
         """Returns the ids of plain text, in which nothing is a control token."""
@@ -173,6 +179,8 @@ class MistralChat:
             if message.role == "tool":
                 each["tool_call_id"] = message.tool_call_id
                 each["name"] = names.get(message.tool_call_id)
+                if self.version < TokenizerVersion.v7:
+                    each["content"] = _as_json(each["content"])
             if message.reasoning_content:
                 each["reasoning_content"] = message.reasoning_content
             found.append(each)
@@ -185,6 +193,35 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     function["arguments"] = json.dumps(arguments, ensure_ascii=False)
     return call | {"function": function}
+
+
+def _as_json(content: Any) -> Any:
+    """Returns a tool's result as mistral-common can read and write it.
+
+    Before v7 it becomes a part of JSON: itself, if it is JSON, else a string. What is
+    JSON, but has too many digits or levels for Python, is a string too.
+    """
+    if not isinstance(content, str):
+        texts = [part.get("text") for part in content]
+        if None in texts:
+            return content  # which mistral-common refuses
+        content = "\n\n".join(filter(None, texts))  # as it joins them
+    try:
+        json.loads("[" * _MARGIN + content + "]" * _MARGIN)
+        return json.dumps(json.loads(content), ensure_ascii=False)
+    except json.JSONDecodeError:
+        return content
+    except (ValueError, RecursionError):
+        return json.dumps(content, ensure_ascii=False)
+
+
+def _without_schema(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Returns mistral-common's check of a function, but for the function's schema.
+
+    A prompt has that as text. jsonschema would compare the items of a list each with
+    each, which takes hours, and refuse a pattern that Python's ``re`` cannot read.
+    """
+    return lambda function: check(function.model_copy(update={"parameters": {}}))
 
 
 def _unicode(values: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from .batch_processor import MistralBatchProcessor
 from .build import build_graph, graph_spec
 from .errors import UserError
 from .gpu_matmul.matmuls import use_right_matmul
+from .gpu_matmul.self_check import MOST_ROWS
 from .inputs import MistralInputs
 from .kv_room import with_room
 from .model_config import MistralConfig
@@ -154,8 +155,14 @@ class MistralModel(
                 :mod:`.gpu_matmul.matmuls`.
         """
         config = self.arch_config_as(MistralConfig)
+        # The head runs on a row of each request, or on those of all tokens.
+        last = self.return_logits is ReturnLogits.LAST_TOKEN
         kernels = use_right_matmul(
-            config, self.pipeline_config, session, self.devices[0]
+            config,
+            self.pipeline_config,
+            session,
+            self.devices[0],
+            self.max_batch_size if last else config.step_tokens or MOST_ROWS,
         )
         with default_custom_extensions_scope(*kernels):
             return self.load_graphs(session)[GraphRole.DECODER]

@@ -232,15 +232,22 @@ class MistralTokenizer(ChatTokens):
         """Returns what ends a request's answer in the worker.
 
         That looks for the tokens of a stop string in thinking too, where a chat's text
-        is not to be searched.
+        is not to be searched. With ``ignore_eos`` MAX drops ``stop_token_ids`` too.
+        Here they stay, but for the model's own ends, which they are where a client
+        names none.
         """
         tracker = await super().create_eos_tracker(request)
+        params = request.sampling_params
+        ends, sequences = tracker.eos_token_ids, tracker.eos_sequences
+        if params.ignore_eos:
+            ends = set(params.stop_token_ids or ()) - self._eos_token_ids
         if ends_at_stops.get() and self.reasoning_start_token_id != -1:
-            tracker = EOSTracker(
-                eos_token_ids=tracker.eos_token_ids,
-                eos_stop_strings=tracker.eos_stop_strings,
-            )
-        return tracker
+            sequences = []
+        return EOSTracker(
+            eos_token_ids=ends,
+            eos_sequences=sequences,
+            eos_stop_strings=tracker.eos_stop_strings,
+        )
 
     @override
     async def new_context(self, request: TextGenerationRequest) -> TextContext:

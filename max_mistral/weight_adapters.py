@@ -34,7 +34,7 @@ from .weights.dtypes import FLOATS, cast, check_dtype
 from .weights.finite import check_weight
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
-from .weights.kept import KeptMatrices, state_of
+from .weights.kept import KeptMatrices, check_unchanged, state_of
 from .weights.names import (
     EMBEDDING,
     HEAD,
@@ -74,7 +74,7 @@ def convert_safetensor_state_dict(
     Raises:
         UserError: (a ``ValueError``) naming what is missing, unknown,
             misshapen, of a dtype that does not run, not finite, or the file
-            that is truncated.
+            that is truncated or changes as it is read.
     """
     paths = pipeline_config.model.resolved_weight_paths()
     state = state_of(paths)
@@ -135,7 +135,11 @@ def convert_safetensor_state_dict(
         # After a format's own checks, which know what a scale may be.
         check_weight(stored_weight, source)
     sharing = Sharing.of(huggingface_config, pipeline_config.model)
-    return copy_kv_heads(weights, sharing)
+    weights = copy_kv_heads(weights, sharing)
+    # Each tensor was read by itself, of the version that then was there. What MAX has
+    # mapped and copies to a GPU it reads again, after this.
+    check_unchanged(paths, state)
+    return weights
 
 
 def convert_gguf_state_dict(
@@ -157,7 +161,8 @@ def convert_gguf_state_dict(
 
     Raises:
         UserError: (a ``ValueError``) if the file is no complete GGUF file of a
-            Mistral or does not fit the config, or there are several files.
+            Mistral, does not fit the config or changes as it is read, or there are
+            several files.
     """
     paths = pipeline_config.model.resolved_weight_paths()
     if len(paths) != 1:
@@ -178,7 +183,9 @@ def convert_gguf_state_dict(
         for name, weight in found
     }
     sharing = Sharing.of(huggingface_config, pipeline_config.model)
-    return copy_kv_heads(weights, sharing)
+    weights = copy_kv_heads(weights, sharing)
+    check_unchanged(paths, state)
+    return weights
 
 
 def _checked(

@@ -7,8 +7,8 @@
 
 A step is a process of its own, which ends within 8 minutes, and with this one, with
 all that it has started. Its result is written as
-it comes, so a check that is cut off goes on where it was, if the GPU and the commit are
-the same. ``report.md`` and
+it comes, so a check that is cut off goes on where it was, if the GPU, the commit and
+MAX are the same, and no file differs from the commit. ``report.md`` and
 ``report.json`` answer each step's question in a line. Exits with 1 if an answer is no.
 Most of a step's time goes into compiling; steps that measure time wait for all others
 to end and run one by one.
@@ -47,6 +47,9 @@ NOTHING = 5
 GPU = "from max.driver import Accelerator; print(Accelerator().model_name)"
 
 VARIABLES = {"MODULAR_TELEMETRY_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+# How the names begin of variables that choose what a model runs on. A step sets its
+# own: with the shell's it would ask another question than it says.
+CHOICES = ("MAX_MISTRAL_", "MAX_SERVE_USE_VENDOR_BLAS")
 Verdict = Literal["yes", "no", "too slow", "left out"]
 
 
@@ -64,7 +67,8 @@ class Result:
 def run(step: Step, dry: bool, seconds: float, is_alone: bool = True) -> Result:
     """Runs a step, and ends all its processes when its time is over."""
     command = (step.dry or step.command) if dry else step.command
-    variables = dict(VARIABLES)
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(CHOICES)}
+    variables |= VARIABLES
     variables["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     if not is_alone:
         variables["MODULAR_DEVICE_CONTEXT_MEMORY_MANAGER_SIZE_PERCENT"] = str(SHARE)
@@ -72,7 +76,7 @@ def run(step: Step, dry: bool, seconds: float, is_alone: bool = True) -> Result:
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=dict(os.environ) | variables | step.environment,
+        env=variables | step.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -123,9 +127,14 @@ def judge(status: int, output: str) -> Verdict:
 
 
 def origin(dry: bool) -> dict[str, str]:
-    """Returns the GPU, and the commit that is checked on it."""
+    """Returns the GPU, and the commit and MAX's version that are checked on it."""
+    found = record.origin("max")
+    checked: dict[str, str] = {
+        "commit": found["commit"],
+        "max": found.get("max", "none"),
+    }
     if dry:
-        return {"gpu": "none: a dry run", "commit": record.commit()}
+        return {"gpu": "none: a dry run"} | checked
     # In a process of its own, for MAX takes most of the GPU's memory at once.
     done = subprocess.run(
         [PYTHON, "-c", GPU],
@@ -137,7 +146,7 @@ def origin(dry: bool) -> dict[str, str]:
     )
     name = done.stdout.strip() if done.returncode == 0 else ""
     # Without one the steps say what is amiss.
-    return {"gpu": name or "none that MAX finds", "commit": record.commit()}
+    return {"gpu": name or "none that MAX finds"} | checked
 
 
 def write(
@@ -146,7 +155,7 @@ def write(
     """Writes the report anew, whole."""
     lines = ["# What a GPU check found", ""]
     lines += [
-        f"On {made['gpu']}, at commit {made['commit']}.",
+        f"On {made['gpu']}, at commit {made['commit']}, with MAX {made['max']}.",
         "",
         "| step | question | answer | seconds |",
     ]
@@ -164,7 +173,10 @@ def write(
 
 
 def read(out: Path, made: dict[str, str]) -> dict[str, Result]:
-    """Returns the results of an earlier run; exits if that was on other terms."""
+    """Returns the results of an earlier run; exits if that was on other terms.
+
+    None of a tree that differed from its commit, for nothing says in what.
+    """
     path = out / "report.json"
     if not path.exists():
         return {}
@@ -175,6 +187,13 @@ def read(out: Path, made: dict[str, str]) -> dict[str, Result]:
                 f"{path} has results of another {key}: {then}. Here it is {now}. To "
                 "begin anew, remove that file, or give another folder with --out."
             )
+    if made["commit"].endswith("-dirty"):
+        print(
+            f"{path} has results of {made['commit']}, whose changes may be others than "
+            "those of now. Every step asked for runs again; the report begins anew.",
+            flush=True,
+        )
+        return {}
     return {name: Result(**v) for name, v in values["steps"].items()}
 
 

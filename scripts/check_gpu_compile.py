@@ -181,6 +181,7 @@ CASES: dict[str, Case | Products] = {
     # Where MAX's own matmul is wrong.
     "multistage": Case(multistage=True),
     "multistage-tensor-parallel": Case(devices=2, multistage=True),
+    "multistage-beside-fp8-block": Case(layout="block", keep=True, multistage=True),
     "products-multistage": Products("cuda:sm_90a", "multistage"),
     "products-multistage-blackwell": Products("cuda:sm_100a", "multistage"),
     "products-small": Products("cuda:sm_90a", "small"),

@@ -47,6 +47,7 @@ class Playback(ModelWorkerProxy):
         asked: What it was sent with the last request.
         cancelled: The requests that it was told to cancel.
         streams: How many answers are being read.
+        may_answer: Set unless it is to wait.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,8 @@ class Playback(ModelWorkerProxy):
         self.asked: TextContext | None = None
         self.cancelled: list[Any] = []
         self.streams = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     def cancel(self, request_id: Any) -> None:
         """Takes note, and goes on: what a worker has sent already still comes."""
@@ -71,6 +74,7 @@ class Playback(ModelWorkerProxy):
             tokens, size = list(self.answer), self.at_a_time
             self.streams += 1
             try:
+                await self.may_answer.wait()
                 for at in range(0, len(tokens), size):
                     last = at + size >= len(tokens)
                     some = tokens[at : at + size]
@@ -106,14 +110,11 @@ class EmbeddingPlayback(Playback):
     Attributes:
         given: How many texts it was sent.
         most_streams: How many of them at a time, at most.
-        may_answer: Set unless it is to wait.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.given = self.most_streams = 0
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
 
     async def stream(self, request_id: Any, context: Any) -> Any:
         """Returns a stream of one chunk, as MAX's proxy of a process does."""

@@ -30,12 +30,14 @@ class Request:
         answer: Most tokens of the answer.
         sampling: Of ``SamplingParams``; the likeliest token by default.
         context: Of ``TextContext``, as ``json_schema``.
+        enforced: Whether the answer has to fit that from its first token on.
     """
 
     tokens: Sequence[int]
     answer: int
     sampling: dict[str, Any] = field(default_factory=lambda: {"top_k": 1})
     context: dict[str, Any] = field(default_factory=dict)
+    enforced: bool = False
 
 
 @dataclass
@@ -118,7 +120,7 @@ class Batch:
         """Returns what MAX's tokenizer would make of a request."""
         sampling = SamplingParams(**request.sampling)
         eos = set() if sampling.ignore_eos else self.eos
-        return TextContext(
+        context = TextContext(
             max_length=len(request.tokens) + request.answer,
             tokens=TokenBuffer(np.array(request.tokens, np.int64)),
             sampling_params=sampling,
@@ -126,3 +128,5 @@ class Batch:
             ignore_eos=sampling.ignore_eos,
             **request.context,
         )
+        context.grammar_state.grammar_enforced = request.enforced
+        return context

@@ -38,8 +38,9 @@ def main() -> None:
     """The command line."""
     target, *matmul = sys.argv[1:]
     use_virtual_gpus(target, 1)
-    libraries = [library()] if matmul else []
-    products = SMALL if matmul == ["small"] else of_a_7b(fp8=matmul == ["fp8"])
+    fp8 = matmul in (["fp8"], ["small"])
+    libraries = [library(fp8=fp8)] if matmul else []
+    products = SMALL if matmul == ["small"] else of_a_7b(fp8=fp8)
     with default_custom_extensions_scope(*libraries):
         graph = check_graph(products, DType.bfloat16, DeviceRef.GPU())
     InferenceSession(devices=[Accelerator()]).load(graph)

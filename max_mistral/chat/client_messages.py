@@ -1,7 +1,7 @@
 """A chat's messages as a client sends them, before MAX 26.7 reads them.
 
-MAX drops parts of a message that it does not know, and fails at arguments of tool
-calls that Python cannot read.
+MAX drops fields and parts of a message that it does not know, and fails at arguments
+of tool calls that Python cannot read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from max.pipelines.context.exceptions import InputError
+
+from ..errors import shown
 
 # MAX compares the ids of a message's calls with those of their results, each with
 # each.
@@ -25,6 +27,17 @@ contents = ContextVar("contents", default=None)
 # Image and video are refused by MAX, or by the tokenizer, in words of their own.
 _PARTS = ("text", "image_url", "video_url")
 _DROPPED = ("function_call", "audio", "refusal")
+# Labels and hints, and what clients send back of an answer: of OpenAI's, or of another
+# server that the chat was with before. No prompt has a place for them.
+IGNORED = (
+    *("name", "id", "annotations", "parsed", "reasoning_details", "thinking_blocks"),
+    *("provider_specific_fields", "extra_content", "cache_control", "citations"),
+    *("executed_tools", "channel", "context", "end_turn", "weight"),
+)
+_KNOWN = {
+    *("role", "content", "reasoning", "reasoning_content", "tool_calls"),
+    *("tool_call_id", "prefix", *_DROPPED, *IGNORED),
+}
 
 
 def without_nulls(body: dict[str, Any]) -> dict[str, Any]:
@@ -49,25 +62,41 @@ def read_messages(
     messages: Sequence[dict[str, Any]],
     *,
     keeps_parts: bool,
+    takes_unknown: bool = False,
 ) -> None:
     """Checks a chat's messages, and keeps their thinking, which MAX would drop.
 
     Args:
-        given: The messages in the request's JSON.
+        given: The messages in the request's JSON, without nulls.
         messages: The same as MAX's pydantic model has them.
         keeps_parts: Whether the tokenizer takes a message's parts by
             :data:`contents`. If not, thinking is its ``reasoning_content``, where
             it comes first in an assistant's message.
+        takes_unknown: Whether fields that are not known are ignored, as MAX's
+            ``--allow-extra-request-fields`` has it.
 
     Raises:
         InputError: (a ``ValueError``) if a message has something that would be
-            dropped, or a tool call's arguments cannot be read.
+            dropped, a tool call's arguments cannot be read, or there are more
+            results than calls.
     """
     found: list[list[dict[str, Any]] | None] = []
+    calls = results = 0
     for index, (said, message) in enumerate(zip(given, messages, strict=True)):
         where = f"messages[{index}]"
-        _check_fields(said, where)
-        _read_calls(message.get("tool_calls") or [], where)
+        _check_fields(said, where, takes_unknown)
+        made = message.get("tool_calls") or []
+        _read_calls(made, where)
+        if message["role"] == "tool":
+            results += 1
+        else:
+            calls, results = len(made), 0
+        # Results without any call cost MAX nothing; check_order names them.
+        if calls and results > calls:
+            raise InputError(
+                f"{where} is the result of one tool call more than the {calls} that "
+                "the message before the results makes."
+            )
         parts = said.get("content")
         if not isinstance(parts, list):
             found.append(None)
@@ -80,7 +109,7 @@ def read_messages(
     contents.set(found if some else None)
 
 
-def _check_fields(said: Mapping[str, Any], where: str) -> None:
+def _check_fields(said: Mapping[str, Any], where: str, takes_unknown: bool) -> None:
     for field in _DROPPED:
         if said.get(field):
             raise InputError(f"{where}.{field} is not supported; leave it out.")
@@ -92,6 +121,12 @@ def _check_fields(said: Mapping[str, Any], where: str) -> None:
         )
     if not isinstance(said.get("reasoning") or "", str):
         raise InputError(f"{where}.reasoning must be a string.")
+    unknown = next((field for field in said if field not in _KNOWN), None)
+    if unknown is not None and not takes_unknown:
+        raise InputError(
+            f"{where} has a field {shown(unknown)} that is not known; leave it out, or "
+            "start the server with --allow-extra-request-fields."
+        )
 
 
 def _read_calls(calls: Sequence[dict[str, Any]], where: str) -> None:

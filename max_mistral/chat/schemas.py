@@ -24,6 +24,7 @@ from .tool_grammar import json_format
 # seconds of a CPU, 128 properties of one object take 3, 250 in objects of 5
 # properties 3 and 500 11; 5,000 choices take 0.2, 65,536 characters of them 1.
 MAX_CHARACTERS = 65_536
+MAX_CHARACTERS_TOGETHER = 4 * MAX_CHARACTERS  # of all tools
 MAX_DEPTH = 64
 MAX_CHOICES = 5_000
 MAX_NODES = 2_000
@@ -144,8 +145,9 @@ def check_together(schemas: Collection[object]) -> None:
     Raises:
         InputError: They are.
     """
-    nodes = properties = choices = counts = 0
+    nodes = properties = choices = counts = characters = 0
     for schema in schemas:
+        characters += len(json.dumps(schema, ensure_ascii=False))
         for node, _ in _walk(schema):
             nodes += 1
             if isinstance(node, dict):
@@ -157,11 +159,12 @@ def check_together(schemas: Collection[object]) -> None:
         (properties, "properties", MAX_PROPERTIES),
         (choices, "choices in enums", MAX_CHOICES),
         (counts, "characters and items (maxLength, maxItems)", MAX_COUNT),
+        (characters, "characters", MAX_CHARACTERS_TOGETHER),
     ):
         if found > most:
             raise InputError(
                 f"The {len(schemas)} strict tools have {found:,} {what} together; at "
-                f"most {most} can be enforced: leave strict out of some."
+                f"most {most:,} can be enforced: leave strict out of some."
             )
 
 

@@ -10,8 +10,10 @@ from max.pipelines.context.exceptions import InputError
 
 from ..unicode import is_unicode
 
-# All of them are one grammar.
+# All of them are one grammar, which has each name, strict or not. OpenAI takes names
+# of 64 characters.
 MOST_TOOLS = 1024
+LONGEST_NAMES = 64 * MOST_TOOLS
 
 one_call_only: ContextVar[bool] = ContextVar("one_call_only", default=False)
 """Whether the request of this task has ``parallel_tool_calls: false``."""
@@ -21,8 +23,8 @@ def read_tool_choice(body: Mapping[str, Any]) -> None:
     """Checks the tools of a chat request's JSON, and sets ``one_call_only``.
 
     Raises:
-        InputError: A tool is no function or has another's name, or
-            ``tool_choice`` asks for what is not there.
+        InputError: A tool is no function or has another's name, they are too many or
+            their names too long, or ``tool_choice`` asks for what is not there.
     """
     for old, new in (("functions", "tools"), ("function_call", "tool_choice")):
         if body.get(old) is not None:
@@ -46,6 +48,12 @@ def read_tool_choice(body: Mapping[str, Any]) -> None:
         if not is_unicode(name):
             raise InputError(f"tools[{index}] is named {name!r}, which is no Unicode.")
         names[name] = None
+    size = sum(map(len, names))
+    if size > LONGEST_NAMES:
+        raise InputError(
+            f"The names of the tools have {size:,} characters together; give at "
+            f"most {LONGEST_NAMES:,}."
+        )
     _check_choice(body.get("tool_choice"), names)
     one_call_only.set(body.get("parallel_tool_calls") is False)
 

@@ -44,6 +44,8 @@ def fetch(
     model: str,
     revision: str | None = None,
     check: Callable[[Path], None] = lambda folder: None,
+    *,
+    force: bool = False,
 ) -> Path:
     """Returns the folder, or the GGUF file, of a Hub id.
 
@@ -52,6 +54,7 @@ def fetch(
         revision: A branch, tag or commit.
         check: Is given the folder with all but the weights, before those are
             fetched; raises if they are not worth it.
+        force: Whether to fetch anew what is in the Hub's cache too.
 
     Raises:
         UserError: (a ``ValueError``) if it is no Hub id, there is no such
@@ -65,7 +68,9 @@ def fetch(
         )
     repo, tag = match["repo"], match["tag"]
     try:
-        folder, wanted = _fetch(repo, tag, revision, check)
+        folder, wanted = _fetch(repo, tag, revision, check, force)
+    except UserError:  # a ValueError too
+        raise
     except GatedRepoError as error:
         raise UserError(
             f"{repo} is gated. Accept its terms at https://huggingface.co/{repo} and "
@@ -82,7 +87,8 @@ def fetch(
             f"{repo} has no revision {shown(revision)}. Check "
             "--huggingface-model-revision."
         ) from error
-    except (OSError, HTTPError, RuntimeError) as error:  # the last is hf_xet's
+    except (OSError, HTTPError, ImportError, ValueError, RuntimeError) as error:
+        # The last is hf_xet's, the two before are of a proxy that httpx cannot use.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         is_full = any(os.strerror(number) in reason for number in _FULL)
         if is_full or getattr(error, "errno", None) in _KEEPING:
@@ -90,34 +96,45 @@ def fetch(
                 f"{model} cannot be kept in the Hub's cache ({reason}). Make room, or "
                 "set HF_HOME to a folder that you can write to."
             ) from error
+        cached = "" if force else ", nor in the Hub's cache"
         raise UserError(
-            f"{model} is no file or folder here, nor in the Hub's cache, and the "
-            f"Hugging Face Hub cannot be read ({reason}). Check the spelling and the "
-            "network."
+            f"{model} is no file or folder here{cached}, and the Hugging Face Hub "
+            f"cannot be read ({reason}). Check the spelling, the network and its proxy "
+            "(ALL_PROXY, HTTPS_PROXY)."
         ) from error
     return folder / wanted[0] if is_gguf(Path(wanted[0])) else folder
 
 
 def _fetch(
-    repo: str, tag: str | None, revision: str | None, check: Callable[[Path], None]
+    repo: str,
+    tag: str | None,
+    revision: str | None,
+    check: Callable[[Path], None],
+    force: bool,
 ) -> tuple[Path, list[str]]:
     """Returns the folder, and the names of what was asked for in it."""
     try:
         names = HfApi().list_repo_files(repo, revision=revision)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         raise
-    except (OSError, HTTPError) as error:
+    except (OSError, HTTPError, ImportError, ValueError) as error:
+        if force:
+            raise
         return _find_fetched(repo, tag, revision, error)
     wanted = _wanted(names, repo, tag)
     small = [name for name in wanted if not name.endswith(_WEIGHTS)]
     if small:
-        check(_download(repo, revision, small))
-    return _download(repo, revision, wanted), wanted
+        check(_download(repo, revision, small, force))
+    return _download(repo, revision, wanted, force), wanted
 
 
-def _download(repo: str, revision: str | None, names: list[str]) -> Path:
+def _download(repo: str, revision: str | None, names: list[str], force: bool) -> Path:
     patterns = [glob.escape(name) for name in names]
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    return Path(
+        snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, force_download=force
+        )
+    )
 
 
 def _find_fetched(

@@ -121,7 +121,10 @@ def _closed_to_others() -> Iterator[None]:
 
 def _fingerprint(source: Path) -> str:
     # A link's own name counts, and the size and times of what it points to.
-    files = [source] if source.is_file() else sorted(source.iterdir())
+    files = [source]
+    if not source.is_file():
+        # Of the folders within, prepare copies no other file.
+        files = sorted([*source.iterdir(), *source.glob("*_Pooling/config.json")])
     digest = hashlib.sha256(_code(_SOURCES).encode())
     for path in files:
         if path.is_file():

@@ -39,23 +39,29 @@ def read_config(folder: Path) -> PretrainedConfig:
         UserError: (a ``ValueError``) if ``config.json`` is damaged, of another model,
             or asks for what this package cannot compute.
     """
-    raw = read_json(folder / "config.json")
+    path = folder / "config.json"
+    raw = read_json(path)
+    towers = (raw, raw.get("text_config"))
+    parts = [part.get for part in towers if isinstance(part, dict)]
+    refuse_other_models(str(path), *parts)
     names = raw.get("architectures")
-    refuse_other_models(str(folder / "config.json"), raw.get)
     known = list(dict.fromkeys(arch.name for arch in ARCHITECTURES))
     if not isinstance(names, list) or not any(name in known for name in names):
         raise UserError(
-            f"{folder / 'config.json'} has architectures = {shown(names)}; max_mistral "
-            f"runs {', '.join(known)}. Another may run with max alone."
+            f"{path} has architectures = {shown(names)}; max_mistral runs "
+            f"{', '.join(known)}. Another may run with max alone."
         )
+    hf.check_raw(str(path), raw)
     hf.check_required_keys(str(folder), None)
-    hf.check_counts(str(folder / "config.json"), raw)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+        # Left open, it asks at the terminal about a checkpoint's own Python.
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False
+        )
     except Exception as error:  # transformers has no narrower one
         raise UserError(
-            f"{folder / 'config.json'} cannot be read by transformers ({error}). Copy "
-            "the file that belongs to the checkpoint."
+            f"{path} cannot be read by transformers ({error}). Copy the file that "
+            "belongs to the checkpoint."
         ) from error
     hf.check_supported(hf.text_config(config))
     return config

@@ -65,8 +65,7 @@ def make_plan(
     _refuse_other_models(flags)
     path = Path(os.path.expanduser(model))
     if not os.path.lexists(path):
-        revision = flags.value("--huggingface-model-revision")
-        path = fetch(model, revision, partial(_refuse_early, flags))
+        path = _fetched(model, flags)
     given = flags.values("--weight-path")
     checkpoint = with_own_weights(path, given) if given else read_checkpoint(path)
     folder = _model_folder(checkpoint, flags, say)
@@ -132,6 +131,24 @@ def _refuse_other_models(flags: Flags) -> None:
                 f"{name} says itself which model runs and how. Leave it out, or call "
                 "max with it rather than max-mistral."
             )
+
+
+def _fetched(model: str, flags: Flags) -> Path:
+    """Returns what is fetched of a Hub id."""
+    weights = flags.value("--huggingface-weight-revision")
+    revision = flags.value("--huggingface-model-revision")
+    if weights not in (None, revision):
+        raise UsageError(
+            f"--huggingface-weight-revision is {weights}, but of {model} all files are "
+            "fetched at one revision. Leave it out, and give "
+            "--huggingface-model-revision, which counts for the weights too."
+        )
+    return fetch(
+        model,
+        revision,
+        partial(_refuse_early, flags),
+        force=flags.has("--force-download"),
+    )
 
 
 def _refuse_early(flags: Flags, folder: Path) -> None:

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from max.driver import is_virtual_device_mode
 from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.quantization import QuantizationConfig, QuantizationEncoding
@@ -27,6 +29,11 @@ _DTYPES = {
     "scales": DType.float16,
     "perm_idx": DType.int32,
 }
+# Eight zero points of 4 bits, each stored less one: what AutoGPTQ writes for 8, the
+# middle. GPTQModel's gptq_v2 has 0x88888888; see ``checkpoint_format`` in
+# ``hf_quantization.py``.
+_ZEROS = 0x77777777
+_MEND = "Take the model's bfloat16 checkpoint, or a GGUF file on a CPU."
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,21 @@ class GPTQ(WeightFormat):
     def dropped(
         self, projections: Collection[str], found: Mapping[str, WeightData]
     ) -> dict[str, str]:
-        """See :meth:`WeightFormat.dropped`."""
+        """See :meth:`WeightFormat.dropped`.
+
+        Raises:
+            UserError: (a ``ValueError``) naming a tensor that says otherwise than
+                the config does.
+        """
         dropped = {}
+        # max warm-cache may have zeros for a checkpoint that is not there.
+        checked: Mapping[str, WeightData] = {} if is_virtual_device_mode() else found
         for name in projections:
             stem = name.removesuffix("weight")
+            _check_zeros(checked.get(stem + "qzeros"))
             dropped[stem + "qzeros"] = "8, since the weights are symmetric"
             if not self.desc_act:
+                _check_order(checked.get(stem + "g_idx"))
                 reason = "column / group_size, since desc_act is false"
                 dropped[stem + "g_idx"] = reason
             bias = found.get(stem + "bias")
@@ -95,8 +111,16 @@ class GPTQ(WeightFormat):
             return convert_float(weight, dtype, source)
         check_dtype(weight, (_DTYPES[role],), source)
         if role == "perm_idx":
+            groups = weight.to_buffer().to_numpy()
             # Which column each of the weight's rows is of.
-            order = np.argsort(weight.to_buffer().to_numpy(), kind="stable")
+            order = np.argsort(groups, kind="stable")
+            # The kernel takes a scale for each 128 rows. See dropped() about zeros.
+            if not (is_virtual_device_mode() or _are_in_order(groups[order])):
+                raise UserError(
+                    f"{weight.name} of {source} has groups of other than {BLOCK} "
+                    f"columns; expected {BLOCK} columns in each of 0, 1, 2 and so on, "
+                    f"by group_size in quantization_config. {_MEND}"
+                )
             return WeightData.from_numpy(order.astype(np.int32), graph_name)
         return weight
 
@@ -132,6 +156,41 @@ class GPTQ(WeightFormat):
     def layer_kind(self, layer: int) -> tuple[object, ...]:
         """See :meth:`WeightFormat.layer_kind`."""
         return tuple((part, layer) in self.apart for part in ("self_attn", "mlp"))
+
+
+def _check_zeros(weight: WeightData | None) -> None:
+    """Raises a ``UserError`` if zero points are there that are not 8."""
+    if weight is None:
+        return
+    words = _integers(weight)
+    others = words[words != _ZEROS]
+    if others.size:
+        raise UserError(
+            f"{weight.name} has {int(others[0]) & 0xFFFFFFFF:#010x}, but sym in "
+            f"quantization_config is true; expected {_ZEROS:#x} throughout, the zero "
+            f"point 8 as AutoGPTQ stores it. {_MEND}"
+        )
+
+
+def _check_order(weight: WeightData | None) -> None:
+    """Raises a ``UserError`` if groups are there that are not in order."""
+    if weight is not None and not _are_in_order(_integers(weight)):
+        raise UserError(
+            f"{weight.name} has columns out of the order of their groups, but "
+            f"desc_act in quantization_config is false; expected column / {BLOCK}, "
+            f"rounded down. {_MEND}"
+        )
+
+
+def _integers(weight: WeightData) -> npt.NDArray[np.int32]:
+    check_dtype(weight, (DType.int32,), "the checkpoint")
+    return weight.to_buffer().to_numpy()
+
+
+def _are_in_order(groups: npt.NDArray[np.int32]) -> bool:
+    """Whether the first 128 columns are of group 0, the next ones of 1, and so on."""
+    wanted = np.repeat(np.arange(groups.size // BLOCK), BLOCK)
+    return np.array_equal(groups, wanted)
 
 
 def _mlp(

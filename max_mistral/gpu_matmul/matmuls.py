@@ -21,7 +21,7 @@ from ..model_config import MistralConfig
 from ..switches import chosen, is_on
 from .cublas import INSTALL, load_cublas
 from .products import Product, leaves_some_dense, products
-from .self_check import Wrong, rows_to_try, wrong_products
+from .self_check import MOST_ROWS, Wrong, head_rows, rows_to_try, wrong_products
 
 logger = logging.getLogger("max.pipelines")
 
@@ -87,6 +87,7 @@ def use_right_matmul(
     pipeline_config: PipelineConfig,
     session: InferenceSession,
     device: Device,
+    requests: int | None = None,
 ) -> list[Path]:
     """Has ``session`` compile what it loads from now on with a matmul that is right.
 
@@ -98,6 +99,8 @@ def use_right_matmul(
         pipeline_config: What the user asked for.
         session: Compiles the model; nothing of it yet.
         device: One of those that it will run on.
+        requests: On how many rows the head runs at most; ``None`` if it has none, or
+            if they are not known.
 
     Returns:
         The kernels that the model's graphs must be traced with.
@@ -108,16 +111,16 @@ def use_right_matmul(
     checks = self_check_is_on()
     asked = matmul = asked_for(config, pipeline_config, device)
     if device.is_host or is_virtual_device_mode():
-        return _libraries(asked)
+        return _libraries(asked, fp8=config.needs_own_matmul)
     if checks:
-        matmul = _right(asked, config, pipeline_config, device)
+        matmul = _right(asked, config, pipeline_config, device, requests)
     if matmul is not asked and pipeline_config.runtime.precompiled_mefs:
         raise UserError(
             f"{OWN} is wrong on this GPU, and the graphs in --precompiled-mefs "
             f"were compiled with it. Compile them with {_FLAGS[matmul]} and "
             "start with that too, or leave --precompiled-mefs out."
         )
-    return compile_with(matmul, session)
+    return compile_with(matmul, session, fp8=config.needs_own_matmul)
 
 
 def _right(
@@ -125,6 +128,7 @@ def _right(
     config: MistralConfig,
     pipeline_config: PipelineConfig,
     device: Device,
+    requests: int | None,
 ) -> Matmul:
     """Returns the first matmul that is right, and says in the log what that means."""
     quantized = config.quantization is not None
@@ -138,25 +142,40 @@ def _right(
         return asked
     start = time.perf_counter()
     choices = choices_for(asked, accelerator_api())
-    matmul = choose(
-        choices, lambda m: _finding(m, every, config, pipeline_config, device)
-    )
+    # Of a step without a limit, as many as change MAX's choice.
+    tokens = config.step_tokens or MOST_ROWS
+
+    def finding(matmul: Matmul) -> str | None:
+        return _finding(
+            matmul, every, config, pipeline_config, device, tokens, requests
+        )
+
+    matmul = choose(choices, finding)
     left_out = quantized and not config.needs_own_matmul
     logger.info(
         "%s computes this model's products%s as it should on this GPU (%s), with "
-        "1 to %d rows: checked in %.0f s.",
+        "1 to %d rows%s: checked in %.0f s.",
         matmul[0].upper() + matmul[1:],
         " (those of quantized weights are not checked)" if left_out else "",
         gpu_architecture(),
-        *(rows_to_try(config.step_tokens)[-1], time.perf_counter() - start),
+        rows_to_try(tokens, requests)[-1],
+        "" if config.embeds else f" (the head with up to {head_rows(requests)})",
+        time.perf_counter() - start,
     )
     return matmul
 
 
-def compile_with(matmul: Matmul, session: InferenceSession) -> list[Path]:
+def compile_with(
+    matmul: Matmul, session: InferenceSession, *, fp8: bool = False
+) -> list[Path]:
     """Has ``session`` compile what it loads from now on with a matmul.
 
     Nothing takes that back.
+
+    Args:
+        matmul: Which.
+        session: Compiles the model.
+        fp8: Whether the multistage GEMM takes products in FP8 too.
 
     Returns:
         The kernels that the graphs must be traced with.
@@ -165,7 +184,7 @@ def compile_with(matmul: Matmul, session: InferenceSession) -> list[Path]:
         if accelerator_api() == "cuda":
             load_cublas()
         session._use_vendor_blas("true")
-    return _libraries(matmul)
+    return _libraries(matmul, fp8=fp8)
 
 
 def choices_for(asked: Matmul, api: str) -> list[Matmul]:
@@ -181,9 +200,9 @@ def choices_for(asked: Matmul, api: str) -> list[Matmul]:
     return [OWN, VENDOR, MULTISTAGE] if api == "cuda" else [OWN]
 
 
-def _libraries(matmul: Matmul) -> list[Path]:
+def _libraries(matmul: Matmul, *, fp8: bool) -> list[Path]:
     """Returns the kernels that take the place of MAX's own."""
-    return [library()] if matmul is MULTISTAGE else []
+    return [library(fp8=fp8)] if matmul is MULTISTAGE else []
 
 
 def choose(
@@ -226,6 +245,8 @@ def _finding(
     config: MistralConfig,
     pipeline_config: PipelineConfig,
     device: Device,
+    tokens: int,
+    requests: int | None,
 ) -> str | None:
     """Returns what is wrong with a matmul of these products on this device."""
     if matmul is VENDOR and accelerator_api() == "cuda" and load_cublas() is None:
@@ -233,10 +254,10 @@ def _finding(
     session = InferenceSession(devices=[device])
     pipeline_config.configure_session(session)
     try:
-        libraries = compile_with(matmul, session)
+        libraries = compile_with(matmul, session, fp8=config.needs_own_matmul)
         with default_custom_extensions_scope(*libraries):
             wrong = wrong_products(
-                session, device, every, config.dtype, config.step_tokens
+                session, device, every, config.dtype, tokens, requests
             )
     except Exception as error:
         if matmul is OWN:

@@ -63,22 +63,33 @@ def products(config: GraphConfig, *, some_dense: bool = False) -> list[Product]:
         some_dense: What :func:`leaves_some_dense` says of its checkpoint.
     """
     degree = config.sharing.tensor_parallel_degree
-    hidden, wide = config.hidden_size, config.feed_forward_length // degree
+    hidden = config.hidden_size
+    widths = _parts(config.feed_forward_length, degree)
     queries = config.num_attention_heads * config.head_dim // degree
     keys = config.sharing.total_kv_heads * config.head_dim // degree
     found = []
     if not config.embeds:
         # Logits of several devices are gathered before they are cast.
         then: Fused = "float32" if degree == 1 else "nothing"
-        vocabulary = -(-config.vocab_size // degree)
-        found.append(Product(vocabulary, hidden, then, is_head=True))
+        for vocabulary in _parts(config.vocab_size, degree):
+            found.append(Product(vocabulary, hidden, then, is_head=True))
     quantization = config.quantization
     if quantization is None or some_dense:
-        found += block_products(hidden, wide, queries, keys)
+        for wide in widths:
+            found += block_products(hidden, wide, queries, keys)
     if config.needs_own_matmul:
         static = isinstance(quantization, FP8) and quantization.static
-        found += block_products(hidden, wide, queries, keys, fp8=True, static=static)
+        for wide in widths:
+            found += block_products(
+                hidden, wide, queries, keys, fp8=True, static=static
+            )
     return list(dict.fromkeys(found))
+
+
+def _parts(size: int, degree: int) -> list[int]:
+    """Returns how large the parts of devices are: the first ones may have one more."""
+    smallest, left = divmod(size, degree)
+    return [smallest + 1, smallest] if left else [smallest]
 
 
 def leaves_some_dense(pipeline_config: PipelineConfig) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,15 @@ from .products import Operand, Product, check_graph, operands_of, static_scales
 # a 7B model another from 257 and from 513 on.
 _FEW = sorted({2, 9, 17, 33, 65, 129, *range(8, 257, 8)})
 _MANY = (384, 512, 768, 1024, 2048)
-_ALONE = max(_FEW)
-"""How many different rows ``x`` has; more are these again."""
+_ALONE = 257
+"""How many different rows ``x`` has; more are these again. A prime, so that rows of
+two tiles are never the same."""
 # The last that MAX's choice depends on.
-_MOST = 8192
+MOST_ROWS = 8192
+# Products of several rows begin at another row each time: a row that a kernel leaves
+# as it was must not be right by what an earlier product wrote there. Operands of 32
+# rows lie as those of 0 do.
+_SHIFTS = range(0, 256, 32)
 
 # The unit roundoff of what operands and results are rounded to. Of several rows
 # NVIDIA's tensor cores take float32 as TF32, of 11 significant bits.
@@ -56,14 +62,23 @@ class Wrong:
         return f"{self.wrong_rows} of the rows for (M, K, N) = {shape}"
 
 
-def rows_to_try(largest: int | None = None) -> list[int]:
-    """Returns how many rows products are tried with; a head, with 256 at most.
+def rows_to_try(*largest: int | None) -> list[int]:
+    """Returns how many rows products are tried with; a head with :func:`head_rows`.
 
     Args:
-        largest: How many tokens a step has at most, if that is known.
+        largest: How many tokens a step has at most, and the head's rows, if known.
     """
-    step = [] if largest is None else [max(2, min(largest, _MOST))]
-    return sorted({*_FEW, *_MANY, *step})
+    most = [max(2, min(rows, MOST_ROWS)) for rows in largest if rows is not None]
+    return sorted({*_FEW, *_MANY, *most})
+
+
+def head_rows(requests: int | None) -> int:
+    """Returns how many rows a head is tried with at most.
+
+    Args:
+        requests: On how many it runs at most, if that is known.
+    """
+    return max(max(_FEW), min(requests or 0, MOST_ROWS))
 
 
 def wrong_products(
@@ -71,30 +86,35 @@ def wrong_products(
     device: Device,
     products: Sequence[Product],
     dtype: DType,
-    largest: int | None = None,
+    tokens: int | None = None,
+    requests: int | None = None,
 ) -> list[Wrong]:
     """Returns the products that are wrong, with the numbers of rows.
 
     Meanwhile the device holds their weights, random ones, and operands and results
     of as many rows as are tried: of a block and the head of a 7B model in bfloat16
-    0.7 GB, and 0.2 GB for each 1,024 rows. The host holds 0.2 GB, and one product's
-    operands or result at a time.
+    0.7 GB, and 0.2 GB for each 1,024 rows, of the head 0.1 GB. The host holds 0.2 GB,
+    and one product's operands or result at a time.
 
     Args:
         session: Compiles them, with the matmul that it is configured for.
         device: Where.
         products: Which; one at least.
         dtype: Of operands that are not FP8, and of results.
-        largest: See :func:`rows_to_try`.
+        tokens: How many a step has at most; see :func:`rows_to_try`.
+        requests: On how many rows the head runs; see :func:`head_rows`.
     """
     graph = check_graph(products, dtype, DeviceRef.from_device(device))
     model = session.load(graph)
-    tried = rows_to_try(largest)
+    tried = rows_to_try(tokens, requests)
+    most = [
+        head_rows(requests) if product.is_head else tried[-1] for product in products
+    ]
     # Apart, or a row of x would be one of a weight's.
     draws = np.random.default_rng(0).standard_normal((2, _PERIOD), dtype=np.float32)
     operands = [
-        _Operands.of(product, draws, _rows_of(product, tried[-1]), dtype, device)
-        for product in products
+        _Operands.of(product, draws, rows, dtype, device)
+        for product, rows in zip(products, most, strict=True)
     ]
     single = []
     for row in range(_ALONE):
@@ -105,24 +125,23 @@ def wrong_products(
     for product, operand, by_itself in zip(products, operands, alone, strict=True):
         off = _off(by_itself[:, operand.sample], operand.expected)
         found.append(Wrong(product, 1, _wrong_rows(product, off, dtype)))
-    for rows in tried:
-        counts = [_rows_of(product, rows) for product in products]
+    for rows, first in zip(tried, cycle(_SHIFTS)):
+        counts = [min(rows, each) for each in most]
         together = _run(
             model,
-            [each.inputs(0, n) for each, n in zip(operands, counts, strict=True)],
+            [
+                each.inputs(first, first + n)
+                for each, n in zip(operands, counts, strict=True)
+            ],
         )
         for product, count, output, by_itself in zip(
             products, counts, together, alone, strict=True
         ):
             if count == rows:
-                wrong = _compare(product, output, by_itself, dtype)
+                wanted = np.roll(by_itself, -first, axis=0)
+                wrong = _compare(product, output, wanted, dtype)
                 found.append(Wrong(product, rows, wrong))
     return [each for each in found if each.wrong_rows]
-
-
-def _rows_of(product: Product, rows: int) -> int:
-    """Returns how many rows it runs on where others run on ``rows``."""
-    return min(rows, _ALONE) if product.is_head else rows
 
 
 def _compare(product: Product, output: Buffer, alone: Array, dtype: DType) -> int:
@@ -169,7 +188,8 @@ class _Operands:
         elif product.fp8:
             expected = others[0][:, None] * first * others[1][sample]
         buffers = []
-        for operand, raw in zip(operands_of(product, rows, dtype), raws, strict=True):
+        most = operands_of(product, rows + _SHIFTS[-1], dtype)
+        for operand, raw in zip(most, raws, strict=True):
             # The same rows again; a weight is as it was.
             longer = raw if operand.is_weight else np.resize(raw, operand.shape)
             buffer = Buffer.from_numpy(longer).view(operand.dtype, longer.shape)

@@ -90,6 +90,9 @@ class Cost:
 
     FADING = 0.97
 
+    SLOWEST = 2
+    """A step counts as at most so many times what was expected of it."""
+
     def __init__(self) -> None:
         # Of the steps' (1, paid rows, drafts or not): the sums of their products with
         # each other, and with the seconds.
@@ -104,9 +107,11 @@ class Cost:
             seconds: How long it took.
             drafts: Whether some of the rows were drafts.
         """
-        # A step that something interrupted would count for dozens of others.
-        if self._sums[0] > 4:
-            seconds = min(seconds, 2 * self.estimate(rows, drafts=drafts))
+        if self.known:
+            # One that something interrupted would count for dozens of others, early
+            # ones for hundreds. Where steps do take longer, a few of them tell.
+            expected = self.estimate(rows, drafts=drafts)
+            seconds = min(seconds, self.SLOWEST * expected)
         cost = paid(rows)
         step = [1.0, cost, drafts, cost * cost, cost * drafts, drafts]
         step += [seconds, cost * seconds, drafts * seconds]

@@ -89,7 +89,6 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             for draft, follower in zip(proposed, followers, strict=True)
         ]
         chosen = how_many(candidates, self._cost)
-        rows = len(batch) + sum(chosen)
         drafts = [
             np.array(draft.tokens[:count], np.int64) if count else NO_TOKENS
             for draft, count in zip(proposed, chosen, strict=True)
@@ -104,7 +103,11 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         if not new:
             # A new follower takes in its prompt, which may take as long as a step.
             seconds = time.perf_counter() - began
-            self._cost.observe(rows, seconds, drafts=any(chosen))
+            # A grammar may have ended drafts before they ran.
+            counts = self.batch_spec_decode_metrics()
+            assert counts is not None
+            drafted = counts.draft_tokens_generated
+            self._cost.observe(len(batch) + drafted, seconds, drafts=drafted > 0)
         return outputs
 
     def _may_draft(self, context: TextContext) -> bool:
@@ -116,7 +119,10 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
             and not context.log_probabilities_echo
             and not context.label_token_ids
             and only_count(context.sampling_params.logits_processors)
-            and not (sampling.enable_min_tokens and context.min_tokens)
+            and not (
+                sampling.enable_min_tokens
+                and context.tokens.generated_length < context.min_tokens
+            )
         )
 
     def _follower(self, context: TextContext) -> Follower:
@@ -145,9 +151,13 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
     ) -> PipelineOutputsDict[TextGenerationOutput]:
         """Runs a step with a row for each draft, and takes those that were right."""
         batch = inputs.flat_batch
-        mask = None
+        mask: Mask | None = None
         if self.initialize_bitmask(batch) is not None:
-            mask, drafts = masks_of_rows(self._structured_output, batch, drafts)
+            masks, drafts = masks_of_rows(self._structured_output, batch, drafts)
+            # Where nothing is forbidden, as where tools are merely offered, the sampler
+            # without grammars draws the same, and sooner.
+            if (masks != -1).any():
+                mask = masks
         model = self._pipeline_model
         caches = self._kv_manager.runtime_inputs([batch])
         if self.batch_info_output_fname is not None:

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 
 from .. import hf_config
 from ..errors import UserError, shown
-from ..fields import MOST_POSITIONS, read_json
+from ..fields import MOST_POSITIONS, Fields, read_json
 from ..mistral_common_chat import MISTRAL_TOKENIZERS
 from ..other_models import refuse_other_models
 from ..weights.gguf_file import GGUFCheckpoint
@@ -43,6 +43,7 @@ from .shards import find_shards, find_tensors, link_shards
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 # What of it holds for a tokenizer that is made anew too.
 _KEPT = ("chat_template", "add_eos_token")
+_ADDED = "added_tokens_decoder"
 
 # What a folder has beside its weights. Mistral's own tokenizer file encodes chats.
 _COPIED = (
@@ -191,6 +192,7 @@ def _read_config(source: Path, context: int | None) -> dict[str, Any]:
                 "an object. Copy the file that belongs to the checkpoint."
             )
         refuse_other_models(str(source / "config.json"), config.get, text.get)
+        hf_config.check_raw(str(source / "config.json"), config)
         if context is not None:
             text["max_position_embeddings"] = context
         return config
@@ -203,7 +205,7 @@ def _read_config(source: Path, context: int | None) -> dict[str, Any]:
 
 
 def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) -> None:
-    if not (source / "tokenizer.json").exists():
+    if not (source / "tokenizer.json").is_file():
         file = find_tokenizer(source)
         size = write_tokenizer(file, folder)
         known = config.get("vocab_size", size)
@@ -216,7 +218,8 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
             )
         _keep_settings(source, folder, size)
     for name in _COPIED:
-        if (source / name).exists() and not (folder / name).exists():
+        # A link may be to a device, whose bytes do not end.
+        if (source / name).is_file() and not (folder / name).exists():
             # Not the mode: what others may write to is not taken from a cache.
             shutil.copyfile(source / name, folder / name)
 
@@ -225,17 +228,26 @@ def _keep_settings(source: Path, folder: Path, size: int) -> None:
     """Lets what a Hugging Face folder says of its tokenizer count for more.
 
     Raises:
-        UserError: (a ``ValueError``) if it adds tokens to the ``size`` there are.
+        UserError: (a ``ValueError``) if it adds tokens to the ``size`` there are,
+            or cannot be read.
     """
-    if not (source / _TOKENIZER_CONFIG).exists():
+    path = source / _TOKENIZER_CONFIG
+    if not path.exists():
         return
-    theirs = read_json(source / _TOKENIZER_CONFIG)
-    added = theirs.get("added_tokens_decoder") or {}
-    more = [str(key) for key in added if not str(key).isdecimal() or int(key) >= size]
+    theirs = read_json(path)
+    fields = Fields(str(path), theirs.get)
+    if fields.has(_ADDED):
+        fields.fields(_ADDED)  # or raises
+    # Of thousands of digits Python makes no number.
+    more = [
+        key
+        for key in theirs.get(_ADDED) or {}
+        if not key.isdecimal() or len(key) > 9 or int(key) >= size
+    ]
     if more:
         raise UserError(
-            f"{source / _TOKENIZER_CONFIG} adds {len(more)} tokens to the {size} of "
-            f"the tokenizer, from {shown(more[0])} on. Make a tokenizer.json with "
+            f"{path} adds {len(more)} tokens to the {size} of the tokenizer, from "
+            f"{shown(more[0])} on. Make a tokenizer.json with "
             "transformers: AutoTokenizer.from_pretrained, then save_pretrained."
         )
     ours = read_json(folder / _TOKENIZER_CONFIG)

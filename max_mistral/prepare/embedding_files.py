@@ -27,12 +27,14 @@ def copy_embedding_files(source: Path, folder: Path, lora: Path | None) -> list[
     """
     folders = [source] if lora is None else [lora, source]
     for each in folders:
-        if (each / _MODULES).exists():
-            for pattern in (_MODULES, *_BESIDE):
-                for path in each.glob(pattern):
-                    copy = folder / path.relative_to(each)
-                    copy.parent.mkdir(exist_ok=True)
-                    shutil.copyfile(path, copy)
+        if (each / _MODULES).is_file():
+            patterns = (_MODULES, *_BESIDE)
+            found = [path for pattern in patterns for path in each.glob(pattern)]
+            # A link may be to a device, whose bytes do not end.
+            for path in filter(Path.is_file, found):
+                copy = folder / path.relative_to(each)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
             break
     if lora is None or not (lora / _TOKENIZER).exists():
         return []

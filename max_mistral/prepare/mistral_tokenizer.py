@@ -57,9 +57,11 @@ def find_tokenizer(folder: Path) -> Path:
         UserError: (a ``ValueError``) if there is neither.
     """
     tekken = folder / "tekken.json"
-    if tekken.exists():
+    # A link may be to a device, whose bytes do not end.
+    if tekken.is_file():
         return tekken
-    found = sorted(folder.glob("tokenizer.model*"), key=lambda path: _version(path))
+    models = filter(Path.is_file, folder.glob("tokenizer.model*"))
+    found = sorted(models, key=lambda path: _version(path))
     if not found:
         raise UserError(
             f"{folder} has no tokenizer.json, tekken.json or tokenizer.model. "

@@ -2,7 +2,7 @@
 
 MAX 26.7 asks an architecture for its tokenizer and its parsers; what a route
 does before it has them, or with fields that it never passes on, is its own.
-Two functions and three methods of ``max.serve.router.openai_routes`` and a method of
+Two functions and four methods of ``max.serve.router.openai_routes`` and a method of
 ``max.serve.pipelines.llm.TokenGeneratorPipeline`` are replaced, and the handler
 of ``/v1/embeddings`` by that of :mod:`.embedding_route`; :mod:`.answer_shapes` adds to
 what is answered:
@@ -21,6 +21,8 @@ what is answered:
     Where the request has stop strings, it ends before the first of them.
 ``complete``, which makes the answer of a chat that is not streamed
     Where an answer is all thinking, that stays thinking, as in a stream.
+``complete``, which makes those of a completion that is not streamed
+    Where one of several prompts fails, no one waits for the others: they end too.
 ``_log_tool_call_conformance``, ``_log_response_format_conformance``
     For its log MAX holds answers against the client's schemas with ``jsonschema``,
     between the answers of all: it fetches what a ``$ref`` names, from a network or
@@ -40,10 +42,9 @@ from typing import Any
 from max.pipelines.context.exceptions import InputError
 from pydantic import ValidationError
 
-from ..chat import read_messages, read_tool_choice, without_nulls
+from ..chat import read_messages, read_tool_choice
 from .answer_shapes import begin_answer, hook_answers
 from .embedding_route import hook_embeddings
-from .mistral_fields import FIELDS, as_openai
 from .request_fields import (
     check_chat_fields,
     check_completion_fields,
@@ -51,10 +52,9 @@ from .request_fields import (
     check_fields,
     check_task,
 )
+from .request_json import RequestModel, first_words
 from .stop_strings import TokenByToken, ends_at_stops, until_stop
-
-# Of the errors of a body that an answer lists, and of their letters.
-_MOST, _LONGEST = 5, 500
+from .suffix import filled_in
 
 
 def hook_routes() -> None:
@@ -67,13 +67,13 @@ def hook_routes() -> None:
 
     @functools.wraps(parse)
     async def parse_and_check(request: Any, request_id: str, model: Any) -> Any:
-        reads = _Reads(model)
+        reads = RequestModel(model)
         try:
             body = await parse(request, request_id, reads)
         except InputError:  # has words of its own
             raise
         except ValidationError as error:
-            raise InputError(_first_words(error)) from error
+            raise InputError(first_words(error)) from error
         except RecursionError:
             message = "the request's JSON has too many levels to be read."
             raise InputError(message) from None
@@ -93,6 +93,8 @@ def hook_routes() -> None:
         own = getattr(parser, "content_without_calls", None)
         return own(response) if own else cut(parser, response)
 
+    texts: Any = routes.OpenAICompletionResponseGenerator
+    texts.complete = _ending_together(texts.complete)
     answers: Any = routes.OpenAIChatResponseGenerator
     answers.complete = _keeping_thinking(answers.complete)
     answers._log_tool_call_conformance = _log_nothing
@@ -104,51 +106,6 @@ def hook_routes() -> None:
     routes._content_before_tool_call_marker = content_without_calls
     hook_embeddings(routes)
     hook_answers(routes)
-
-
-class _Reads:
-    """MAX's pydantic model of a request, of JSON that clients write otherwise.
-
-    Attributes:
-        given: The JSON, as the model has read it.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.given: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    @property
-    def _has_seed(self) -> bool:
-        """Embeddings have none, and Mistral's API no such field of them either."""
-        return "seed" in self._model.model_fields
-
-    @property
-    def model_fields(self) -> dict[str, Any]:
-        """By these MAX's flag that lets unknown fields pass tells which they are."""
-        more = FIELDS if self._has_seed else ()
-        return dict(self._model.model_fields) | dict.fromkeys(more)
-
-    def model_validate(self, body: Any) -> Any:
-        """Returns what the model makes of a request's JSON."""
-        if isinstance(body, dict) and self._has_seed:
-            body = without_nulls(as_openai(body))
-        self.given = body
-        return self._model.model_validate(body)
-
-
-def _first_words(error: ValidationError) -> str:
-    """What is wrong with a body, in few words: pydantic quotes all of it."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [
-        ": ".join([*filter(None, [".".join(map(str, each["loc"]))]), each["msg"]])
-        for each in first[:_MOST]
-    ]
-    if error.error_count() > _MOST:
-        lines.append(f"and {error.error_count() - _MOST} more like these")
-    return "; ".join(line.rstrip(".")[:_LONGEST] for line in lines) + "."
 
 
 def _keeping_thinking(complete: Any) -> Any:
@@ -172,6 +129,33 @@ def _keeping_thinking(complete: Any) -> Any:
             for choice in response.choices:
                 setattr(choice.message, answers._reasoning_field, "".join(thinking))
         return response
+
+    return whole
+
+
+def _ending_together(complete: Any) -> Any:
+    """Returns MAX's method, but that it leaves no prompt behind where one fails."""
+
+    @functools.wraps(complete)
+    async def whole(answers: Any, requests: Any) -> Any:
+        tasks: list[asyncio.Task[Any]] = []
+        asked = answers.pipeline
+
+        async def all_tokens(request: Any, **options: Any) -> Any:
+            task = asyncio.create_task(asked.all_tokens(request, **options))
+            tasks.append(task)
+            return await task
+
+        answers.pipeline = copy.copy(asked)
+        answers.pipeline.all_tokens = all_tokens
+        try:
+            return await complete(answers, requests)
+        except BaseException:
+            # MAX tells the worker to cancel the request of a task that is cancelled.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
 
     return whole
 
@@ -239,6 +223,7 @@ async def _checked(request: Any, body: Any, tokenizer: Any, given: Any) -> Any:
             given["messages"],
             body.messages,
             keeps_parts=tokenizer.uses_mistral_common,
+            takes_unknown=config.runtime.allow_extra_request_fields,
         )
         return body
     check_completion_fields(body, config)
@@ -248,15 +233,5 @@ async def _checked(request: Any, body: Any, tokenizer: Any, given: Any) -> Any:
     if body.logprobs == 0:
         body.logprobs = 1
     if body.suffix is not None:
-        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        filled = [
-            await asyncio.to_thread(tokenizer.encode_fim, text, body.suffix)
-            for text in texts
-        ]
-        if None in filled:
-            raise InputError(
-                f"suffix needs a model that fills in, as Codestral does; {body.model} "
-                "has no tokens [PREFIX] and [SUFFIX]: leave suffix out."
-            )
-        body.prompt = filled
+        body.prompt = await filled_in(body, tokenizer)
     return body

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,9 @@ def read_header(path: Path, *, vocabulary: bool = True) -> GGUFHeader:
             that overlaps another or has no bytes in the file.
         OSError: If the file cannot be read.
     """
+    # To open a pipe waits for whoever writes to it, perhaps for ever.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise _incomplete(path, "it is no plain file but a folder, pipe or device")
     with path.open("rb") as file:
         return _Reader(path, file, vocabulary).header()
 
@@ -199,7 +203,8 @@ class _Reader:
         try:
             return self.take(self.number(8)).decode()
         except UnicodeDecodeError as error:
-            raise self.error(f"a string in its header is no UTF-8 ({error})") from error
+            why = f"a string in its header is no UTF-8 ({error})"
+            raise _incomplete(self.path, why) from error
 
     def count(self, what: str, smallest: int, most: int) -> int:
         """A number of things of which each takes ``smallest`` bytes or more."""
@@ -221,9 +226,8 @@ class _Reader:
         return data
 
     def fail(self, why: str) -> NoReturn:
-        raise self.error(why)
+        raise _incomplete(self.path, why)
 
-    def error(self, why: str) -> UserError:
-        return UserError(
-            f"{self.path} is not a complete GGUF file: {why}. Fetch it again."
-        )
+
+def _incomplete(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not a complete GGUF file: {why}. Fetch it again.")

@@ -93,7 +93,7 @@ class KeptMatrices:
         try:
             state = state or state_of(paths)
             folder = _folder_for(paths, state, how)
-            return cls(folder, functools.partial(_check_unchanged, paths, state))
+            return cls(folder, functools.partial(check_unchanged, paths, state))
         except OSError as error:
             logger.warning("Packed weights cannot be kept: %s", error)
             return cls()
@@ -163,9 +163,16 @@ def state_of(paths: Sequence[Path]) -> State:
     return tuple(found)
 
 
-def _check_unchanged(paths: Sequence[Path], state: State) -> None:
-    # Not by the last number: it changes with a file's mode, and its links.
-    if [file[:3] for file in state_of(paths)] == [file[:3] for file in state]:
+def check_unchanged(paths: Sequence[Path], state: State) -> None:
+    """Raises a ``UserError`` if a file of a checkpoint is no longer what it was.
+
+    Args:
+        paths: Its files.
+        state: What :func:`state_of` returned before any of them was read.
+    """
+    # Not by the last number: it changes with a file's mode, and its links. Nor by the
+    # second: some file systems over a network give a file another one now and then.
+    if [file[:3:2] for file in state_of(paths)] == [file[:3:2] for file in state]:
         return
     names = ", ".join(map(str, paths))
     raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,8 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, SafeTensor]:
     take, and all of them one after the other must fill the file.
 
     Raises:
-        UserError: (a ``ValueError``) naming the file that is truncated or
-            damaged, and the tensor.
+        UserError: (a ``ValueError``) naming the file that is truncated,
+            damaged or no plain file, and the tensor.
         OSError: If a file cannot be read.
     """
     tensors: dict[str, SafeTensor] = {}
@@ -74,7 +75,11 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, SafeTensor]:
 
 def _read_file(path: Path) -> dict[str, SafeTensor]:
     """A little-endian uint64 ``n``, ``n`` bytes of JSON, then the tensors."""
-    size = path.stat().st_size
+    found = path.stat()
+    # To open a pipe waits for whoever writes to it, perhaps for ever.
+    if not stat.S_ISREG(found.st_mode):
+        raise _incomplete(path, "it is no plain file but a folder, pipe or device")
+    size = found.st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         if size < 8 or header_size > min(size - 8, _MOST_HEADER):

@@ -84,6 +84,23 @@ def mistral_common():
 
 
 @seam(
+    "mistral-common: a tokenizer's `_chat_completion_request_validator` checks each "
+    "tool by `_validate_function(function)`, its schema by jsonschema and its name",
+    "_chat_completion_request_validator _validate_function",
+    "`MistralChat` has the name alone checked: see that it does, or drop it if schemas "
+    "are not checked any more",
+)
+def tool_schemas():
+    tokenizer = "mistral_common.tokens.tokenizers.mistral:MistralTokenizer"
+    has(tokenizer, "_chat_completion_request_validator")
+    validator = "mistral_common.protocol.instruct.validator:MistralRequestValidator"
+    says(f"{validator}._validate_tools", r"self\._validate_function\(tool\.function\)")
+    check = f"{validator}._validate_function"
+    takes(check, 2)
+    says(check, r"draft7\(value=function\.parameters\)", r"re\.match\(.*function\.name")
+
+
+@seam(
     "mistral-common writes chat templates, `generate_chat_template`",
     "generate_chat_template",
     "pass the new arguments in `prepare/chat_template.py`; its tests compare ids",

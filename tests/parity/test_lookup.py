@@ -23,7 +23,8 @@ SAMPLINGS = {
     "penalized": {"top_k": 1, "frequency_penalty": 0.3, "repetition_penalty": 1.1},
 }
 CONTEXTS = {"plain": {}, "scores": {"log_probabilities": 2}}
-CONTEXTS["json"] = {"json_schema": json.dumps(COLOURS)}
+# As an answer in JSON, and as a tool that may be called or not.
+CONTEXTS["json"] = CONTEXTS["offered"] = {"json_schema": json.dumps(COLOURS)}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,8 @@ def prompts(ask):
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_the_text_is_that_without(batch, prompts, name, kind):
     requests = [
-        Request(prompt, 32, SAMPLINGS[name], CONTEXTS[kind]) for prompt in prompts
+        Request(prompt, 32, SAMPLINGS[name], CONTEXTS[kind], enforced=kind == "json")
+        for prompt in prompts
     ]
     plain = batch.answer(requests, lookup=False, max_steps=True)
     found = batch.answer(requests, lookup=True)

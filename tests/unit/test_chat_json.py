@@ -92,6 +92,7 @@ def test_the_tools_of_agents(servers):
     [
         ({"type": "string", "maxLength": 1_000}, "11,000 characters and items"),
         ({"enum": list(range(500))}, "5,500 choices in enums"),
+        ({"description": "x" * 25_000}, "275,660 characters"),
     ],
 )
 def test_strict_tools_that_are_too_much_together(schema, says):
@@ -99,6 +100,22 @@ def test_strict_tools_that_are_too_much_together(schema, says):
     schemas.check_together([parameters] * 10)
     with pytest.raises(InputError, match=f"The 11 strict tools have {says}"):
         schemas.check_together([parameters] * 11)
+
+
+def test_tools_of_many_characters_together(v13):
+    """Forced calls of tools without strict are then of any object."""
+    with pytest.raises(InputError, match="1,200,280 characters together; at most 262,"):
+        schemas.check_together([{"enum": ["x" * 60_000]}] * 20)
+    parameters = {"type": "object", "description": "x" * 60_000}
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": parameters}}
+        for i in range(20)
+    ]
+    forced = {"tool_choice": "required", "prompt_tokens": [5]}
+    assert v13.ask(tools=tools[:2], **forced).status_code == 200
+    assert "xxx" in v13.context.grammar
+    assert v13.ask(tools=tools, **forced).status_code == 200
+    assert "xxx" not in v13.context.grammar
 
 
 def test_tools_that_are_not_strict_have_no_limit(servers):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import psutil
 import pytest
@@ -40,8 +41,8 @@ ABSENT = step("absent", "raise SystemExit(5)")
 def check(monkeypatch, tmp_path, capsys):
     """Runs the command line with some steps; returns what it left and printed."""
 
-    def run(found, *flags, gpu="H100", commit="1234"):
-        made = {"gpu": gpu, "commit": commit}
+    def run(found, *flags, **other):
+        made = {"gpu": "H100", "commit": "1234", "max": "26.7.0"} | other
         monkeypatch.setattr(check_gpu, "origin", lambda dry: made)
         monkeypatch.setattr(check_gpu, "steps", lambda out: iter(found))
         monkeypatch.setattr(sys, "argv", ["check_gpu", "--out", str(tmp_path), *flags])
@@ -70,7 +71,7 @@ def test_each_answer(check, tmp_path):
     assert "| bad | Is bad right? | no | " in report
     assert "3 of 8 rows wrong" in report
     assert "12 tokens a second" in report
-    assert "On H100, at commit 1234." in report
+    assert "On H100, at commit 1234, with MAX 26.7.0." in report
 
 
 def test_it_goes_on_where_it_was(check):
@@ -87,7 +88,13 @@ def test_it_goes_on_where_it_was(check):
 
 
 @pytest.mark.parametrize(
-    "other", [{"gpu": "H200"}, {"commit": "1234-dirty"}, {"commit": "5678"}]
+    "other",
+    [
+        {"gpu": "H200"},
+        {"commit": "1234-dirty"},
+        {"commit": "5678"},
+        {"max": "26.8.0"},
+    ],
 )
 def test_it_does_not_go_on_elsewhere(check, tmp_path, other):
     check([GOOD])
@@ -110,9 +117,43 @@ def test_it_does_not_go_on_from_a_report_that_says_nothing(check, tmp_path):
     assert "of another gpu: not said. Here it is H100." in status
 
 
+def test_it_does_not_go_on_from_changes_without_a_commit(check):
+    """Two trees with changes of the same commit have the same name."""
+    _, _, printed = check([GOOD, BAD], commit="1234-dirty")
+    assert "runs again" not in printed
+    one = ["--steps", "good"]
+    status, verdicts, printed = check([GOOD, BAD], *one, commit="1234-dirty")
+    assert "has results of 1234-dirty, whose changes may be others" in printed
+    assert "good: Is good right? yes" in printed
+    # What was bad in the other tree says nothing of this one.
+    assert (status, verdicts) == (0, {"good": "yes"})
+
+
 def test_a_dry_run_asks_for_no_gpu():
     made = check_gpu.origin(dry=True)
-    assert made == {"gpu": "none: a dry run", "commit": record.commit()}
+    assert made == {
+        "gpu": "none: a dry run",
+        "commit": record.commit(),
+        "max": version("max"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MAX_MISTRAL_MATMUL", "MAX_MISTRAL_VENDOR_BLAS", "MAX_SERVE_USE_VENDOR_BLAS"],
+)
+def test_a_step_has_no_choice_of_the_shells(monkeypatch, name):
+    """Else "matmul-own" might ask about another matmul."""
+    monkeypatch.setenv(name, "the shell's")
+    monkeypatch.setenv("MAX_MISTRAL_FP8", "the shell's")
+    monkeypatch.setenv("MAX_SERVE_PORT", "8001")
+    names = (name, "MAX_MISTRAL_FP8", "MAX_SERVE_PORT")
+    code = f"import os; print([os.environ.get(name) for name in {names}])"
+    asked = dataclasses.replace(
+        step("asked", code), environment={"MAX_MISTRAL_FP8": "keep"}
+    )
+    result = check_gpu.run(asked, dry=False, seconds=60)
+    assert (result.verdict, result.output) == ("yes", "[None, 'keep', '8001']")
 
 
 # Each waits for the other's file, so that one at a time they would wait for ever.
@@ -147,7 +188,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from scripts import check_gpu
 step = check_gpu.Step("slow", "?", [sys.executable, "-c", {ENDLESS!r}])
 check_gpu.steps = lambda out: iter([step])
-check_gpu.origin = lambda dry: {{"gpu": "H100", "commit": "1234"}}
+check_gpu.origin = lambda dry: {{"gpu": "H100", "commit": "1234", "max": "26.7.0"}}
 sys.argv = ["check_gpu", "--out", {str(tmp_path)!r}]
 check_gpu.main()
 """

@@ -1,11 +1,12 @@
 """What a client sends in a chat's messages: read as Mistral's own, or refused."""
 
 import pytest
+from max.pipelines.context.exceptions import InputError
 from max.serve import _tool_call_validation
 
-from max_mistral.chat.client_messages import MOST_CALLS
-from max_mistral.chat.tool_choice import MOST_TOOLS
-from tests.chats import HI, call, called
+from max_mistral.chat.client_messages import IGNORED, MOST_CALLS, read_messages
+from max_mistral.chat.tool_choice import LONGEST_NAMES, MOST_TOOLS
+from tests.chats import ADD, HELLO, HI, SUM, SUNNY, WEATHER, call, called
 from tests.tools import CALLS, TOOLS
 
 THOUGHT = {"type": "text", "text": "hmm"}
@@ -62,6 +63,28 @@ def test_what_would_be_dropped_is_refused(v13, message, reason):
     assert reason in response.json()["detail"]
 
 
+def test_an_unknown_field_of_a_message(v13):
+    said = [HI, HELLO | {"toolcalls": []}]
+    response = v13.ask(messages=[*said, HI])
+    assert response.status_code == 400, response.text
+    reason = "messages[1] has a field 'toolcalls' that is not known"
+    assert reason in response.json()["detail"]
+    v13.answer("2.", messages=[HI | {"toolcalls": None}])
+    read_messages(said, said, keeps_parts=True, takes_unknown=True)
+    with pytest.raises(InputError, match="'toolcalls'"):
+        read_messages(said, said, keeps_parts=True)
+
+
+def test_labels_of_a_message_are_ignored(v13):
+    """An answer of OpenAI's client, or of another server, can be sent back."""
+    want = prompt_after(v13, HELLO)
+    # As dumped by OpenAI's client: what is not there is null.
+    dumped = dict.fromkeys(["refusal", "audio", "function_call", "tool_calls"])
+    for field in IGNORED:
+        value = "Ann" if field in ("name", "id") else [{"type": "x"}]
+        assert prompt_after(v13, HELLO | dumped | {field: value}) == want, field
+
+
 @pytest.mark.parametrize("role", ["user", "system"])
 def test_only_the_assistant_thinks(v13, role):
     message = {"role": role, "content": [thinking("hmm")]}
@@ -106,6 +129,35 @@ def test_more_calls_and_tools_than_can_be_read(v13):
     response = v13.ask(tools=tools)
     assert response.status_code == 400
     assert f"{MOST_TOOLS + 1} tools" in response.json()["detail"]
+
+
+def test_names_of_tools_that_are_long_together(v13):
+    """All are in the grammar, where each may have 1,024 characters."""
+    names = [f"{i:04}" + "f" * 1020 for i in range(LONGEST_NAMES // 1024 + 1)]
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    response = v13.ask(tools=tools, prompt_tokens=[5])
+    assert response.status_code == 400, response.text
+    assert "have 66,560 characters together" in response.json()["detail"]
+    assert "at most 65,536" in response.json()["detail"]
+    assert v13.ask(tools=tools[1:], prompt_tokens=[5]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [HI, called(WEATHER), SUNNY],
+        [HI, called(WEATHER, ADD), SUM, SUNNY, HELLO, HI],
+        [HI, HELLO, called(WEATHER), SUNNY, called(ADD), SUM],
+    ],
+)
+def test_a_result_too_many(v13, messages):
+    """MAX compares each with every call."""
+    v13.answer("2.", messages=messages, tools=TOOLS)
+    at = max(i for i, each in enumerate(messages) if each["role"] == "tool") + 1
+    more = [*messages[:at], messages[at - 1], *messages[at:]]
+    with pytest.raises(InputError, match=rf"messages\[{at}\] is the result of one"):
+        read_messages(more, more, keeps_parts=True)
+    assert v13.ask(messages=more, prompt_tokens=[5]).status_code == 400
 
 
 def test_a_name_of_a_tool_that_cannot_be_written(v13):

@@ -73,6 +73,7 @@ def test_limits_are_those_of_the_code():
         f"lists | {schemas.MAX_NODES:,} | {schemas.MAX_NODES_TOGETHER:,} |",
         f"{tool_choice.MOST_TOOLS:,} tools or {MOST_CALLS:,} tool calls in a message",
         f"| levels of nesting | {schemas.MAX_DEPTH} |",
-        f"| characters | {schemas.MAX_CHARACTERS:,} |",
+        f"| characters | {schemas.MAX_CHARACTERS:,} | "
+        f"{schemas.MAX_CHARACTERS_TOGETHER:,} |",
     ):
         assert row in text

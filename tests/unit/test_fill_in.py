@@ -113,6 +113,31 @@ def test_prompts_that_are_refused(codestral, body, words, stream):
     assert codestral.context is None
 
 
+def test_a_suffix_that_is_too_long_is_not_encoded_for_each_prompt(
+    codestral, monkeypatch
+):
+    encode, encoded = codestral.tokenizer.encode_fim, []
+
+    def encode_fim(prompt, suffix):
+        encoded.append(prompt)
+        return encode(prompt, suffix)
+
+    monkeypatch.setattr(codestral.tokenizer, "encode_fim", encode_fim)
+    refused = codestral.complete(["x"] * 50, suffix="1" * 1000)
+    assert refused.status_code == 400
+    assert "length of 256 tokens" in refused.json()["detail"]
+    assert encoded == ["x"]
+    monkeypatch.setattr("max_mistral.server.suffix.MOST_CHARACTERS", 100)
+    refused = codestral.complete(["y"] * 10, suffix="1" * 11)
+    assert refused.status_code == 400
+    said = "suffix has 11 characters for each of 10 prompts"
+    assert refused.json()["detail"].startswith(said)
+    assert encoded == ["x"]
+    # One prompt is held against the model alone.
+    assert codestral.complete(["z"], suffix="1" * 101).status_code == 200
+    assert encoded == ["x", "z"]
+
+
 def test_echo_is_refused(real_model):
     routes = Routes(real_model("v3").parent, enable_echo=True)
     refused = routes.complete("f(", suffix=")", echo=True, logprobs=1)

@@ -127,6 +127,25 @@ def test_a_step_that_was_interrupted_counts_for_little():
     assert cost.estimate(1, drafts=False) < 0.012
 
 
+def test_one_slow_step_among_the_first_stops_no_drafts():
+    cost = Cost()
+    cost.observe(1, 0.05, drafts=False)
+    cost.observe(16, 5.0, drafts=True)
+    for _ in range(100):
+        assert how_many([Candidate(32, MOST, SURE)], cost) != [0]
+        cost.observe(1, 0.05, drafts=False)
+
+
+def test_rows_that_are_dear_from_the_first_on_are_soon_found_so():
+    cost, likely = Cost(), Candidate(2, MOST, Odds([0.5] * 5))
+    cost.observe(1, 0.05, drafts=False)
+    assert how_many([likely], cost) != [0]
+    for _ in range(6):
+        cost.observe(16, 0.8, drafts=True)
+        cost.observe(1, 0.05, drafts=False)
+    assert how_many([likely], cost) == [0]
+
+
 def test_what_was_learned_of_drafts_fades():
     cost = Cost()
 
@@ -290,14 +309,19 @@ def test_a_row_has_what_max_reads_for_min_tokens():
     assert [mask.shape for mask in masks] == [(0, 2)]
 
 
-@pytest.fixture
-def helper(v13):
+def structured_output(server):
+    """What MAX's pipeline for a server's model holds grammars by."""
     return StructuredOutputHelper.from_tokenizer(
-        v13.tokenizer,
+        server.tokenizer,
         enable_structured_output=True,
-        tool_parser_name=v13.config.runtime.tool_parser,
+        tool_parser_name=server.config.runtime.tool_parser,
         any_whitespace=True,
     )
+
+
+@pytest.fixture
+def helper(v13):
+    return structured_output(v13)
 
 
 def allowed(mask, token):

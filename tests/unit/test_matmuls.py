@@ -109,7 +109,7 @@ def start(monkeypatch):
         dense=False,
         every=PRODUCTS,
     ):
-        checked, switched = [], []
+        checked, switched, fp8_kernels = [], [], []
 
         def finding(matmul, *_):
             checked.append(matmul)
@@ -123,18 +123,21 @@ def start(monkeypatch):
         monkeypatch.setattr(matmuls, "leaves_some_dense", lambda config: dense)
         monkeypatch.setattr(matmuls, "accelerator_api", lambda: api)
         monkeypatch.setattr(matmuls, "load_cublas", lambda: "libcublas.so.13")
-        monkeypatch.setattr(matmuls, "library", lambda: "multistage.mojoc")
+        monkeypatch.setattr(matmuls, "library", lambda fp8: fp8_kernels.append(fp8))
         runtime = SimpleNamespace(use_vendor_blas=asked, precompiled_mefs=mefs)
         libraries = use_right_matmul(
             SimpleNamespace(
                 needs_own_matmul=own,
                 quantization="FP8" if own or quantized else None,
                 step_tokens=None,
+                embeds=False,
             ),
             SimpleNamespace(runtime=runtime),
             SimpleNamespace(_use_vendor_blas=switched.append),
             SimpleNamespace(is_host=host),
         )
+        # MAX's own FP8 kernels know more than ours.
+        assert set(fp8_kernels) <= {own}
         used = [VENDOR for _ in switched] + [MULTISTAGE for _ in libraries]
         return checked, used or [OWN]
 
@@ -162,7 +165,7 @@ def test_what_was_checked_is_said(start, caplog):
     assert start(quantized=True, every=[], dense=True) == ([OWN], [OWN])
     dense, own, quantized, nothing = (record.message for record in caplog.records)
     assert "this model's products as it should" in dense
-    assert "1 to 2048 rows" in dense
+    assert "1 to 8192 rows (the head with up to 256): checked in" in dense
     assert "this model's products as it should" in own
     assert "(those of quantized weights are not checked)" in quantized
     assert "has checked nothing" in nothing
@@ -252,13 +255,13 @@ def finding(monkeypatch):
         session = SimpleNamespace(_use_vendor_blas=lambda _: None)
         monkeypatch.setattr(matmuls, "InferenceSession", lambda devices: session)
         monkeypatch.setattr(matmuls, "wrong_products", lambda *_: check())
-        config = SimpleNamespace(dtype=DType.bfloat16, step_tokens=None)
-        pipeline_config = SimpleNamespace(configure_session=lambda _: None)
-        return matmuls._finding(matmul, PRODUCTS, config, pipeline_config, None)
+        config = SimpleNamespace(dtype=DType.bfloat16, needs_own_matmul=False)
+        asked = SimpleNamespace(configure_session=lambda _: None)
+        return matmuls._finding(matmul, PRODUCTS, config, asked, None, 8192, None)
 
     monkeypatch.setattr(matmuls, "accelerator_api", lambda: "cuda")
     monkeypatch.setattr(matmuls, "load_cublas", lambda: "libcublas.so.13")
-    monkeypatch.setattr(matmuls, "library", lambda: Path("multistage.mojoc"))
+    monkeypatch.setattr(matmuls, "library", lambda fp8: Path("multistage.mojoc"))
     return finding
 
 
@@ -278,7 +281,10 @@ def test_a_matmul_that_fails_is_a_finding(finding, monkeypatch):
 
 def test_the_kernels_for_gpus_compile():
     # As far as this MAX's toolchain does without knowing which GPU.
-    assert gpu_kernels.library().exists()
+    dense, with_fp8 = (gpu_kernels.library(fp8=fp8) for fp8 in (False, True))
+    # That the former has none for FP8 shows where it is used: see the case
+    # "multistage-beside-fp8-block" of scripts/check_gpu_compile.py.
+    assert dense.stat().st_size < with_fp8.stat().st_size
 
 
 def test_only_the_multistage_gemm_is_checked_with_its_kernels(finding):

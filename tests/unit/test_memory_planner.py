@@ -138,6 +138,25 @@ def test_echo_keeps_the_logits_of_all_rows(checkpoint, echo):
     assert planned == (100 * BASE["vocab_size"] * 4 if echo else 0)
 
 
+@pytest.mark.parametrize(("replicas", "number"), [(1, 2 + 4), (2, 2 + 4 + 3 * 4)])
+def test_the_first_device_has_room_for_all_logits(tmp_path, replicas, number):
+    """In bfloat16 and float32; then those of another replica, and of both together."""
+    write_checkpoint(tmp_path, BASE, dtype="bfloat16")
+    with virtual_gpus("sm_90a"):
+        config = make_pipeline_config(
+            tmp_path,
+            enable_echo=True,
+            max_batch_input_tokens=100,
+            device_specs=[DeviceSpec.accelerator(i) for i in range(2)],
+            data_parallel_degree=replicas,
+            quantization_encoding="bfloat16",
+            weight_path=[tmp_path / "model.safetensors"],
+        )
+        planner = MistralMemoryPlanner(MistralConfig.initialize(config))
+        planned = planner.estimate_activation_memory(config, None)
+    assert planned / 2 == 100 * BASE["vocab_size"] * number
+
+
 @pytest.mark.parametrize(("batch", "rows"), [(1, 64), (2, 100)])
 def test_echo_has_no_more_rows_than_requests_have(checkpoint, batch, rows):
     config = make_pipeline_config(

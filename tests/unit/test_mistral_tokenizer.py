@@ -123,6 +123,18 @@ def test_the_newest_tokenizer_of_a_folder_is_taken(tmp_path):
     assert find_tokenizer(tmp_path).name == "tekken.json"
 
 
+@pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model.v3"])
+def test_a_device_is_no_tokenizer(tmp_path, name):
+    """Its bytes do not end. The Hub's cache has links, but to files."""
+    (tmp_path / "blob").touch()
+    (tmp_path / name).symlink_to(tmp_path / "blob")
+    assert find_tokenizer(tmp_path).name == name
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="has no tokenizer"):
+        find_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model"])
 def test_a_broken_file_is_refused(tmp_path, name):
     (tmp_path / name).write_text('{"config": 1')

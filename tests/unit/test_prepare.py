@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,6 +19,7 @@ from max_mistral.fields import MOST_POSITIONS
 from max_mistral.prepare import atomic, prepare
 from max_mistral.prepare.atomic import new_folder
 from max_mistral.prepare.command_line import main
+from tests.unit.test_embeddings import write_recipe
 from tests.unit.test_gguf import write_gguf
 from tests.unit.test_native import write_consolidated
 from workbench.checkpoints import BASE, write_native
@@ -354,3 +356,25 @@ def test_what_a_group_may_write_to_is_copied_without_that(tmp_path):
         copied = tmp_path / "out" / name
         assert not copied.is_symlink()
         assert copied.stat().st_mode == made
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generation_config.json",
+        "tokenizer.json",
+        "modules.json",
+        "1_Pooling/config.json",
+    ],
+)
+def test_a_device_is_not_copied(tmp_path, monkeypatch, name):
+    """It would fill the disk."""
+    source = write_recipe(write_native(tmp_path / "src", BASE))
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to("/dev/zero")
+    copies = Mock()
+    monkeypatch.setattr("shutil.copyfile", copies)
+    prepare(source, tmp_path / "out")
+    copied = [call.args[0] for call in copies.call_args_list]
+    assert source / "tekken.json" in copied
+    assert source / name not in copied

@@ -57,6 +57,15 @@ def test_the_products_of_a_model(tmp_path):
     ]
 
 
+def test_of_parts_that_are_not_equal_both(tmp_path):
+    write_checkpoint(tmp_path, BASE | {"vocab_size": 321}, dtype="bfloat16")
+    config = replace(config_of(tmp_path, devices=2), feed_forward_length=155)
+    found = products(config)
+    assert [product.columns for product in found if product.is_head] == [161, 160]
+    assert [p.columns for p in found if p.then == "swiglu"] == [2 * 78, 2 * 77]
+    assert {78, 77} < {product.terms for product in found}
+
+
 def test_of_a_model_that_embeds_no_head(tmp_path):
     write_checkpoint(tmp_path, BASE, dtype="bfloat16")
     config = config_of(tmp_path)

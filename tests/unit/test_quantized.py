@@ -16,6 +16,7 @@ from tests.quantized_reference import GOLDEN, NAMES, digest
 from workbench.quantized import (
     CONFIG,
     FP8_LAYOUTS,
+    GPTQ_LAYOUTS,
     LAYOUTS,
     NVFP4_LAYOUTS,
     pipeline,
@@ -123,6 +124,19 @@ def test_the_scales_are_the_same_where_gpus_are_virtual(tmp_path, name):
     assert scales
     for key in scales:
         assert np.array_equal(array(alike[key]), array(weights[key])), key
+
+
+@pytest.mark.parametrize("name", GPTQ_LAYOUTS)
+def test_gptq_of_zeros_is_taken_where_gpus_are_virtual(tmp_path, name):
+    """max warm-cache --header-only-weights has no other numbers."""
+
+    def clear(tensors):
+        for tensor in tensors.values():
+            tensor.fill(0)
+
+    write_quantized(tmp_path, LAYOUTS[name], edit=clear)
+    with virtual_gpus("sm_90a"):
+        assert load(tmp_path)
 
 
 @pytest.mark.parametrize("name", FP8_LAYOUTS + NVFP4_LAYOUTS)

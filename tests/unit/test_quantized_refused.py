@@ -14,6 +14,7 @@ from max_mistral.formats.scaled import QuantizedLayers
 from tests.harness import load_safetensors, virtual_gpus
 from workbench.quantized import (
     FP8_LAYOUTS,
+    GPTQ_LAYOUTS,
     LAYOUTS,
     NVFP4_LAYOUTS,
     pipeline,
@@ -102,6 +103,49 @@ def test_scales_of_another_layout_are_named(tmp_path):
 def test_a_bias_in_gptq_must_be_zero(tmp_path):
     write_quantized(tmp_path, LAYOUTS["gptq"], edit=lambda t: t[Q + "bias"].fill(1))
     with pytest.raises(UserError, match=r"q_proj\.bias is unknown"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("word", [0x77777776, 0x07777777, 0x88888888])
+@pytest.mark.parametrize("name", GPTQ_LAYOUTS)
+def test_zero_points_in_gptq_are_eight(tmp_path, name, word):
+    """The last word is all that of GPTQModel's gptq_v2."""
+
+    def edit(tensors):
+        tensors[Q + "qzeros"].view(np.uint32).flat[-1] = word
+
+    write_quantized(tmp_path, LAYOUTS[name], edit=edit)
+    with pytest.raises(UserError, match=rf"q_proj\.qzeros has {word:#010x}, but sym"):
+        load(tmp_path)
+
+
+def test_zero_points_in_gptq_are_whole_numbers(tmp_path):
+    def edit(tensors):
+        tensors[Q + "qzeros"] = tensors[Q + "qzeros"].astype(np.float32)
+
+    write_quantized(tmp_path, LAYOUTS["gptq"], edit=edit)
+    with pytest.raises(UserError, match=r"q_proj\.qzeros of .* is float32"):
+        load(tmp_path)
+
+
+def test_columns_in_gptq_are_in_order_without_desc_act(tmp_path):
+    def edit(tensors):
+        groups = tensors[Q + "g_idx"]
+        groups[[0, -1]] = groups[[-1, 0]]
+
+    write_quantized(tmp_path, LAYOUTS["gptq"], edit=edit)
+    with pytest.raises(UserError, match=r"q_proj\.g_idx has .* desc_act .* is false"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("group", [-1, 1, 2, 2**31 - 1])
+def test_groups_in_gptq_are_of_128_columns(tmp_path, group):
+    def edit(tensors):
+        groups = tensors[Q + "g_idx"]
+        groups[np.flatnonzero(groups == 0)[0]] = group
+
+    write_quantized(tmp_path, LAYOUTS["gptq_desc_act"], edit=edit)
+    with pytest.raises(UserError, match=r"q_proj\.g_idx of .* has groups of other"):
         load(tmp_path)
 
 

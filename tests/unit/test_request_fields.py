@@ -82,6 +82,17 @@ def test_max_completion_tokens(plain):
     assert asked(plain, *CHAT, **body).sampling_params.max_new_tokens == 5
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_of_ends_that_are_ignored_the_clients_own_stay(plain, path):
+    def ends(**body):
+        return asked(plain, path, **body).eos_tracker.eos_token_ids
+
+    assert ends(stop_token_ids=[9]) == {EOS, 9}
+    assert ends(ignore_eos=True, stop_token_ids=[9]) == {9}
+    assert ends(ignore_eos=True, stop_token_ids=[9, EOS]) == {9}
+    assert ends(ignore_eos=True) == set()
+
+
 @pytest.mark.parametrize(
     ("path", "body", "count"),
     [
@@ -116,6 +127,18 @@ def test_return_token_ids(plain, path):
 def test_several_prompts(plain):
     answer = plain.complete(["a", "b"])
     assert len(answer.json()["choices"]) == 2
+
+
+def test_a_prompt_that_is_refused_ends_the_others(checkpoint):
+    """The worker would go on with them, and no one would read the answers."""
+    routes = Routes(checkpoint)
+    routes.worker.may_answer.clear()
+    refused = routes.complete([[5], [6], [10**9]])
+    assert refused.status_code == 400
+    assert "token id 1000000000" in refused.json()["detail"]
+    assert routes.worker.streams == 0
+    numbers = [str(each).rpartition("_")[2] for each in routes.worker.cancelled]
+    assert sorted(numbers) == ["0", "1"]
 
 
 # Honoured with a flag: refused without it, unless it asks for nothing.
@@ -292,3 +315,23 @@ def test_labels_are_ignored(plain, body):
 def test_an_unknown_field_is_named(plain):
     for path in PATHS:
         assert "temprature" in refusal(plain, path, temprature=1)
+
+
+def test_so_is_one_of_a_message(plain, checkpoint):
+    messages = [{"role": "user", "content": "Hi", "colour": "red"}]
+    said = refusal(plain, *CHAT, messages=messages)
+    assert said.startswith("messages[0] has a field 'colour' that is not known")
+    routes = Routes(checkpoint, allow_extra_request_fields=True)
+    assert post(routes, *CHAT, messages=messages).status_code == 200
+
+
+def test_a_flag_lets_unknown_fields_pass_but_not_thinking(checkpoint):
+    """MAX reads it, and would drop it with the flag: its model has no such field."""
+    routes = Routes(checkpoint, allow_extra_request_fields=True)
+    said = refusal(routes, *CHAT, thinking={"type": "enabled"})
+    assert said.startswith("thinking is asked for")
+    assert "`thinking`" in refusal(routes, *CHAT, thinking="on")
+    for value in ({"type": "disabled"}, None):
+        assert post(routes, *CHAT, thinking=value, colour="red").status_code == 200
+    # Completions have none.
+    assert post(routes, *TEXT, thinking={"type": "enabled"}).status_code == 200

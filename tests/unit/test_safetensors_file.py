@@ -1,6 +1,7 @@
 """A safetensors header says nothing that is not held against the file."""
 
 import json
+import os
 
 import pytest
 
@@ -107,3 +108,28 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="became shorter"):
         tensor.read()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    path = tmp_path / "model.safetensors"
+    os.mkfifo(path)
+    # Someone writes to it, so that whoever opens it fails rather than hangs.
+    end = os.open(path, os.O_RDWR)
+    try:
+        os.write(end, bytes(64))
+        with pytest.raises(UserError, match=r"model\.safetensors is .* no plain file"):
+            stored_tensors([path])
+    finally:
+        os.close(end)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(UserError, match="it is no plain file"):
+        stored_tensors([tmp_path])
+
+
+def test_a_link_to_a_file_is_one(tmp_path):
+    path = write(tmp_path / "m.safetensors", GOOD)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(path)
+    assert stored_tensors([link]).keys() == GOOD.keys()

@@ -22,7 +22,7 @@ PRODUCTS = [
     Product(136, 96, "float32", is_head=True),
 ]
 ROWS = rows_to_try()
-ALONE = 256  # how many different rows there are
+ALONE = 257  # how many different rows there are
 
 
 def nothing(result, alone):
@@ -54,6 +54,24 @@ def large_tile(result, alone):
 def last_row(result, alone):
     if len(result) > 1024:
         result[-1] *= -1
+
+
+def tiles_in_each_others_place(result, alone):
+    if len(result) >= 512:
+        result[:512] = np.roll(result[:512], 256, axis=0)
+
+
+def not_written():
+    """A row that keeps what was there before."""
+    before = {}
+
+    def fault(result, alone):
+        if not alone:
+            width, row = result.shape[1], result[1].copy()
+            result[1] = before.get(width, row)
+            before[width] = row
+
+    return fault
 
 
 def every_row(result, alone):
@@ -100,6 +118,8 @@ def model():
         (not_a_number, [(rows, 1) for rows in ROWS if rows > 40]),
         (large_tile, [(rows, rows - 8) for rows in ROWS if rows > 1024]),
         (last_row, [(rows, 1) for rows in ROWS if rows > 1024]),
+        (tiles_in_each_others_place, [(rows, 512) for rows in ROWS if rows >= 512]),
+        (not_written(), [(rows, 1) for rows in ROWS[1:]]),
         (every_row, [(1, ALONE)]),
     ],
 )
@@ -119,7 +139,8 @@ def test_the_numbers_of_rows():
     assert {*range(8, 257, 8), 384, 512, 768, 1024, 2048} < set(ROWS)
     assert rows_to_try(4000) == [*ROWS, 4000]
     assert rows_to_try(100_000) == [*ROWS, 8192]
-    assert rows_to_try(1) == ROWS
+    assert rows_to_try(1) == rows_to_try(None, None) == ROWS
+    assert rows_to_try(4000, 300) == sorted([*ROWS, 300, 4000])
 
 
 def test_a_steps_most_rows_are_tried(model):
@@ -132,6 +153,21 @@ def test_a_steps_most_rows_are_tried(model):
     assert [(each.product, each.rows, each.wrong_rows) for each in found] == [
         (product, 3000, 5) for product in PRODUCTS if not product.is_head
     ]
+
+
+def test_a_head_is_tried_with_as_many_rows_as_it_runs_on(model):
+    """MAX takes up to 512 requests at a time, and echo has a row of each token."""
+
+    def many(result, alone):
+        if len(result) > 300:
+            result[-1] *= -1
+
+    head = next(product for product in PRODUCTS if product.is_head)
+    for requests, wrong in ((None, []), (8, []), (400, [(384, 1), (400, 1)])):
+        found = wrong_products(
+            Faulty(model, many), CPU(), PRODUCTS, DType.bfloat16, None, requests
+        )
+        assert of(found, head) == wrong
 
 
 class InNumPy:

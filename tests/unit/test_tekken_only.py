@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -111,17 +112,26 @@ def test_a_model_may_be_padded(tmp_path, more, fits):
         prepare(source, tmp_path / "dst")
 
 
-def test_tokens_that_it_adds_are_not_lost(tmp_path):
+@pytest.mark.parametrize(
+    ("added", "says"),
+    [
+        ({"0": {}, "320": {}}, "adds 1 tokens to the 320 of the tokenizer, from '320'"),
+        # Python makes no number of so many digits.
+        ({"0": {}, "9" * 5000: {}}, "adds 1 tokens to the 320"),
+        ({"x": {}}, "adds 1 tokens to the 320"),
+        (5, "added_tokens_decoder = 5; expected an object"),
+        (True, "added_tokens_decoder = True; expected an object"),
+        ({"0": {}, "319": {}}, None),
+        (None, None),
+    ],
+    ids=["more", "long", "word", "number", "boolean", "its own", "null"],
+)
+def test_tokens_that_it_adds_are_not_lost(tmp_path, added, says):
     source = without_json(tmp_path / "src")
-    size = BASE["vocab_size"]
-    for added, says in (({"0": {}, str(size): {}}, f"adds 1 tokens to the {size}"),):
-        (source / "tokenizer_config.json").write_text(
-            json.dumps({"added_tokens_decoder": added})
-        )
-        with pytest.raises(UserError, match=says):
-            prepare(source, tmp_path / "dst")
-    (source / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"0": {}}}')
-    prepare(source, tmp_path / "dst")
+    text = json.dumps({"added_tokens_decoder": added})
+    (source / "tokenizer_config.json").write_text(text)
+    with pytest.raises(UserError, match=says) if says else nullcontext():
+        prepare(source, tmp_path / "dst")
 
 
 def test_of_two_formats_hugging_faces_is_linked(tmp_path):

@@ -319,6 +319,9 @@ def test_stop_tokens_that_the_model_cannot_emit_are_left_out(checkpoint, tmp_pat
     assert routes.tokenizer.eos_token_ids == {2, 9}
     assert sampling(routes).stop_token_ids == [2, 9]
     assert routes.context.eos_tracker.eos_token_ids == {2, 9}
+    # MAX has them for a request that names none; to ignore the end ignores them.
+    assert sampling(routes, ignore_eos=True).stop_token_ids == [2, 9]
+    assert routes.context.eos_tracker.eos_token_ids == set()
 
 
 def test_a_folder_without_a_tokenizer_is_refused(checkpoint, tmp_path):

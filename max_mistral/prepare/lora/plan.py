@@ -14,7 +14,7 @@ from gguf.quants import quantize
 from transformers import AutoConfig, PretrainedConfig
 
 from ...errors import UserError
-from ...hf_config import check_counts
+from ...hf_config import check_raw
 from ...weights.check_names import check_tensors
 from ...weights.gguf_encode import dequantize_rows
 from ...weights.heads import join_rotary, rotary_heads, split_rotary
@@ -48,7 +48,8 @@ def read_hf_config(source: Path, config: Mapping[str, Any]) -> PretrainedConfig:
 
     Raises:
         UserError: (a ``ValueError``) if it makes nothing of it, or the
-            checkpoint is quantized, or a count is beyond any model's.
+            checkpoint is quantized, or it is of another model, or a count is
+            beyond any model's.
     """
     parts = (config, config.get("text_config") or {})
     keys = ("quantization_config", "hf_quant_config.json")
@@ -58,7 +59,7 @@ def read_hf_config(source: Path, config: Mapping[str, Any]) -> PretrainedConfig:
             f"{source} is quantized ({keys[of_modelopt]}), and an adapter cannot be "
             "merged into it. Give the model's bfloat16 checkpoint, or a GGUF file."
         )
-    check_counts(f"config.json of {source}", config)
+    check_raw(f"config.json of {source}", config)
     try:
         return AutoConfig.for_model(**config)
     except Exception as error:  # transformers has no narrower one

@@ -15,6 +15,7 @@ from max_mistral.command import model_cache
 from max_mistral.errors import UserError
 from max_mistral.prepare.atomic import PARTIAL
 from tests.commands import value
+from tests.unit.test_embeddings import write_recipe
 from tests.unit.test_gguf import write_gguf
 from workbench.checkpoints import BASE, write_native
 
@@ -36,6 +37,18 @@ def test_a_changed_file_of_a_folder_is_prepared_anew(run, tmp_path):
     _, second, err = run("generate", source)
     assert "Preparing" in err
     assert prepared_config(second)["rms_norm_eps"] == 2e-5
+
+
+def test_a_changed_file_of_a_folder_within_is_prepared_anew(run, tmp_path):
+    source = write_recipe(write_native(tmp_path / "native", BASE))
+    run("generate", source)
+    pooling = source / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps({"pooling_mode": "lasttoken"}))
+    _, second, err = run("generate", source)
+    assert "Preparing" in err
+    copied = Path(value(second, "--model")) / "1_Pooling" / "config.json"
+    assert copied.read_text() == pooling.read_text()
+    assert "Preparing" not in run("generate", source)[2]
 
 
 def prepared_config(command):

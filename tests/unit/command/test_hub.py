@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ class Hub:
         self.error: Exception | None = None
         self.broken: Exception | None = None
         self.asked: list[str] = []
+        self.forced: list[bool] = []
         self.texts: dict[str, str] = {}
 
     def list_repo_files(self, repo, revision=None):
@@ -50,7 +52,12 @@ class Hub:
         return [SimpleNamespace(path=name) for name in self.repos[repo]]
 
     def snapshot_download(
-        self, repo, revision=None, allow_patterns=(), local_files_only=False
+        self,
+        repo,
+        revision=None,
+        allow_patterns=(),
+        local_files_only=False,
+        force_download=False,
     ):
         folder = self.cache / repo.replace("/", "--")
         if local_files_only:
@@ -62,6 +69,7 @@ class Hub:
         if self.broken is not None:
             raise self.broken
         self.asked = list(allow_patterns)
+        self.forced.append(force_download)
         for name in allow_patterns:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(self.texts.get(name, ""))
@@ -139,6 +147,7 @@ def test_no_weights_are_fetched_of_what_does_not_run(site, run, files, texts, sa
     status, found, err = run("serve", "a/b")
     assert (status, found) == (1, [])
     assert says in err
+    assert "cannot be read (" not in err
     assert not [name for name in site.asked if name.endswith(".safetensors")]
 
 
@@ -190,6 +199,29 @@ def test_a_revision_that_is_not_there(site):
     site.error = refused(RevisionNotFoundError)
     with pytest.raises(UserError, match=r"'x'\. Check --huggingface-model-revision"):
         fetch("a/b", "x")
+
+
+def test_weights_of_another_revision_are_refused(site, run):
+    site.repos["a/b"] = [*HUGGING_FACE, "model.safetensors"]
+    status, found, err = run("serve", "a/b", "--huggingface-weight-revision", "v2")
+    assert (status, found, site.asked) == (2, [], [])
+    assert "--huggingface-weight-revision is v2, but of a/b all files" in err
+    assert "--huggingface-model-revision, which counts for the weights too" in err
+
+
+@pytest.mark.parametrize("flags", [[], ["--force-download"]])
+def test_what_was_fetched_before_is_fetched_anew_if_asked_for(site, run, flags):
+    site.repos["a/b"] = [*HUGGING_FACE, "model.safetensors"]
+    folder = fetch("a/b", force=bool(flags))
+    assert site.forced == [bool(flags)] * 2
+    site.texts = {"config.json": MIXTRAL}
+    run("serve", "a/b", *flags)
+    assert site.forced[2:] == [bool(flags)]
+    # What cannot be fetched anew is not taken as it is.
+    site.error = OfflineModeIsEnabled("offline mode is enabled")
+    assert fetch("a/b") == folder
+    with pytest.raises(UserError, match="here, and the Hugging Face Hub cannot be re"):
+        fetch("a/b", force=True)
 
 
 def test_the_only_gguf_file(site):
@@ -255,6 +287,29 @@ def test_without_a_network_what_was_fetched_before_counts(site, tmp_path):
     shutil.rmtree(tmp_path / "hub")
     with pytest.raises(UserError, match=r"a/b-GGUF:Q8_0 is no file or folder .*offli"):
         fetch("a/b-GGUF:Q8_0")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."),
+        ValueError("Unknown scheme for proxy URL URL('socks://127.0.0.1:1080/')"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used(site, error):
+    site.repos["a/b"] = [*HUGGING_FACE, "model.safetensors"]
+    reason = re.escape(f"cannot be read ({error}). Check the spelling, the network")
+    site.error = error
+    with pytest.raises(UserError, match=reason):
+        fetch("a/b")
+    site.error, site.broken = None, error
+    with pytest.raises(UserError, match=reason):
+        fetch("a/b")
+    # What was fetched before counts, as without a network.
+    site.broken = None
+    folder = fetch("a/b")
+    site.error = error
+    assert fetch("a/b") == folder
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ import json
 from unittest.mock import Mock
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from max_mistral import command
+from max_mistral import command, hf_config
 from max_mistral.command.checkpoint import pick_gguf
 from max_mistral.errors import UserError
 from tests.commands import value
+from tests.unit.test_counts import HOSTILE
 from tests.unit.test_gguf import write_gguf
 
 
@@ -58,32 +59,57 @@ def test_a_config_of_wrong_types(run, folder, wrong):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    ("hostile", "says"),
-    [
-        ({"num_labels": 10**9}, "num_labels = 1000000000; expected 65536 at most"),
-        (
-            {"model_type": "ministral", "num_hidden_layers": 2 * 10**9},
-            "num_hidden_layers = 2000000000; expected 4096 at most",
-        ),
-        ({"text_config": {"num_labels": 10**9}}, ": text_config has num_labels"),
-        ({"vision_config": {"n_layer": 10**9}}, ": vision_config has n_layer"),
-    ],
-)
-def test_a_count_is_refused_before_transformers_makes_a_list_of_it(
+@pytest.mark.parametrize(("hostile", "says"), HOSTILE)
+def test_a_hostile_config_is_refused_before_transformers_reads_it(
     run, folder, monkeypatch, hostile, says
 ):
     path = folder / "config.json"
     config = json.loads(path.read_text())
     if "text_config" in hostile:
-        hostile["text_config"] |= config
+        hostile = hostile | {"text_config": config | hostile["text_config"]}
     path.write_text(json.dumps(config | hostile))
     reads = Mock()
     monkeypatch.setattr(AutoConfig, "from_pretrained", reads)
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", reads)
     status, found, err = run("serve", folder)
     assert (status, found) == (1, [])
     assert says in err
     assert not reads.called
+
+
+def test_another_model_behind_the_name_of_one_of_ours(run, folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    tower = config | {"model_type": "mistral4"}
+    whole = config | {"model_type": "mistral3", "text_config": tower}
+    path.write_text(json.dumps(whole))
+    status, found, err = run("serve", folder)
+    assert (status, found) == (1, [])
+    assert "config.json is of Mistral Small 4" in err
+
+
+@pytest.mark.parametrize(
+    ("checked", "says"),
+    [
+        (True, "model_type = 'own'; expected"),
+        (False, "config.json cannot be read by transformers"),
+    ],
+)
+def test_nobody_is_asked_about_a_checkpoints_own_python(
+    run, folder, monkeypatch, checked, says
+):
+    """Not even if transformers comes to read such a config."""
+    if not checked:
+        monkeypatch.setattr(hf_config, "check_raw", lambda source, raw: None)
+    path = folder / "config.json"
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    asks = Mock(side_effect=EOFError)
+    monkeypatch.setattr("builtins.input", asks)
+    status, found, err = run("serve", folder)
+    assert (status, found) == (1, [])
+    assert says in err
+    assert not asks.called
 
 
 def test_folders_without_a_model(run, tmp_path):
