@@ -15,7 +15,8 @@ from workbench.batch import Batch, Request
 from workbench.demo import GGUF
 from workbench.lookup_texts import KINDS, texts
 
-COLOURS = {"type": "array", "items": {"enum": ["red", "green"]}, "maxItems": 12}
+# So long that an answer repeats itself.
+COLOURS = {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 9}
 SAMPLINGS = {
     "greedy": {"top_k": 1},
     "likely": {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 5},
