@@ -6,9 +6,10 @@
 The same seeded random weights for all, and the same two CPUs. The engines' processes
 are loaded side by side and take turns of a few seconds, all others stopped: every
 round runs each measure on every engine, in rotated order, after a look at what the CPU
-does at most (``limits.py``). The table has the medians, and the median of the rounds'
-ratios to llama.cpp. "end_to_end" is decode as the user of ``max generate`` and of
-llama-cpp-python gets it, each in a process of its own, without prompt lookup.
+does at most (``limits.py``). A turn before the first round is not counted. The table
+has the medians, and the median of the rounds' ratios to llama.cpp. "end_to_end" is
+decode as the user of ``max generate`` and of llama-cpp-python gets it, each in a
+process of its own, without prompt lookup.
 "exact" is max_mistral with ``MAX_MISTRAL_KERNELS=exact``, where that differs. Beside
 bfloat16, MAX's own Llama runs through ``max generate``, in float32, which is all that
 it has for safetensors on a CPU.
@@ -29,7 +30,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -138,7 +139,7 @@ def engines(
 def run(
     chosen: Mapping[str, Measured],
     rounds: int,
-    measures: Iterable[str],
+    measures: Sequence[str],
     peaks: Callable[[], Peaks],
     keep: Keep,
 ) -> tuple[Results, list[str]]:
@@ -164,6 +165,11 @@ def run(
     try:
         for name, start in starts.items():
             workers[name] = start()
+        first = measures[0]
+        for worker in workers.values():
+            # Not counted: it reads from the disk again what loading the others has
+            # pushed out of memory.
+            worker.rate(first, *requests_of(first))
         for turn in range(rounds):
             for measure in measures:
                 most[measure].append(peaks())
