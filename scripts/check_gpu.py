@@ -175,7 +175,7 @@ def write(
 def read(out: Path, made: dict[str, str]) -> dict[str, Result]:
     """Returns the results of an earlier run; exits if that was on other terms.
 
-    None of a tree that differed from its commit, for nothing says in what.
+    None of a tree that differed from its commit or has none: nothing says in what.
     """
     path = out / "report.json"
     if not path.exists():
@@ -187,7 +187,7 @@ def read(out: Path, made: dict[str, str]) -> dict[str, Result]:
                 f"{path} has results of another {key}: {then}. Here it is {now}. To "
                 "begin anew, remove that file, or give another folder with --out."
             )
-    if made["commit"].endswith("-dirty"):
+    if made["commit"] == "unknown" or made["commit"].endswith("-dirty"):
         print(
             f"{path} has results of {made['commit']}, whose changes may be others than "
             "those of now. Every step asked for runs again; the report begins anew.",

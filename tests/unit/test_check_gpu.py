@@ -117,13 +117,14 @@ def test_it_does_not_go_on_from_a_report_that_says_nothing(check, tmp_path):
     assert "of another gpu: not said. Here it is H100." in status
 
 
-def test_it_does_not_go_on_from_changes_without_a_commit(check):
+@pytest.mark.parametrize("commit", ["1234-dirty", "unknown"])
+def test_it_does_not_go_on_from_changes_without_a_commit(check, commit):
     """Two trees with changes of the same commit have the same name."""
-    _, _, printed = check([GOOD, BAD], commit="1234-dirty")
+    _, _, printed = check([GOOD, BAD], commit=commit)
     assert "runs again" not in printed
     one = ["--steps", "good"]
-    status, verdicts, printed = check([GOOD, BAD], *one, commit="1234-dirty")
-    assert "has results of 1234-dirty, whose changes may be others" in printed
+    status, verdicts, printed = check([GOOD, BAD], *one, commit=commit)
+    assert f"has results of {commit}, whose changes may be others" in printed
     assert "good: Is good right? yes" in printed
     # What was bad in the other tree says nothing of this one.
     assert (status, verdicts) == (0, {"good": "yes"})
