@@ -33,12 +33,20 @@ def read_json(path: Path) -> dict[str, Any]:
             twice.
         OSError: If the file cannot be read.
     """
-    if path.exists() and not path.is_file():
+    if is_no_file(path):
         what = "a folder" if path.is_dir() else "no plain file"
         raise UserError(
             f"{path} is {what}; expected a file. Copy the checkpoint's file there."
         )
     return parse_json(path.read_bytes(), str(path))
+
+
+def is_no_file(path: Path) -> bool:
+    """Whether a folder, pipe or device is there.
+
+    To open a pipe waits for whoever writes to it, perhaps for ever.
+    """
+    return path.exists() and not path.is_file()
 
 
 def parse_json(data: bytes, source: str) -> dict[str, Any]:

@@ -64,7 +64,6 @@ def products(config: GraphConfig, *, some_dense: bool = False) -> list[Product]:
     """
     degree = config.sharing.tensor_parallel_degree
     hidden = config.hidden_size
-    widths = _parts(config.feed_forward_length, degree)
     queries = config.num_attention_heads * config.head_dim // degree
     keys = config.sharing.total_kv_heads * config.head_dim // degree
     found = []
@@ -74,15 +73,13 @@ def products(config: GraphConfig, *, some_dense: bool = False) -> list[Product]:
         for vocabulary in _parts(config.vocab_size, degree):
             found.append(Product(vocabulary, hidden, then, is_head=True))
     quantization = config.quantization
-    if quantization is None or some_dense:
-        for wide in widths:
-            found += block_products(hidden, wide, queries, keys)
-    if config.needs_own_matmul:
-        static = isinstance(quantization, FP8) and quantization.static
-        for wide in widths:
-            found += block_products(
-                hidden, wide, queries, keys, fp8=True, static=static
-            )
+    static = isinstance(quantization, FP8) and quantization.static
+    for wide in _parts(config.feed_forward_length, degree):
+        sizes = (hidden, wide, queries, keys)
+        if quantization is None or some_dense:
+            found += block_products(*sizes)
+        if config.needs_own_matmul:
+            found += block_products(*sizes, fp8=True, static=static)
     return list(dict.fromkeys(found))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..errors import UserError, shown
+from ..fields import is_no_file
 from .stored import Stored
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
@@ -81,8 +81,7 @@ def read_header(path: Path, *, vocabulary: bool = True) -> GGUFHeader:
             that overlaps another or has no bytes in the file.
         OSError: If the file cannot be read.
     """
-    # To open a pipe waits for whoever writes to it, perhaps for ever.
-    if not stat.S_ISREG(path.stat().st_mode):
+    if is_no_file(path):
         raise _incomplete(path, "it is no plain file but a folder, pipe or device")
     with path.open("rb") as file:
         return _Reader(path, file, vocabulary).header()

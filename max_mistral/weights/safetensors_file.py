@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..errors import UserError, shown
-from ..fields import parse_json
+from ..fields import is_no_file, parse_json
 from .stored import Stored
 
 # The format's own limit.
@@ -75,11 +74,9 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, SafeTensor]:
 
 def _read_file(path: Path) -> dict[str, SafeTensor]:
     """A little-endian uint64 ``n``, ``n`` bytes of JSON, then the tensors."""
-    found = path.stat()
-    # To open a pipe waits for whoever writes to it, perhaps for ever.
-    if not stat.S_ISREG(found.st_mode):
+    if is_no_file(path):
         raise _incomplete(path, "it is no plain file but a folder, pipe or device")
-    size = found.st_size
+    size = path.stat().st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         if size < 8 or header_size > min(size - 8, _MOST_HEADER):

@@ -1,3 +1,4 @@
+import os
 from functools import cache
 
 import pytest
@@ -42,3 +43,23 @@ def real_model(tmp_path_factory):
         return write_model(kind, tmp_path_factory.mktemp("real") / "m")
 
     return write
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """Makes a pipe of a name that whoever opens it can read, and would find wrong.
+
+    Someone writes to it: it does not hang.
+    """
+    ends = []
+
+    def make(name):
+        path = tmp_path / name
+        os.mkfifo(path)
+        ends.append(os.open(path, os.O_RDWR))
+        os.write(ends[-1], bytes(64))
+        return path
+
+    yield make
+    for end in ends:
+        os.close(end)
