@@ -42,6 +42,7 @@ from .kv_room import with_room
 from .model_config import MistralConfig
 from .own_folders import note_use
 from .weight_adapters import WEIGHT_ADAPTERS, convert_safetensor_state_dict
+from .weights.unchanged import unchanged
 from .workarounds.graph_cache import find_at_once
 from .workarounds.log_probabilities import EchoLogProbabilities
 from .workarounds.orphans import end_with_the_server
@@ -151,8 +152,8 @@ class MistralModel(
 
         Raises:
             UserError: (a ``ValueError``) if the checkpoint does not fit its
-                config, or no matmul is right on this GPU; see
-                :mod:`.gpu_matmul.matmuls`.
+                config or changes meanwhile, or no matmul is right on this GPU;
+                see :mod:`.gpu_matmul.matmuls`.
         """
         config = self.arch_config_as(MistralConfig)
         # The head runs on a row of each request, or on those of all tokens.
@@ -164,7 +165,9 @@ class MistralModel(
             self.devices[0],
             self.max_batch_size if last else config.step_tokens or MOST_ROWS,
         )
-        with default_custom_extensions_scope(*kernels):
+        # To the end: what MAX has mapped it copies to a GPU late.
+        paths = self.pipeline_config.model.resolved_weight_paths()
+        with unchanged(paths), default_custom_extensions_scope(*kernels):
             return self.load_graphs(session)[GraphRole.DECODER]
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:

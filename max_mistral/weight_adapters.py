@@ -34,7 +34,7 @@ from .weights.dtypes import FLOATS, cast, check_dtype
 from .weights.finite import check_weight
 from .weights.gguf_file import GGUFCheckpoint
 from .weights.heads import copy_kv_heads, on_rows, rotary_heads, split_rotary
-from .weights.kept import KeptMatrices, check_unchanged, state_of
+from .weights.kept import KeptMatrices
 from .weights.names import (
     EMBEDDING,
     HEAD,
@@ -48,6 +48,7 @@ from .weights.names import (
 )
 from .weights.packed import ENCODINGS, PackedWeight, on_cpu, pack_matrix, runs_packed
 from .weights.safetensors_file import stored_tensors
+from .weights.unchanged import check_unchanged, state_of
 
 logger = logging.getLogger("max.pipelines")
 
@@ -139,6 +140,8 @@ def convert_safetensor_state_dict(
     # Each tensor was read by itself, of the version that then was there. What MAX has
     # mapped and copies to a GPU it reads again, after this.
     check_unchanged(paths, state)
+    if kept is not None:
+        kept.read_ahead()
     return weights
 
 
@@ -185,6 +188,8 @@ def convert_gguf_state_dict(
     sharing = Sharing.of(huggingface_config, pipeline_config.model)
     weights = copy_kv_heads(weights, sharing)
     check_unchanged(paths, state)
+    if kept is not None:
+        kept.read_ahead()
     return weights
 
 

@@ -127,11 +127,13 @@ def judge(status: int, output: str) -> Verdict:
 
 
 def origin(dry: bool) -> dict[str, str]:
-    """Returns the GPU, and the commit and MAX's version that are checked on it."""
-    found = record.origin("max")
+    """Returns the GPU, and the commit and the versions that are checked on it."""
+    found = record.origin("max", "nvidia-cublas")
     checked: dict[str, str] = {
         "commit": found["commit"],
         "max": found.get("max", "none"),
+        # The package's version: one of the system, which goes first, is not asked.
+        "nvidia-cublas": found.get("nvidia-cublas", "none"),
     }
     if dry:
         return {"gpu": "none: a dry run"} | checked

@@ -37,6 +37,7 @@ from ..gpu_matmul.matmuls import use_right_matmul
 from ..inputs import MistralInputs
 from ..model_config import MistralConfig
 from ..own_folders import note_use
+from ..weights.unchanged import unchanged
 from ..workarounds.graph_cache import find_at_once
 from ..workarounds.orphans import end_with_the_server
 from ..workarounds.run_graph import run_graph
@@ -107,7 +108,8 @@ class MistralEmbeddingModel(PipelineModel[TextContext, MistralEmbeddingConfig, M
         )
         self._has_run = False
         end_with_the_server()
-        with default_custom_extensions_scope(*kernels):
+        paths = pipeline_config.model.resolved_weight_paths()
+        with unchanged(paths), default_custom_extensions_scope(*kernels):
             self.model = self.load_graphs(session)[GraphRole.ENCODER]
 
     @override

@@ -98,6 +98,7 @@ class Cost:
         # each other, and with the seconds.
         self._sums = [0.0] * 9
         self._found = (0.0, 0.0, 0.0)
+        self._steps = 0
 
     def observe(self, rows: int, seconds: float, *, drafts: bool) -> None:
         """Takes in one step.
@@ -111,7 +112,11 @@ class Cost:
             # One that something interrupted would count for dozens of others, early
             # ones for hundreds. Where steps do take longer, a few of them tell.
             expected = self.estimate(rows, drafts=drafts)
+            if self._steps == 1 and expected > self.SLOWEST * seconds:
+                # The first one was: there was nothing to hold it against.
+                self._sums = [0.0] * 9
             seconds = min(seconds, self.SLOWEST * expected)
+        self._steps += 1
         cost = paid(rows)
         step = [1.0, cost, drafts, cost * cost, cost * drafts, drafts]
         step += [seconds, cost * seconds, drafts * seconds]

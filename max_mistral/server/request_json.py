@@ -1,26 +1,28 @@
 """A request's JSON, as MAX's pydantic models are to read it.
 
-Pydantic makes an error of each wrong item of a list, once for every type that the list
-may have, and asked what is wrong an object of each error. A body may have millions.
+Pydantic makes an error of each wrong item, once for every type that it may have. A body
+may have millions, so lists are read to the first one, and objects have a limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from max.pipelines.context.exceptions import InputError
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from pydantic_core import SchemaValidator
 
 from ..chat import without_nulls
-from ..errors import shown
 from .mistral_fields import FIELDS, as_openai
+
+MOST_NAMES = 1024
+"""Of an object whose names are a client's."""
 
 # Of the errors of a body that are looked at, that an answer lists, and of their
 # letters.
 _MOST_READ, _MOST, _LONGEST = 100, 5, 500
-
-_ID = TypeAdapter(int)
 
 
 class RequestModel:
@@ -59,15 +61,41 @@ class RequestModel:
         return dict(self._model.model_fields) | dict.fromkeys(more)
 
     def model_validate(self, body: Any) -> Any:
-        """Returns what the model makes of a request's JSON."""
+        """Returns what the model makes of a request's JSON.
+
+        Raises:
+            InputError: (a ``ValueError``) if an object has too many names.
+            ValidationError: (a ``ValueError``) that says what is wrong; of a list the
+                first item.
+        """
         if isinstance(body, dict):
-            check_lists(body, self._model.model_fields)
+            _check_names(body)
             if self._has_seed:
                 body = without_nulls(as_openai(body))
             if self._is_chat and body.get("thinking", "") is None:
                 body = {k: v for k, v in body.items() if k != "thinking"}
         self.given = body
-        return self._model.model_validate(body)
+        return _reader(self._model).validate_python(body)
+
+
+@functools.cache
+def _reader(model: Any) -> SchemaValidator:
+    """Reads as a pydantic model does, but a list ends at its first wrong item."""
+    schema = _failing_fast(model.__pydantic_core_schema__)
+    try:
+        # Or it would be the model's own one, whatever the schema.
+        return SchemaValidator(schema, _use_prebuilt=False)
+    except TypeError:  # an older pydantic
+        return SchemaValidator(schema)
+
+
+def _failing_fast(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        made = {key: _failing_fast(value) for key, value in schema.items()}
+        return made | {"fail_fast": True} if made.get("type") == "list" else made
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_failing_fast, schema))
+    return schema
 
 
 def first_words(error: ValidationError) -> str:
@@ -88,72 +116,20 @@ def first_words(error: ValidationError) -> str:
     return "; ".join(line.rstrip(".")[:_LONGEST] for line in lines) + "."
 
 
-def check_lists(body: Mapping[str, Any], fields: Collection[str]) -> None:
-    """Names the first item of a wrong type in a list that may have millions.
-
-    All that pydantic takes passes. At a tool that is no object MAX fails before this.
-
-    Args:
-        body: A request's JSON.
-        fields: Those that the request may have.
-
-    Raises:
-        InputError: (a ``ValueError``) that names the item.
-    """
-    for field in ("messages", "tools", "prompt", "input"):
-        items = body.get(field)
-        if field not in fields or not isinstance(items, list):
-            continue
-        if field in ("messages", "tools"):
-            _refuse(field, items, _other_than(dict, items), "an object")
-        else:
-            _check_prompts(field, items)
+def _check_names(body: Mapping[str, Any]) -> None:
+    for where, found in _objects(body):
+        if isinstance(found, dict) and len(found) > MOST_NAMES:
+            raise InputError(
+                f"{where} has {len(found)} fields, but may have {MOST_NAMES}."
+            )
 
 
-def _check_prompts(field: str, items: list[Any]) -> None:
-    """Holds items against texts, token ids, and lists of token ids."""
-    if _other_than(str, items) is None:
-        return
-    if _other_than(list, items) is None:
-        for i, ids in enumerate(items):
-            _refuse(f"{field}[{i}]", ids, _no_id(ids), "a token id")
-        return
-    at = _no_id(items)
-    if at is None:
-        return
-    wanted = "a token id" if at else "a text, a token id or a list of token ids"
-    # What the first one is, the others were to be.
-    if isinstance(items[0], str):
-        at, wanted = _other_than(str, items), "a text"
-    elif isinstance(items[0], list):
-        at, wanted = _other_than(list, items), "a list of token ids"
-    _refuse(field, items, at, wanted)
-
-
-def _refuse(field: str, items: list[Any], at: int | None, wanted: str) -> None:
-    if at is not None:
-        found = shown(items[at])[:_LONGEST]
-        raise InputError(f"{field}[{at}] is {found}, not {wanted}.")
-
-
-def _other_than(kind: type, items: list[Any]) -> int | None:
-    """Returns where the first item of another type is."""
-    if {type(each) for each in items} <= {kind}:
-        return None
-    return next(i for i, each in enumerate(items) if type(each) is not kind)
-
-
-def _no_id(items: list[Any]) -> int | None:
-    """Returns where the first item is that pydantic takes for no whole number."""
-    if {type(each) for each in items} <= {int, bool}:
-        return None
-    return next((i for i, each in enumerate(items) if not _is_id(each)), None)
-
-
-def _is_id(found: Any) -> bool:
-    """Whether pydantic takes it for a whole number, as it does "5" and 5.0."""
-    try:
-        _ID.validate_python(found)
-    except ValidationError:
-        return False
-    return True
+def _objects(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Those of a request each of whose fields pydantic reads, whatever its name."""
+    yield "the request", body
+    for field in ("logit_bias", "metadata"):
+        yield field, body.get(field)
+    messages = body.get("messages")
+    for i, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict):
+            yield f"messages[{i}].audio", message.get("audio")

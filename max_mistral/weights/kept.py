@@ -11,20 +11,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import mmap
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
-import numpy as np
 from max.driver import is_virtual_device_mode
 
 from .. import switches
-from ..disk import sync
-from ..errors import UserError
 from ..kernels.pieces import Bytes
 from ..own_folders import (
     LOCK,
@@ -37,11 +32,11 @@ from ..own_folders import (
     remove,
 )
 from ..switches import is_on
+from .mapped import PARTIAL, mapped, read_ahead, write
 from .memory import bytes_stored
+from .unchanged import State, check_unchanged, state_of
 
 logger = logging.getLogger("max.pipelines")
-
-State = tuple[tuple[int, int, int, int], ...]
 
 FOLDER = "packed"
 
@@ -49,7 +44,6 @@ FOLDER = "packed"
 _LEAST_BYTES = 2**27
 # How many times the weights' size must be free: a cache is not worth a full disk.
 _ROOM = 4
-_PARTIAL = "part-"
 # No matrix is written for as long.
 _ABANDONED = 3600.0
 # Whoever has the lock makes a folder, and removes old ones.
@@ -70,6 +64,7 @@ class KeptMatrices:
         self._folder = folder
         self._check = check
         self._written: list[Path] = []
+        self._mapped: list[Bytes] = []
 
     @classmethod
     def of(
@@ -103,7 +98,7 @@ class KeptMatrices:
         if self._folder is None:
             return False
         try:
-            return _mapped(self._folder / name, shape) is not None
+            return mapped(self._folder / name, shape) is not None
         except OSError:  # not there
             return False
 
@@ -125,18 +120,19 @@ class KeptMatrices:
             return make()
         path = self._folder / name
         try:
-            found = _mapped(path, shape)
+            found = mapped(path, shape)
         except OSError:  # not there, or no longer
             found = None
         if found is not None:
             self._check()
+            self._mapped.append(found)
             return found
         made = make()
         self._check()
         try:
-            _write(path, made)
+            write(path, made)
             self._written.append(path)
-            found = _mapped(path, shape)
+            found = mapped(path, shape)
         except OSError as error:
             logger.warning("Packed weights cannot be kept: %s", error)
             # A full disk has its room back. Another process may write to the folder.
@@ -144,41 +140,13 @@ class KeptMatrices:
             self._folder = None
         return made if found is None else found
 
+    def read_ahead(self) -> Thread | None:
+        """Has those that an earlier start kept read while the caller goes on.
 
-def state_of(paths: Sequence[Path]) -> State:
-    """Returns what changes when a file is written to or another takes its place.
-
-    A size and a time of modification are not enough: some tools set the latter.
-    Of a file that is not there it is zeros.
-    """
-    found = []
-    for path in paths:
-        try:
-            file = path.stat()
-        except OSError:
-            found.append((0, 0, 0, 0))
-            continue
-        made = file.st_size, file.st_ino, file.st_mtime_ns
-        found.append((*made, file.st_ctime_ns))
-    return tuple(found)
-
-
-def check_unchanged(paths: Sequence[Path], state: State) -> None:
-    """Raises a ``UserError`` if a file of a checkpoint is no longer what it was.
-
-    Args:
-        paths: Its files.
-        state: What :func:`state_of` returned before any of them was read.
-    """
-    # Not by the last number: it changes with a file's mode, and its links. Nor by the
-    # second: some file systems over a network give a file another one now and then.
-    if [file[:3:2] for file in state_of(paths)] == [file[:3:2] for file in state]:
-        return
-    names = ", ".join(map(str, paths))
-    raise UserError(
-        f"{names} changed while the weights were loaded. Start again when the files "
-        "are whole."
-    )
+        Returns:
+            The thread that does it; ``None`` where there is nothing to do.
+        """
+        return read_ahead(self._mapped)
 
 
 def _folder_for(paths: Sequence[Path], state: State, how: str) -> Path | None:
@@ -211,7 +179,7 @@ def _folder_for(paths: Sequence[Path], state: State, how: str) -> Path | None:
             folder,
             switches.KEEP_PACKED,
         )
-    remove(folder.glob(f"{_PARTIAL}*"), unused=_ABANDONED)
+    remove(folder.glob(f"{PARTIAL}*"), unused=_ABANDONED)
     return folder
 
 
@@ -240,38 +208,3 @@ def _sweep(checkpoint: Path) -> None:
     """Removes what an earlier state left, and checkpoints not used for a month."""
     remove(path for path in checkpoint.iterdir() if path.name != LOCK)
     remove(checkpoint.parent.iterdir(), unused=UNUSED)
-
-
-def _mapped(path: Path, shape: tuple[int, int]) -> Bytes | None:
-    """Returns a file's bytes, which are read when they are used; ``None`` if not ours.
-
-    Raises:
-        OSError: If it cannot be opened.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        size = shape[0] * shape[1]
-        if not is_ours(path) or os.fstat(descriptor).st_size != size:
-            return None
-        # MAX takes no array that cannot be written to.
-        pages = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
-    finally:
-        os.close(descriptor)
-    # Decoding reads every page each token: in pages of 4 KiB it is a tenth slower.
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # This Linux has none.
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, np.uint8).reshape(shape)
-
-
-def _write(path: Path, packed: Bytes) -> None:
-    """The file appears whole, and only once the disk has it."""
-    descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
-    partial = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(packed.data)
-        sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

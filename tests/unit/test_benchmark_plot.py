@@ -79,3 +79,15 @@ def test_the_documents_have_the_report():
     assert plot.most(report) in speed
     apart = plot.spread(report).removeprefix("apart: ").split(" (")[0]
     assert apart.replace("%", " %") in speed
+
+
+def test_the_document_has_the_table_of_hours():
+    speed = (ROOT / "docs" / "speed.md").read_text()
+    for report in json.loads((RESULTS / "hours.json").read_text()):
+        row, cells = report["1.1B bf16"], []
+        for measure in ("prefill", "decode_batch"):
+            memory = [f"{p['read'] / 1e9:.0f}" for p in row["peaks"][measure]]
+            ours, base = (row[e][measure] for e in ("max_mistral", "llama.cpp"))
+            ratios = [f"{a / b:.2f}x" for a, b in zip(ours, base, strict=True)]
+            cells += [", ".join(memory), ", ".join(ratios)]
+        assert f" | {' | '.join(cells)} |\n" in speed

@@ -136,6 +136,7 @@ def test_a_dry_run_asks_for_no_gpu():
         "gpu": "none: a dry run",
         "commit": record.commit(),
         "max": version("max"),
+        "nvidia-cublas": record.origin("nvidia-cublas").get("nvidia-cublas", "none"),
     }
 
 

@@ -5,18 +5,21 @@ import os
 import re
 import shutil
 import stat
+import sys
 import threading
 import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
 from max.driver import DeviceSpec
+from max.pipelines.lib.graph_specs import GraphRole
 from transformers import MistralConfig
 
+from max_mistral import model as model_module
 from max_mistral import switches, weight_adapters
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding
@@ -25,9 +28,11 @@ from max_mistral.prepare import prepare
 from max_mistral.prepare.gguf_config import read_config
 from max_mistral.weights import gguf_file
 from max_mistral.weights import kept as module
+from max_mistral.weights import mapped as files_module
 from max_mistral.weights.gguf_file import GGUFCheckpoint
-from max_mistral.weights.kept import KeptMatrices, state_of
+from max_mistral.weights.kept import KeptMatrices
 from max_mistral.weights.packed import PackedWeight, pack_matrix
+from max_mistral.weights.unchanged import state_of
 from tests.harness import load_safetensors, store
 from tests.unit.test_gguf import write_gguf
 from workbench.checkpoints import BASE, write_checkpoint
@@ -91,12 +96,35 @@ def test_huge_pages_are_asked_for(checkpoint, cache):
     """At its first start and at the next ones; what smaps calls ``hg``."""
     kept = [matrix(checkpoint, Packer()) for _ in range(2)]
     (file,) = files(cache)
-    mappings = re.split(
-        r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(), flags=re.M
-    )
-    ours = [text for text in mappings if str(file) in text]
+    ours = mappings(str(file))
     assert len(ours) == len(kept)
     assert all(" hg " in text.partition("VmFlags:")[2] for text in ours)
+
+
+def mappings(path):
+    """What smaps says of each place where a file is mapped."""
+    text = Path("/proc/self/smaps").read_text()
+    return [
+        each for each in re.split(r"^(?=[0-9a-f]+-)", text, flags=re.M) if path in each
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's advice")
+def test_what_an_earlier_start_kept_is_read_ahead(checkpoint, cache):
+    shape = (1, 3 * 2**24 + 5)  # more than one step
+    for _ in range(2):
+        kept = KeptMatrices.of([checkpoint])
+        found = kept.matrix("a", shape, lambda: np.ones(shape, np.uint8))
+        # What this start packed was in memory a moment ago.
+        thread = kept.read_ahead()
+    thread.join(30)
+    assert not thread.is_alive()
+    (file,) = files(cache)
+    resident = [
+        int(n) for n in re.findall(r"^Rss: +(\d+)", "".join(mappings(str(file))), re.M)
+    ]
+    assert sum(resident) * 1024 >= found.size
+    assert not KeptMatrices().read_ahead()
 
 
 def test_each_has_its_own(checkpoint):
@@ -191,7 +219,7 @@ def test_a_disk_that_is_full_keeps_nothing(checkpoint, cache, caplog, monkeypatc
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "sync", full)
+    monkeypatch.setattr(files_module, "sync", full)
     packers = {name: Packer(i) for i, name in enumerate("abc")}
     kept = KeptMatrices.of([checkpoint])
     with caplog.at_level(logging.WARNING, logger="max.pipelines"):
@@ -220,7 +248,7 @@ def test_a_disk_that_fills_up_has_its_room_back(checkpoint, cache, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "sync", full)
+    monkeypatch.setattr(files_module, "sync", full)
     kept.matrix("last", SHAPE, Packer(3))
     assert [path.name for path in files(cache)] == ["theirs"]
 
@@ -228,7 +256,7 @@ def test_a_disk_that_fills_up_has_its_room_back(checkpoint, cache, monkeypatch):
 def test_another_process_goes_on_where_a_write_failed(checkpoint, cache, monkeypatch):
     ours, theirs = KeptMatrices.of([checkpoint]), KeptMatrices.of([checkpoint])
     with monkeypatch.context() as once:
-        once.setattr(module, "_write", Mock(side_effect=OSError(5, "I/O error")))
+        once.setattr(module, "write", Mock(side_effect=OSError(5, "I/O error")))
         ours.matrix("a", SHAPE, Packer(1))
     theirs.matrix("a", SHAPE, Packer(1))
     assert len(files(cache)) == 1
@@ -316,7 +344,7 @@ def test_what_was_not_used_for_a_month_goes(checkpoint, cache, tmp_path):
 def test_what_a_killed_process_left_goes(checkpoint, cache):
     matrix(checkpoint, Packer())
     (kept,) = files(cache)
-    left = [kept.with_name(f"{module._PARTIAL}{i}") for i in range(2)]
+    left = [kept.with_name(f"{module.PARTIAL}{i}") for i in range(2)]
     for path in left:
         path.write_bytes(b"half")
     before = time.time() - 2 * 3600
@@ -441,6 +469,25 @@ def test_so_is_a_gguf_file_that_changes(tmp_path, monkeypatch, switch, function)
     )
     assert load()
     replace_after(monkeypatch, gguf_file, function, path)
+    with pytest.raises(UserError, match=CHANGED):
+        load()
+
+
+def test_one_that_changes_while_graphs_load_is_refused(checkpoint, monkeypatch):
+    """As weights that MAX has mapped are copied to a GPU."""
+    monkeypatch.setattr(model_module, "use_right_matmul", lambda *_: ())
+    model, changes = MagicMock(), []
+    model.pipeline_config.model.resolved_weight_paths = lambda: [checkpoint]
+
+    def load_graphs(_):
+        for text in changes:
+            checkpoint.write_bytes(text)
+        return {GraphRole.DECODER: "graph"}
+
+    model.load_graphs = load_graphs
+    load = partial(model_module.MistralModel.load_model, model, Mock())
+    assert load() == "graph"
+    changes.append(b"another one")
     with pytest.raises(UserError, match=CHANGED):
         load()
 

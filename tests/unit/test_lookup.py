@@ -127,6 +127,13 @@ def test_a_step_that_was_interrupted_counts_for_little():
     assert cost.estimate(1, drafts=False) < 0.012
 
 
+def test_the_first_step_may_be_the_slow_one():
+    cost = Cost()
+    cost.observe(1, 5.0, drafts=False)
+    cost.observe(1, 0.05, drafts=False)
+    assert cost.estimate(1, drafts=False) == pytest.approx(0.05, rel=0.01)
+
+
 def test_one_slow_step_among_the_first_stops_no_drafts():
     cost = Cost()
     cost.observe(1, 0.05, drafts=False)
