@@ -23,14 +23,27 @@ MOST_SCALE = 1e6
 LEAST_EPS, MOST_EPS = 1e-12, 1.0
 # The base of RoPE; at 1 all frequencies would be the same.
 LEAST_THETA, MOST_THETA = 1.001, 1e15
+# In bytes, of a file that is read whole; the largest tekken.json has 20 MB.
+MOST_FILE = 2**28
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
     Raises:
-        UserError: (a ``ValueError``) if it is no JSON, no object, or has a key
-            twice.
+        UserError: (a ``ValueError``) if it is no JSON, no object, has a key
+            twice, or is larger than :data:`MOST_FILE`.
+        OSError: If the file cannot be read.
+    """
+    return parse_json(read_whole(path), str(path))
+
+
+def read_whole(path: Path) -> bytes:
+    """Returns the bytes of a checkpoint's file that is no weights.
+
+    Raises:
+        UserError: (a ``ValueError``) if it is no plain file, or larger than
+            :data:`MOST_FILE`.
         OSError: If the file cannot be read.
     """
     if is_no_file(path):
@@ -38,7 +51,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is {what}; expected a file. Copy the checkpoint's file there."
         )
-    return parse_json(path.read_bytes(), str(path))
+    # A sparse file of any size takes no room on the disk, but all of memory.
+    size = path.stat().st_size
+    if size > MOST_FILE:
+        raise UserError(
+            f"{path} has {size} bytes; expected {MOST_FILE} at most. Fetch it again."
+        )
+    return path.read_bytes()
 
 
 def is_no_file(path: Path) -> bool:

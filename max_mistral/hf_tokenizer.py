@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 from max.pipelines.lib import PipelineConfig
+from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from .errors import UserError
 from .hf_config import text_config
 from .hf_files import find_file
+from .tekken import PATTERN
+
+# What transformers 4 wrote into the tokenizer.json that it made of a tekken.json, such
+# as that of Mistral Small 3.1 (``integrations/mistral.py``).
+_WRONG = "|".join(
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
 
 
 def load_fast(
@@ -44,9 +61,11 @@ def load_fast(
                     "folder that has one with: max-mistral prepare FOLDER NEW_FOLDER. "
                     "max-mistral serve and generate do so by themselves."
                 )
-            return PreTrainedTokenizerFast.from_pretrained(
+            fast = PreTrainedTokenizerFast.from_pretrained(
                 model_path, fix_mistral_regex=True, **options
             )
+            _mend_cuts(fast)
+            return fast
         loaded = AutoTokenizer.from_pretrained(
             model_path, trust_remote_code=trust_remote_code, **options
         )
@@ -60,6 +79,21 @@ def load_fast(
             "Give a checkpoint with its tokenizer.json, or make one with "
             "python -m max_mistral.prepare."
         ) from error
+
+
+def _mend_cuts(fast: PreTrainedTokenizerFast) -> None:
+    """Puts tekken's expression in the place of the one known to be wrong.
+
+    ``fix_mistral_regex`` does it too, but not where transformers 5 saved the config
+    or the Hub does not say that the model is of Mistral's family.
+    """
+    cuts = fast.backend_tokenizer.pre_tokenizer
+    if not isinstance(cuts, pre_tokenizers.Sequence):
+        return
+    # What a tokenizer.json has of them.
+    first = json.loads(cuts.__getstate__())["pretokenizers"][:1]
+    if [each.get("pattern") for each in first] == [{"Regex": _WRONG}]:
+        cuts[0] = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
 
 
 def vocab_size(

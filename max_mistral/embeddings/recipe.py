@@ -17,7 +17,7 @@ from httpx import HTTPError
 from max.pipelines.lib import MAXModelConfig
 
 from ..errors import UserError, shown
-from ..fields import read_json
+from ..fields import read_json, read_whole
 from ..hf_files import find_file
 from ..weights.gguf_file import GGUFCheckpoint
 
@@ -114,8 +114,9 @@ def _check_text(folder: str, revision: str | None) -> None:
 
 
 def _read_list(path: Path) -> list[dict[str, Any]]:
+    data = read_whole(path)
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}). Fetch it again."

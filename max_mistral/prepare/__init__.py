@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 
 from .. import hf_config
 from ..errors import UserError, shown
-from ..fields import MOST_POSITIONS, Fields, read_json
+from ..fields import MOST_POSITIONS, read_json
 from ..mistral_common_chat import MISTRAL_TOKENIZERS
 from ..other_models import refuse_other_models
 from ..weights.gguf_file import GGUFCheckpoint
@@ -32,18 +32,17 @@ from . import gguf_config
 from .atomic import new_folder
 from .embedding_files import copy_embedding_files
 from .gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
-from .lora.adapter import Change, read_adapter
+from .lora.adapter import Change, note_images, read_adapter
 from .lora.gguf import merge_gguf
 from .lora.plan import read_hf_config, untie
 from .lora.safetensors import merge_safetensors
-from .mistral_tokenizer import find_tokenizer, write_tokenizer
+from .mistral_tokenizer import find_tokenizer, refuse_more_tokens, write_tokenizer
 from .native import PARAMS, read_config
 from .shards import find_shards, find_tensors, link_shards
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 # What of it holds for a tokenizer that is made anew too.
 _KEPT = ("chat_template", "add_eos_token")
-_ADDED = "added_tokens_decoder"
 
 # What a folder has beside its weights. Mistral's own tokenizer file encodes chats.
 _COPIED = (
@@ -83,8 +82,8 @@ def prepare(
         lora_scale: What its low-rank changes are multiplied by.
 
     Returns:
-        Lines for the user: what merging into a quantized GGUF file lost, and where
-        an adapter's texts end otherwise.
+        Lines for the user: what merging into a quantized GGUF file lost, what of an
+        adapter is left out, and where its texts end otherwise.
 
     Raises:
         UserError: (a ``ValueError``) if ``source`` is missing or of a kind
@@ -107,12 +106,14 @@ def prepare(
         )
     with new_folder(destination) as folder:
         if source.is_file():
-            return _prepare_gguf(source, folder, context, lora, lora_scale)
-        if lora is not None:
-            _merge_folder(source, folder, context, lora, lora_scale)
+            notes = _prepare_gguf(source, folder, context, lora, lora_scale)
         else:
-            _link_folder(source, folder, context)
-        return copy_embedding_files(source, folder, lora)
+            if lora is not None:
+                _merge_folder(source, folder, context, lora, lora_scale)
+            else:
+                _link_folder(source, folder, context)
+            notes = copy_embedding_files(source, folder, lora)
+        return notes if lora is None else notes + note_images(lora)
 
 
 def _prepare_gguf(
@@ -216,7 +217,8 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
                 f"{file} has {size} tokens, but the model has {known}. Copy the "
                 "tokenizer that belongs to the checkpoint."
             )
-        _keep_settings(source, folder, size)
+        refuse_more_tokens(source, size)
+        _keep_settings(source, folder)
     for name in _COPIED:
         # A link may be to a device, whose bytes do not end.
         if (source / name).is_file() and not (folder / name).exists():
@@ -224,32 +226,11 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
             shutil.copyfile(source / name, folder / name)
 
 
-def _keep_settings(source: Path, folder: Path, size: int) -> None:
-    """Lets what a Hugging Face folder says of its tokenizer count for more.
-
-    Raises:
-        UserError: (a ``ValueError``) if it adds tokens to the ``size`` there are,
-            or cannot be read.
-    """
+def _keep_settings(source: Path, folder: Path) -> None:
+    """Lets what a Hugging Face folder says of its tokenizer count for more."""
     path = source / _TOKENIZER_CONFIG
     if not path.exists():
         return
-    theirs = read_json(path)
-    fields = Fields(str(path), theirs.get)
-    if fields.has(_ADDED):
-        fields.fields(_ADDED)  # or raises
-    # Of thousands of digits Python makes no number.
-    more = [
-        key
-        for key in theirs.get(_ADDED) or {}
-        if not key.isdecimal() or len(key) > 9 or int(key) >= size
-    ]
-    if more:
-        raise UserError(
-            f"{path} adds {len(more)} tokens to the {size} of the tokenizer, from "
-            f"{shown(more[0])} on. Make a tokenizer.json with "
-            "transformers: AutoTokenizer.from_pretrained, then save_pretrained."
-        )
-    ours = read_json(folder / _TOKENIZER_CONFIG)
+    theirs, ours = read_json(path), read_json(folder / _TOKENIZER_CONFIG)
     ours |= {key: theirs[key] for key in _KEPT if theirs.get(key) is not None}
     (folder / _TOKENIZER_CONFIG).write_text(json.dumps(ours, indent=2))

@@ -20,8 +20,8 @@ from tokenizers import (
     pre_tokenizers,
 )
 
-from ..errors import UserError
-from ..fields import MOST_TOKENS, Fields, read_json
+from ..errors import UserError, shown
+from ..fields import MOST_TOKENS, Fields, read_json, read_whole
 from ..tekken import pattern_of
 from .bpe import (
     UNK,
@@ -35,6 +35,7 @@ from .bpe import (
 from .chat_template import chat_template
 
 _BOS, _EOS = "<s>", "</s>"
+_ADDED = "added_tokens_decoder"
 
 # All tekken files so far have 1000.
 _MOST_SPECIAL = 2**16
@@ -116,6 +117,40 @@ def write_tokenizer(path: Path, folder: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
+def refuse_more_tokens(source: Path, size: int) -> None:
+    """Raises a ``UserError`` if a folder adds tokens to the ``size`` of its tokenizer.
+
+    transformers would add them; what is written here would lack them.
+    """
+    added: dict[Path, list[str]] = {}
+    path = source / "tokenizer_config.json"
+    if path.exists():
+        theirs = read_json(path)
+        fields = Fields(str(path), theirs.get)
+        if fields.has(_ADDED):
+            fields.fields(_ADDED)  # or raises
+        # Of thousands of digits Python makes no number.
+        added[path] = [
+            key
+            for key in theirs.get(_ADDED) or {}
+            if not key.isdecimal() or len(key) > 9 or int(key) >= size
+        ]
+    path = source / "added_tokens.json"
+    if path.exists():
+        added[path] = [
+            token
+            for token, index in read_json(path).items()
+            if type(index) is not int or not 0 <= index < size
+        ]
+    for path, more in added.items():
+        if more:
+            raise UserError(
+                f"{path} adds {len(more)} tokens to the {size} of the tokenizer, from "
+                f"{shown(more[0])} on. Make a tokenizer.json with "
+                "transformers: AutoTokenizer.from_pretrained, then save_pretrained."
+            )
+
+
 def _read_tekken(path: Path) -> tuple[Tokenizer, str]:
     """The byte-level BPE of tiktoken behind a block of special tokens; a template."""
     file = Fields(str(path), read_json(path).get)
@@ -184,7 +219,7 @@ def tekken_cuts(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
 def _read_sentencepiece(path: Path) -> tuple[Tokenizer, str]:
     """A sentencepiece BPE with byte fallback, and a template."""
     # Read here, for what cannot be read is no broken file.
-    model = SentencePieceProcessor(model_proto=path.read_bytes())
+    model = SentencePieceProcessor(model_proto=read_whole(path))
     tokenizer = make_sentencepiece(
         [model.id_to_piece(i) for i in range(model.vocab_size())],
         [model.get_score(i) for i in range(model.vocab_size())],

@@ -17,6 +17,7 @@ from max_mistral.prepare.lora.adapter import read_adapter
 from max_mistral.prepare.lora.maths import merge
 from max_mistral.prepare.shards import find_shards
 from max_mistral.weights.heads import join_rotary, split_rotary
+from max_mistral.weights.names import in_text_tower
 from tests.harness import load_safetensors
 from tests.lora_reference import CASES, GOLDENS, SCALED, TINY
 from workbench.checkpoints import make_tensors, write_checkpoint, write_native
@@ -188,6 +189,59 @@ def test_a_text_tower(tmp_path, inside):
     for key, tensor in expected.items():
         assert close(after[f"language_model.{key}"], tensor, "float32"), key
     assert np.array_equal(after["vision_tower.patch_conv.weight"], image)
+
+
+# As PEFT names them where target_modules is of names such as q_proj.
+VISION = "base_model.model.model.vision_tower.transformer.layers.0.attention.q_proj."
+PROJECTOR = "base_model.model.model.multi_modal_projector.linear_1."
+
+
+def for_images():
+    return {
+        VISION + "lora_A.weight": ones(4, 24),
+        VISION + "lora_B.weight": ones(24, 4),
+        PROJECTOR + "weight": ones(16, 24),
+    }
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_what_an_adapter_changes_of_images_is_left_out(tmp_path, old):
+    base = write_checkpoint(tmp_path / "base", TINY)
+    images = {VISION.removeprefix("base_model.model.") + "weight": ones(24, 24)}
+    text = {
+        in_text_tower(key, "model.language_model."): tensor
+        for key, tensor in load(base).items()
+    }
+    save_file(text | images, base / "model.safetensors")
+    (base / "config.json").write_text(json.dumps(TOWER))
+    # transformers 4 had the towers outside of the model.
+    more = {
+        key.replace("model.model.", "model.") if old else key: tensor
+        for key, tensor in for_images().items()
+    }
+    saved = {"modules_to_save": ["multi_modal_projector"]}
+    folder = edited(tmp_path, config=saved, tensors=more)
+    alone = prepare(base, tmp_path / "text", lora=GOLDENS / "float16")
+    notes = prepare(base, tmp_path / "new", lora=folder)
+    assert alone == []
+    assert [note[:52] for note in notes] == [
+        "The adapter's tensors for images are left out (3): m"
+    ]
+    both, after = load(tmp_path / "text"), load(tmp_path / "new")
+    assert both.keys() == after.keys()
+    assert all(np.array_equal(both[key], after[key]) for key in both)
+
+
+def test_an_adapter_for_images_alone(tmp_path):
+    folder = edited(tmp_path)
+    save_file(for_images(), folder / "adapter_model.safetensors")
+    assert "for images alone (3), and max_mistral reads texts" in refused(folder)
+
+
+def test_a_saved_module_that_only_sounds_like_one_of_images(tmp_path):
+    saved = {"modules_to_save": ["projector"]}
+    message = refused(edited(tmp_path, config=saved, tensors=for_images()))
+    assert "has projector in modules_to_save, which the base has not" in message
 
 
 def test_a_tied_head_stays_as_it_was(tmp_path):

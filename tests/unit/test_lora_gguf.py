@@ -113,6 +113,18 @@ def values(tensor):
     return dequantize_rows(tensor.stored.read(), tensor.ggml_type, tensor.shape)
 
 
+def test_what_is_for_images_is_left_out(tmp_path, base):
+    modules = {"layers.0.self_attn.q_proj": SHAPES["blk.0.attn_q"]}
+    image = {"vision_tower.transformer.layers.0.attention.q_proj": (24, 24)}
+    both, _ = write_adapter(tmp_path / "both", modules | image)
+    text, _ = write_adapter(tmp_path / "text", modules)
+    *losses, note = prepare(base, tmp_path / "new", lora=both)
+    assert "for images are left out (2)" in note
+    assert losses == prepare(base, tmp_path / "alone", lora=text)
+    new, alone = (tmp_path / folder / base.name for folder in ("new", "alone"))
+    assert new.read_bytes() == alone.read_bytes()
+
+
 def test_each_encoding(tmp_path, base):
     modules = {f"layers.0.{m}": SHAPES[f"blk.0.{t}"] for m, t in CHANGED.items()}
     adapter, deltas = write_adapter(tmp_path / "adapter", modules)

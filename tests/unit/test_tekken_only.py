@@ -12,6 +12,8 @@ from max_mistral.errors import UserError
 from max_mistral.prepare import prepare
 from max_mistral.tokenizer import MistralTokenizer
 from tests.harness import load_safetensors
+from tests.lora_reference import GOLDENS
+from tests.lora_reference import TINY as LORA_TINY
 from workbench.checkpoints import (
     BASE,
     make_tensors,
@@ -132,6 +134,33 @@ def test_tokens_that_it_adds_are_not_lost(tmp_path, added, says):
     (source / "tokenizer_config.json").write_text(text)
     with pytest.raises(UserError, match=says) if says else nullcontext():
         prepare(source, tmp_path / "dst")
+
+
+@pytest.mark.parametrize(
+    ("added", "says"),
+    [
+        # As ChatML's fine-tunes of Mistral 7B have it, without added_tokens_decoder.
+        (
+            {"<|im_end|>": 320, "</s>": 2},
+            r"added_tokens\.json adds 1 tokens to the 320",
+        ),
+        ({"<x>": "7"}, "adds 1 tokens to the 320 of the tokenizer, from '<x>'"),
+        ({"<x>": -1}, "adds 1 tokens"),
+        ({"<x>": True}, "adds 1 tokens"),
+        ([], r"added_tokens\.json has \[\]; expected a JSON object"),
+        ({"<unk>": 0, "</s>": 2}, None),
+    ],
+    ids=["more", "string", "negative", "boolean", "list", "its own"],
+)
+@pytest.mark.parametrize("lora", [None, GOLDENS / "plain"], ids=["alone", "lora"])
+def test_tokens_of_added_tokens_json_are_not_lost(tmp_path, added, says, lora):
+    source = write_checkpoint(tmp_path / "src", LORA_TINY | {"vocab_size": 320})
+    for path in source.glob("tokenizer*.json"):
+        path.unlink()
+    write_tekken(source, 320)
+    (source / "added_tokens.json").write_text(json.dumps(added))
+    with pytest.raises(UserError, match=says) if says else nullcontext():
+        prepare(source, tmp_path / "dst", lora=lora)
 
 
 def test_of_two_formats_hugging_faces_is_linked(tmp_path):

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from ...errors import UserError, shown
 from ...fields import read_json
 from ...weights.gguf_encode import dequantize_rows
-from ...weights.names import EMBEDDING, TEXT_TOWERS, expected_tensors
+from ...weights.names import EMBEDDING, TEXT_TOWERS, expected_tensors, image_towers
 from ...weights.safetensors_file import SafeTensor, read_tensors
 from .config import AdapterConfig
 from .maths import Values, merge
@@ -29,6 +29,10 @@ FLOATS = {
     "BF16": GGMLQuantizationType.BF16,
 }
 _PREFIX = "base_model.model."
+# PEFT's target_modules name modules of the image tower too: it has a q_proj as well.
+_IMAGES = tuple(
+    f"{_PREFIX}{tower}" for tower in image_towers("huggingface", TEXT_TOWERS[0])
+)
 # What a name ends in, and what the tensor is; the longest first.
 _ENDINGS = {
     ".lora_magnitude_vector.weight": "magnitude",
@@ -102,7 +106,8 @@ def read_adapter(
     found = read_json(folder / CONFIG)
     adapter = AdapterConfig(str(folder / CONFIG), found)
     modules = _modules(config)
-    parts = _sort_tensors(folder / WEIGHTS, modules)
+    text, images = _read_tensors(folder)
+    parts = _sort_tensors(folder / WEIGHTS, text, modules)
     shapes = expected_tensors(config, "graph", tied=False)
     changes: dict[str, Change] = {}
     for graph, (module, part) in parts.items():
@@ -117,8 +122,38 @@ def read_adapter(
             strength * adapter.scale(module),
             embedding,
         )
-    adapter.check_complete([module for module, _ in parts.values()], modules)
+    left_out = [name.removeprefix(_PREFIX) for name in images]
+    adapter.check_complete([module for module, _ in parts.values()], modules, left_out)
     return changes
+
+
+def note_images(folder: Path) -> list[str]:
+    """Returns a line for the user if an adapter has tensors of an image tower.
+
+    Raises:
+        UserError: (a ``ValueError``) as :func:`read_adapter` does.
+    """
+    _, images = _read_tensors(folder)
+    if not images:
+        return []
+    return [
+        f"The adapter's tensors for images are left out ({len(images)}): max_mistral "
+        "reads texts. What the new folder has for images is the base's."
+    ]
+
+
+def _read_tensors(folder: Path) -> tuple[dict[str, SafeTensor], dict[str, SafeTensor]]:
+    """An adapter's tensors by their names: of texts, and of images alone."""
+    path = folder / WEIGHTS
+    tensors = read_tensors([path])
+    images = {n: t for n, t in tensors.items() if n.startswith(_IMAGES)}
+    if images and len(images) == len(tensors):
+        raise UserError(
+            f"{path} has tensors for images alone ({len(images)}), and max_mistral "
+            "reads texts: nothing would change. Expected some of the text model's. "
+            "Give another adapter, or use the base without one."
+        )
+    return {n: t for n, t in tensors.items() if n not in images}, images
 
 
 def _modules(config: PretrainedConfig) -> dict[str, str]:
@@ -137,11 +172,11 @@ def _modules(config: PretrainedConfig) -> dict[str, str]:
 
 
 def _sort_tensors(
-    path: Path, modules: Mapping[str, str]
+    path: Path, tensors: Mapping[str, SafeTensor], modules: Mapping[str, str]
 ) -> dict[str, tuple[str, dict[str, SafeTensor]]]:
     """The adapter's tensors by what they change, with its module's name there."""
     parts: dict[str, tuple[str, dict[str, SafeTensor]]] = {}
-    for name, tensor in read_tensors([path]).items():
+    for name, tensor in tensors.items():
         ending = next(filter(name.endswith, _ENDINGS), None)
         module = name.removeprefix(_PREFIX).removesuffix(ending or "")
         graph = modules.get(module)

@@ -180,11 +180,24 @@ class AdapterConfig:
                     "of another size cannot be merged.",
                 )
 
-    def check_complete(self, modules: Collection[str], known: Collection[str]) -> None:
-        """Refuses a file that lacks a module which should be there."""
+    def check_complete(
+        self,
+        modules: Collection[str],
+        known: Collection[str],
+        left_out: Collection[str] = (),
+    ) -> None:
+        """Refuses a file that lacks a module which should be there.
+
+        Args:
+            modules: Those that the adapter changes.
+            known: All of the base, by each spelling.
+            left_out: Names of the adapter's tensors that are not merged.
+        """
         for name in self.saved:
             # No dot before it: "norm" is input_layernorm too (PEFT, _set_trainable).
             if not any(module.endswith(name) for module in known):
+                if any(f".{name}." in f".{other}" for other in left_out):
+                    continue
                 self.refuse(f"has {name} in modules_to_save, which the base has not")
             if not any(module.endswith(name) for module in modules):
                 self.refuse(f"lists {name}, but the adapter has no tensors for it")
