@@ -74,7 +74,7 @@ def make_sentencepiece(
     byte_pieces: Collection[int],
     user_defined: Collection[int] = (),
     *,
-    space_before: Literal["all", "first", "none"],
+    space_before: Literal["all", "missing", "none"],
 ) -> Tokenizer:
     """Returns the BPE of sentencepiece, with byte fallback.
 
@@ -85,8 +85,9 @@ def make_sentencepiece(
         byte_pieces: The ids of ``<0x00>`` to ``<0xFF>``.
         user_defined: The ids of pieces that are never cut, whatever their score.
         space_before: Whether a space goes in front of each stretch of text
-            between control tokens, as in mistral-common, of the first only,
-            as in Hugging Face's tokenizers and templates, or of none.
+            between control and user-defined tokens, as sentencepiece puts it;
+            of each that begins with none, as Hugging Face's templates often
+            write it themselves; or of none.
 
     Raises:
         UserError: (a ``ValueError``) if there is no unknown piece, a piece is
@@ -101,23 +102,22 @@ def make_sentencepiece(
         )
     if not all(map(math.isfinite, scores)):
         raise UserError("The tokenizer has scores that are no numbers. Fetch it again.")
-    # Merged pieces have a negative score; those with none stand by themselves.
-    merged = {
-        piece: -scores[i]
-        for i, piece in enumerate(pieces)
-        if scores[i] < 0 and i not in byte_pieces and i not in special
-    }
+    # With the score 0 too: the first merge has it, and what extends a vocabulary.
+    set_apart = special | byte_pieces | user_defined
+    ranks = {p: -scores[i] for i, p in enumerate(pieces) if i not in set_apart}
+    merges = find_merges(ranks)
+    # Neither sentencepiece's library nor gguf's converter tells which pieces of a
+    # tokenizer.model are user-defined, such as v3's [REFERENCE_DOC_0]: they have the
+    # score 0 too, and no two pieces make them.
+    alone = ranks.keys() - {left + right for left, right in merges}
     whole = [
         piece
         for i, piece in enumerate(pieces)
-        if i in user_defined
-        or (i not in byte_pieces and i not in special and piece not in merged)
+        if i in user_defined or (piece in alone and len(piece) > 1 and scores[i] >= 0)
     ]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
-        models.BPE(
-            vocab, find_merges(merged), unk_token=UNK, fuse_unk=True, byte_fallback=True
-        )
+        models.BPE(vocab, merges, unk_token=UNK, fuse_unk=True, byte_fallback=True)
     )
     if space_before == "all":
         tokenizer.normalizer = normalizers.Sequence(
@@ -125,7 +125,7 @@ def make_sentencepiece(
         )
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-            prepend_scheme="first" if space_before == "first" else "never",
+            prepend_scheme="always" if space_before == "missing" else "never",
             split=False,
         )
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

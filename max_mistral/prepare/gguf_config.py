@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
+
 from ..fields import (
     LEAST_EPS,
     LEAST_THETA,
@@ -76,6 +78,8 @@ def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:
         "eos_token_id": ends if len(ends) > 1 else ends[0],
         "rope_parameters": rope,
         "dtype": "float32",
+        # Without it transformers warns that the pattern of tekken is wrong.
+        "transformers_version": transformers.__version__,
     }
     beta = f"{arch}.attention.temperature_scale"
     if file.has(beta) and file.get(beta) != 0:

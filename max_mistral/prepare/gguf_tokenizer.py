@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer, pre_tokenizers
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..fields import MOST_POSITIONS, MOST_TOKENS, Fields
 from ..tekken import PATTERN
 from ..weights.gguf_file import GGUFCheckpoint
 from .bpe import add_bos, make_byte_level, make_sentencepiece, write
+from .chat_template import chat_template
 from .mistral_tokenizer import tekken_cuts
+
+logger = logging.getLogger("max.pipelines")
 
 # How text is cut before BPE, by ``tokenizer.ggml.pre``; llama.cpp
 # ``src/llama-vocab.cpp`` has the expressions.
@@ -27,7 +31,17 @@ PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
 }
 
 # ``tokenizer.ggml.token_type``
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+_TEMPLATE = "tokenizer.chat_template"
+# What llama.cpp's ``conversion/mistral.py`` writes there for a checkpoint in
+# Mistral's own format, and the version of the tokenizer that it stands for.
+_NAMED_TEMPLATES = {
+    "mistral-v1": 1,
+    "mistral-v3": 3,
+    "mistral-v3-tekken": 3,
+    "mistral-v7": 7,
+    "mistral-v7-tekken": 7,
+}
 # Some files name only one token that ends an answer, and others do too.
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _END_TEXTS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
@@ -38,7 +52,8 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
 
     Raises:
         UserError: (a ``ValueError``) if the file's tokenizer is neither
-            sentencepiece's nor of a kind in :data:`PRE_TOKENIZERS`.
+            sentencepiece's nor of a kind in :data:`PRE_TOKENIZERS`, or its scores
+            do not say how pieces merge.
     """
     file = checkpoint.metadata
     kind = file.string("tokenizer.ggml.model")
@@ -55,16 +70,14 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
         if types[i] == _USER_DEFINED:
             types[i] = _CONTROL
     if kind == "llama":
-        tokenizer = _sentencepiece(file, tokens, types)
+        tokenizer = _sentencepiece(checkpoint, tokens, types)
     elif kind == "gpt2" and pre in PRE_TOKENIZERS:
         tokenizer = _byte_level(file, pre, tokens, types)
     else:
         raise UserError(
             f"{checkpoint.path} has a tokenizer of kind {kind!r}/{pre!r}; "
             "max_mistral builds 'llama', and 'gpt2' with "
-            f"{' and '.join(map(repr, PRE_TOKENIZERS))}. Put config.json and the "
-            "tokenizer of the model's own checkpoint in a folder, and start with "
-            f"--model FOLDER --weight-path {checkpoint.path}."
+            f"{' and '.join(map(repr, PRE_TOKENIZERS))}. {_own_tokenizer(checkpoint)}"
         )
     # Whether the file says so or not, sentencepiece and tekken begin with <s>.
     adds_bos = file.boolean(
@@ -92,8 +105,9 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
     # Only embeddings go by it: a prompt does not end where an answer begins.
     if file.boolean("tokenizer.ggml.add_eos_token", default=False):
         config["add_eos_token"] = True
-    if file.has("tokenizer.chat_template"):
-        config["chat_template"] = file.string("tokenizer.chat_template")
+    template = _chat_template(file, sentencepiece=kind == "llama")
+    if template is not None:
+        config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
@@ -120,6 +134,25 @@ def _read_types(file: Fields, tokens: list[str]) -> list[int]:
     return list(types)
 
 
+def _chat_template(file: Fields, *, sentencepiece: bool) -> str | None:
+    """The Jinja template; ``None`` where there is none."""
+    found = file.string(_TEMPLATE, default="")
+    if found in _NAMED_TEMPLATES:
+        return chat_template(_NAMED_TEMPLATES[found], (), sentencepiece=sentencepiece)
+    # Without a brace every chat would be the same prompt.
+    if "{" not in found:
+        if found:
+            logger.warning(
+                "%s has %s = %s, which is no Jinja template and is left out. For chats "
+                "give one with --chat-template.",
+                file.source,
+                _TEMPLATE,
+                shown(found),
+            )
+        return None
+    return found
+
+
 def _byte_level(
     file: Fields, pre: str, tokens: list[str], types: list[int]
 ) -> Tokenizer:
@@ -140,18 +173,43 @@ def _byte_level(
     )
 
 
-def _sentencepiece(file: Fields, tokens: list[str], types: list[int]) -> Tokenizer:
-    scores = file.items("tokenizer.ggml.scores", float)
-    _check_length(file, "tokenizer.ggml.scores", scores, tokens)
-    prefixed = file.boolean("tokenizer.ggml.add_space_prefix", default=True)
+def _sentencepiece(
+    checkpoint: GGUFCheckpoint, tokens: list[str], types: list[int]
+) -> Tokenizer:
+    file = checkpoint.metadata
+    key = "tokenizer.ggml.scores"
+    scores = file.items(key, float)
+    _check_length(file, key, scores, tokens)
+    merged = [scores[i] for i in _of_type(types, _NORMAL) if len(tokens[i]) > 1]
+    # As gguf's converter writes them where it has no tokenizer.model.
+    if len(merged) > 1 and len(set(merged)) == 1:
+        file.refuse(
+            f"{key} of all {len(merged)} pieces of text",
+            merged[0],
+            "scores that differ, by which pieces merge",
+            _own_tokenizer(checkpoint),
+        )
+    space_before: Literal["all", "missing", "none"] = "missing"
+    if not file.boolean("tokenizer.ggml.add_space_prefix", default=True):
+        space_before = "none"
+    elif file.string(_TEMPLATE, default="") in _NAMED_TEMPLATES:
+        # As with Mistral's own tokenizer.model: the template writes none.
+        space_before = "all"
     return make_sentencepiece(
         tokens,
         scores,
         _of_type(types, _CONTROL, _UNKNOWN),
         _of_type(types, _BYTE),
         _of_type(types, _USER_DEFINED),
-        # The template in the file is Hugging Face's.
-        space_before="first" if prefixed else "none",
+        space_before=space_before,
+    )
+
+
+def _own_tokenizer(checkpoint: GGUFCheckpoint) -> str:
+    """What to do where the file's own tokenizer is of no use."""
+    return (
+        "Put config.json and the tokenizer.json of the model's own checkpoint in a "
+        f"folder, and start with --model FOLDER --weight-path {checkpoint.path}."
     )
 
 

@@ -1,6 +1,7 @@
 """Reading GGUF: the rotary order, the metadata, and files that are no good."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def write_gguf(
     scales_queries=True,
     eos=2,
     add_eos=None,
+    fillers=0,
 ) -> Path:
     """Writes a one-layer GGUF of hidden size 8 with four tokens."""
     writer = gguf.GGUFWriter(path, architecture)
@@ -54,7 +56,7 @@ def write_gguf(
         writer.add_rope_scaling_yarn_log_mul(1.0)
         if scales_queries:
             writer.add_attn_temperature_scale(0.1)
-    add_four_tokens(writer, eos)
+    add_four_tokens(writer, eos, fillers)
     if add_eos is not None:
         writer.add_add_eos_token(add_eos)
     rng = np.random.default_rng(0)
@@ -81,11 +83,13 @@ def write_gguf(
     return path
 
 
-def add_four_tokens(writer: gguf.GGUFWriter, eos: int | None = 2) -> None:
+def add_four_tokens(
+    writer: gguf.GGUFWriter, eos: int | None = 2, fillers: int = 0
+) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(["<s>", "a", "b", "ab"])
-    writer.add_token_types([3, 1, 1, 1])
+    writer.add_token_list(["<s>", "a", "b", "ab", *map(str, range(fillers))])
+    writer.add_token_types([3, 1, 1, 1] + [1] * fillers)
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(0)
     if eos is not None:
@@ -108,6 +112,19 @@ def test_config_from_metadata(tmp_path):
     assert config["sliding_window"] is None
     assert config["tie_word_embeddings"] is True
     assert config["vocab_size"] == 4
+
+
+def test_a_large_vocabulary_loads_without_a_warning(tmp_path, caplog):
+    """transformers takes it for one with a wrong pattern if no version is there."""
+    path = write_gguf(tmp_path / "m.gguf", fillers=100_000)
+    prepare(path, tmp_path / "model")
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) > 100_000
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def load(path, **kwargs):
@@ -364,7 +381,8 @@ def write_vocabulary(path, kind, pre, tokens, types, scores=None, merges=None, *
     writer.add_eos_token_id(2)
     for name, value in more.items():
         kind = gguf.GGUFValueType.get_type(value)
-        writer.add_key_value(f"tokenizer.ggml.{name}", value, kind)
+        key = name if "." in name else f"tokenizer.ggml.{name}"
+        writer.add_key_value(key, value, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -1,8 +1,13 @@
-"""Tokens of a GGUF file: matched whole, the end of an answer, with a space or not."""
+"""Tokens of a GGUF file: merged or whole, ends, spaces before, the chat template."""
 
+import asyncio
 import json
 
+import numpy as np
 import pytest
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as MistralCommon
+from sentencepiece import SentencePieceProcessor
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -14,19 +19,24 @@ from max_mistral.tokenizer import MistralTokenizer
 from max_mistral.weights.gguf_file import GGUFCheckpoint
 from tests.unit.test_gguf import write_gguf, write_vocabulary
 from tests.unit.test_gguf_header import edited
+from tests.unit.test_mistral_tokenizer import CHATS, TEXTS
 from workbench.runner import make_pipeline_config
+from workbench.tokenizers import tokenizer_file
 
 # ``tokenizer.ggml.token_type``
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 CHATML = ["<|im_end|>", "<|im_start|>"]
 LETTERS = ["▁a", "ab", "▁ab", "▁", "a", "b", "<|", "<", "|"]
+SCORES = [-1.0 - i for i in range(len(LETTERS))]
 
 
-def write_sentencepiece(path, added, added_type=USER_DEFINED, score=-1000.0, **more):
+def write_sentencepiece(
+    path, added, added_type=USER_DEFINED, score=-1000.0, letter_scores=SCORES, **more
+):
     """A small one, with tokens behind it as llama.cpp's old convert.py adds them."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *LETTERS]
     types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(LETTERS)
-    scores = [0.0] * 259 + [-1.0 - i for i in range(len(LETTERS))]
+    scores = [0.0] * 259 + letter_scores
     types += [added_type] * len(added)
     scores += [score] * len(added)
     return write_vocabulary(
@@ -61,7 +71,7 @@ def test_a_user_defined_token_of_sentencepiece_is_whole(tmp_path, score):
     checkpoint = write_sentencepiece(tmp_path / "m.gguf", CHATML, score=score)
     tokenizer = load(checkpoint, tmp_path)
     assert tokens_of(tokenizer, "<|im_start|>ab\n<|im_end|>") == (
-        ["<s>", "<|im_start|>", "ab", "<0x0A>", "<|im_end|>"]
+        ["<s>", "<|im_start|>", "▁ab", "<0x0A>", "<|im_end|>"]
     )
     # What is no such token is cut as ever.
     assert tokens_of(tokenizer, "ab<|b") == ["<s>", "▁ab", "<|", "b"]
@@ -86,6 +96,10 @@ def test_a_user_defined_token_is_text(tmp_path, kind):
     assert len(tokenizer) == len(names)
     text = "b<|im_start|>a  b <b> ab\n<b>é"
     ids = tokenizer.encode(text, add_special_tokens=False)
+    if kind == "llama":
+        # As in llama.cpp, text behind such a token begins with a space.
+        text = "b<|im_start|> a   b <b> ab\n<b> é"
+        assert tokenizer.encode(text, add_special_tokens=False) == ids
     assert {names.index(each) for each in ("<|im_start|>", "  ", "<b>")} <= set(ids)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -97,7 +111,7 @@ def test_a_user_defined_token_is_text(tmp_path, kind):
 def test_the_longest_of_them_is_taken(tmp_path):
     checkpoint = write_sentencepiece(tmp_path / "m.gguf", ["<b>", "<b><b>", "<b"])
     tokenizer = load(checkpoint, tmp_path)
-    assert tokens_of(tokenizer, "<b><b><b><ba") == (["<s>", "<b><b>", "<b>", "<b", "a"])
+    assert tokens_of(tokenizer, "<b><b><b><ba") == ["<s>", "<b><b>", "<b>", "<b", "▁a"]
 
 
 def test_without_a_space_before_the_text(tmp_path):
@@ -116,6 +130,31 @@ def test_without_a_space_before_the_text(tmp_path):
             assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("ab", ["▁ab"]),
+        ("<s>ab ab", ["<s>", "▁ab", "▁ab"]),
+        ("<s>ab</s>b", ["<s>", "▁ab", "</s>", "▁", "b"]),
+        (
+            "<|im_start|>ab<|im_end|>\n",
+            ["<|im_start|>", "▁ab", "<|im_end|>", "▁", "<0x0A>"],
+        ),
+        # One that is there is not doubled.
+        ("<s> ab", ["<s>", "▁ab"]),
+        ("<|im_start|> ab", ["<|im_start|>", "▁ab"]),
+        ("<s>  ab", ["<s>", "▁", "▁ab"]),
+        # Nothing is no text.
+        ("<s></s>", ["<s>", "</s>"]),
+    ],
+)
+def test_text_behind_a_special_token_begins_with_a_space(tmp_path, text, tokens):
+    checkpoint = write_sentencepiece(tmp_path / "m.gguf", CHATML, CONTROL)
+    tokenizer = load(checkpoint, tmp_path)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.convert_ids_to_tokens(ids) == tokens
+
+
 def test_without_a_space_an_answer_keeps_its_own(tmp_path):
     """MAX decodes token by token."""
     write_tokenizer(
@@ -125,6 +164,16 @@ def test_without_a_space_an_answer_keeps_its_own(tmp_path):
     ids = tokenizer.delegate.encode("a ab", add_special_tokens=False)
     assert not tokenizer._enable_llama_whitespace_fix
     assert [tokenizer.delegate.decode([i]) for i in ids] == ["a", " ab"]
+
+
+def test_with_a_space_an_answer_keeps_its_own(tmp_path):
+    """MAX decodes token by token, behind a special token too."""
+    write_tokenizer(write_sentencepiece(tmp_path / "m.gguf", CHATML), tmp_path)
+    tokenizer = MistralTokenizer(str(tmp_path), None)
+    ids = tokenizer.delegate.encode("<|im_start|>a ab", add_special_tokens=False)
+    one_by_one = [asyncio.run(tokenizer.decode(np.array([i]))) for i in ids]
+    assert one_by_one == ["<|im_start|>", " a", " ab"]
+    assert asyncio.run(tokenizer.decode(np.array(ids))) == "".join(one_by_one)
 
 
 def test_a_space_prefix_that_is_none(tmp_path):
@@ -178,3 +227,81 @@ def test_an_end_is_known_by_its_text(tmp_path, text, kind):
     config = read_config(GGUFCheckpoint(path))
     # A piece of text is none.
     assert config["eos_token_id"] == (2 if kind == NORMAL else [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("scores", "text", "tokens"),
+    [
+        # The first merge of sentencepiece's trainer.
+        ([-0.0, *SCORES[1:]], "aa ab", ["▁a", "a", "▁ab"]),
+        # What extends a vocabulary.
+        ([SCORES[0], 0.0, *SCORES[2:]], "aab ab", ["▁a", "ab", "▁ab"]),
+    ],
+)
+def test_a_piece_with_the_score_0_merges(tmp_path, scores, text, tokens):
+    checkpoint = write_sentencepiece(tmp_path / "m.gguf", [], letter_scores=scores)
+    assert tokens_of(load(checkpoint, tmp_path), text) == ["<s>", *tokens]
+
+
+def test_scores_that_say_nothing_are_refused(tmp_path):
+    """As the gguf package's ``LlamaHfVocab`` writes them."""
+    checkpoint = write_sentencepiece(
+        tmp_path / "m.gguf", CHATML, letter_scores=[-1000.0] * len(LETTERS)
+    )
+    with pytest.raises(UserError, match=r"of all 4 pieces of text = -1000\.0") as error:
+        write_tokenizer(checkpoint, tmp_path)
+    assert f"--model FOLDER --weight-path {checkpoint.path}." in str(error.value)
+
+
+def write_mistrals_own(folder, kind, **more):
+    """A tokenizer.model as llama.cpp's converter writes it: none is user-defined."""
+    model = SentencePieceProcessor(model_file=str(tokenizer_file(kind)))
+    kinds = {
+        UNKNOWN: model.is_unknown,
+        CONTROL: model.is_control,
+        BYTE: model.is_byte,
+    }
+    types = [
+        next((kind for kind, is_one in kinds.items() if is_one(i)), NORMAL)
+        for i in range(len(model))
+    ]
+    pieces = [model.id_to_piece(i) for i in range(len(model))]
+    scores = [model.get_score(i) for i in range(len(model))]
+    path = folder / "m.gguf"
+    return write_vocabulary(path, "llama", None, pieces, types, scores, **more)
+
+
+@pytest.mark.parametrize("kind", ["v1", "v3", "v7"])
+def test_mistrals_own_vocabulary_with_a_template_by_name(tmp_path, kind):
+    name = f"mistral-{kind}"
+    checkpoint = write_mistrals_own(tmp_path, kind, **{"tokenizer.chat_template": name})
+    tokenizer = load(checkpoint, tmp_path)
+    own = MistralCommon.from_file(tokenizer_file(kind))
+    for chat in CHATS.values():
+        want = own.encode_chat_completion(ChatCompletionRequest(messages=chat)).tokens
+        found = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+        assert found == want
+    model = SentencePieceProcessor(model_file=str(tokenizer_file(kind)))
+    for text in TEXTS:
+        assert tokenizer.encode(text, add_special_tokens=False) == model.encode(text)
+    # User-defined in v3 and v7, and with no type that says so.
+    text = "a [REFERENCE_DOC_0]"
+    assert tokenizer.encode(text)[-1] == model.encode(text)[-1]
+
+
+@pytest.mark.parametrize("kind", ["v3 tekken", "v7 tekken"])
+def test_a_template_by_name_of_tekken(tmp_path, real_model, kind):
+    """It is that of the checkpoint's own ``tekken.json``."""
+    named = {"tokenizer.chat_template": f"mistral-{kind.replace(' ', '-')}"}
+    tokenizer = load(write_bytes(tmp_path / "m.gguf", [], **named), tmp_path)
+    own = real_model(kind).parent / "tokenizer_config.json"
+    assert tokenizer.chat_template == json.loads(own.read_text())["chat_template"]
+
+
+@pytest.mark.parametrize("template", ["", "chatml", "mistral-v9"])
+def test_another_name_is_no_template(tmp_path, template, caplog):
+    named = {"tokenizer.chat_template": template}
+    tokenizer = load(write_bytes(tmp_path / "m.gguf", [], **named), tmp_path)
+    assert tokenizer.chat_template is None
+    said = f"chat_template = {template!r}, which is no Jinja template" in caplog.text
+    assert said == bool(template)
