@@ -60,7 +60,8 @@ def interleave_rows[
         for m in range(MR):
             var v = x.unsafe_load[width=PART](m * columns + b * PART)
             comptime if rounded:
-                var largest = abs(v).reduce_max()
+                # A maximum passes over NaN; times 0 it and infinity are NaN.
+                var largest = abs(v).reduce_max() + (v * 0).reduce_add()
                 var scale = largest / 127.0
                 var inverse = 127.0 / largest if largest > 0 else Float32(0)
                 var q = nearest[PART](v, inverse)

@@ -174,7 +174,9 @@ def weigh[
     for j in range(0, count, W):
         var p = Lanes(0)
         if first < end:
-            p = exp(row.unsafe_load[width=W](j) - largest)
+            var scores = row.unsafe_load[width=W](j)
+            # With AVX-512 the exponential of -infinity is 2^-127, not 0.
+            p = scores.eq(NONE).select(Lanes(0), exp(scores - largest))
         var weight = p
         comptime if coded:
             weight *= value_scales.unsafe_load[width=W](j)

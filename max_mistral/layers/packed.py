@@ -75,7 +75,7 @@ class PackedLinear(Module):
 
     @property
     def rounded(self) -> bool:
-        """Whether the kernel rounds activations."""
+        """Whether the kernel rounds activations, if this CPU is faster for it."""
         return rounds(self.encoding, self.mode)
 
     @property

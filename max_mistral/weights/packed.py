@@ -34,7 +34,7 @@ ENCODINGS = {
     DType.float16: Encoding.F16,
 }
 
-# Fewer take more room in 12 bits than in 16.
+# Fewer take about as much room in 12 bits as in 16, or more.
 _LEAST_COLUMNS = 64
 
 logger = logging.getLogger("max.pipelines")
@@ -141,7 +141,7 @@ def may_be_narrow(encoding: Encoding, columns: int) -> bool:
     """Whether to try to keep a matrix of bfloat16 in 12 bits.
 
     Not where AMX takes whole panels of bfloat16, nor without AVX512-BF16, where nobody
-    has measured it; nor with few columns, where it would be larger.
+    has measured it; nor with few columns, where it would save little or nothing.
     """
     blocks = Encoding.BF16_IN_12_BITS.block_columns
     whole = columns >= _LEAST_COLUMNS and columns % blocks == 0

@@ -226,11 +226,24 @@ def together(run):
     return run(list(range(len(BATCH))))
 
 
+def root_mean_square(x):
+    return np.sqrt((x * x).mean())
+
+
 @pytest.mark.parametrize(("name", "dtype", "rounded"), CASES)
 def test_it_is_attention(together, name, dtype, rounded):
     want, bound = reference(name, dtype, rounded)
-    error = np.abs(np.concatenate(together[name, dtype, rounded]) - want).max()
+    found = together[name, dtype, rounded]
+    error = np.abs(np.concatenate(found) - want).max()
     assert error <= bound, (error, bound)
+    if rounded:
+        # That bound is for errors that all add up. As each is as likely up as down,
+        # they add up as the weighted values themselves do, which are as likely either:
+        # 2^-8 of the output at most, and as much by the weights' sum.
+        ends = np.cumsum([new for new, _ in BATCH])[:-1]
+        for each, wanted in zip(found, np.split(want, ends), strict=True):
+            usual = 2**-7 * root_mean_square(wanted)
+            assert root_mean_square(each - wanted) <= usual
     # One key too many or too few would show.
     assert rounded or bound < 1 / min(513, SHAPES[name][-1] or 513)
 
@@ -264,6 +277,23 @@ def test_what_nobody_has_written_changes_nothing(run, together, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "inputs", with_nan)
     for case, rows in run(list(range(len(BATCH)))).items():
         assert all(map(np.array_equal, rows, together[case]))
+
+
+def test_what_a_window_has_left_weighs_nothing(run, together, monkeypatch):
+    """Not 2^-127 either: keys are read 16 at a time, also some that are not seen."""
+
+    def with_much(name):
+        qkv, freqs, scales, blocks, table = plain(name)
+        *_, page_size, window = SHAPES[name]
+        for (_, cached), pages in zip(BATCH, table, strict=True):
+            at = np.arange(max(0, cached + 1 - (window or cached + 1)))
+            blocks[pages[at // page_size], 1, LAYER, at % page_size] = 1e38
+        return qkv, freqs, scales, blocks, table
+
+    plain = inputs
+    monkeypatch.setattr(sys.modules[__name__], "inputs", with_much)
+    for case, rows in run(list(range(len(BATCH)))).items():
+        assert all(map(np.array_equal, rows, together[case])), case
 
 
 def test_scales_of_what_is_no_number(run):

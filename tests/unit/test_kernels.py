@@ -1,5 +1,6 @@
 """The CPU kernels against float64, for every encoding, on this CPU and any."""
 
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -182,12 +183,35 @@ def rounding(encoding, weight, x):
     return EPS * x.shape[1] * (np.abs(x) @ terms.T)
 
 
-def quantization(weight, x):
-    """What int8 activations may differ by: half a step in each of 32 columns."""
+def int8_steps(x):
+    """How far apart each activation's neighbours in int8 are, by 32 columns."""
     blocks = np.abs(x).reshape(len(x), x.shape[1] // 32, 32)
     step = blocks.max(axis=2, keepdims=True) / 127
-    half = np.broadcast_to(step / 2, blocks.shape).reshape(x.shape)
-    return half @ np.abs(weight).T
+    return np.broadcast_to(step, blocks.shape).reshape(x.shape)
+
+
+def bfloat16_steps(x):
+    """The same in bfloat16, which has 8 bits."""
+    return 2.0 ** (np.floor(np.log2(np.abs(x))) - 7)
+
+
+def quantization(weight, x):
+    """What int8 activations may differ by: half a step in each of 32 columns."""
+    return int8_steps(x) / 2 @ np.abs(weight).T
+
+
+def root_mean_square(x):
+    return np.sqrt((x * x).mean())
+
+
+def usual_rounding(weight, steps):
+    """The root mean square of an output's error, over all outputs.
+
+    What is rounded to the nearest is off by anything up to half a step either way, as
+    likely as not, so by step^2 / 12 in its square; and these add up. A fifth is for
+    what a sample differs from that.
+    """
+    return 1.2 * np.sqrt((steps**2 / 12 @ (weight**2).T).mean())
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))
@@ -200,6 +224,28 @@ def test_a_linear_layer(many, encoding, how):
         bound = bound + quantization(weight, x)
     error = np.abs(many[encoding][how] - x @ weight.T)
     assert (error <= bound).all(), (error / bound).max()
+    if HOWS[how](encoding).get("rounded"):
+        usual = usual_rounding(weight, int8_steps(x))
+        assert root_mean_square(error) <= usual, (root_mean_square(error), usual)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_stays_so(run, many, monkeypatch, value):
+    """Alone among others, which are numbers: it is no zero."""
+
+    def spoilt(tokens, width):
+        x = plain(tokens, width)
+        x[1, 40] = value
+        return x
+
+    plain = activations
+    monkeypatch.setattr(sys.modules[__name__], "activations", spoilt)
+    few = run(3)
+    for encoding in Encoding:
+        for how in HOWS:
+            found, want = few[encoding][how], many[encoding][how]
+            assert not np.isfinite(found[1]).any(), (encoding, how)
+            assert np.array_equal(found[::2], want[:3:2])
 
 
 @pytest.mark.parametrize("name", ROUNDED)
@@ -213,6 +259,8 @@ def test_activations_rounded_to_bfloat16(many, name):
     error = np.abs(many[name] - x @ weight.T)
     assert (error <= bound).all(), (error / bound).max()
     assert (error > exact).any()
+    usual = usual_rounding(weight, bfloat16_steps(x))
+    assert root_mean_square(error) <= usual, (root_mean_square(error), usual)
 
 
 def test_a_norm_before(many):
