@@ -61,6 +61,9 @@ class MistralMemoryPlanner(PagedMemoryPlanner):
             return self._left
         runtime = pipeline_config.runtime
         rows: int = runtime.max_batch_input_tokens
+        if not runtime.enable_chunked_prefill:
+            # MAX adds a whole prompt to a step that is not full yet.
+            rows += self.config.max_seq_len
         if runtime.max_batch_size is not None:
             rows = min(rows, runtime.max_batch_size * self.config.max_seq_len)
         # On a GPU they are bfloat16 first.

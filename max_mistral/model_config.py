@@ -34,7 +34,7 @@ from .hf_quantization import read_quantization
 from .hf_rope import query_scaling, rope_scaling, rope_theta
 from .kv_cache import default_cpu_dtype, make_kv_params
 from .kv_room import for_planning
-from .refused_flags import refuse_flags, refuse_subfolder
+from .refused_flags import refuse_encoding, refuse_flags, refuse_subfolder
 from .sharing import Sharing
 from .weights.gguf_agrees import check_config
 from .weights.gguf_file import GGUFCheckpoint
@@ -195,6 +195,8 @@ class MistralConfig(GraphConfig, ArchConfigWithKVCache):
                 scaling = checkpoint.rope_scaling(scaling, head_dim)
         else:
             quantization = read_quantization(huggingface_config, encoding)
+            if quantization is None:
+                refuse_encoding(encoding)
         if quantization is not None:
             quantization.check_runs(devices, activation_dtype(model))
             on_cpu = any(device.is_cpu() for device in devices)

@@ -51,11 +51,28 @@ def refuse_subfolder(model: MAXModelConfig) -> None:
         )
 
 
+def refuse_encoding(encoding: str) -> None:
+    """Raises a ``UserError`` for one that weights which are not quantized have not."""
+    if encoding not in ("float32", "bfloat16"):
+        raise UserError(
+            f"The encoding is {encoding}, as --quantization-encoding says or the name "
+            "of a file or folder, but the checkpoint's config has no "
+            "quantization_config; expected bfloat16 or float32. Set "
+            "--quantization-encoding bfloat16, or on a CPU float32."
+        )
+
+
 def refuse_devices(model: MAXModelConfig) -> None:
-    """Raises a ``UserError`` for ``--devices`` with a CPU among others."""
+    """Raises a ``UserError`` for ``--devices`` that the model cannot run on."""
     kinds = [spec.device_type for spec in model.device_specs]
     if "cpu" in kinds and len(kinds) > 1:
         raise UserError(
             f"--devices are {', '.join(kinds)}, but a model runs on one CPU or on "
             "GPUs. Leave the others out."
+        )
+    ggufs = [path for path in model.weight_path if path.suffix == ".gguf"]
+    if ggufs and "gpu" in kinds:
+        raise UserError(
+            f"{ggufs[0]} is a GGUF file, which runs on the CPU alone, but the device "
+            "is a GPU. Set --devices cpu, or take the model's safetensors for the GPU."
         )

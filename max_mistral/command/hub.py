@@ -52,8 +52,8 @@ def fetch(
     Args:
         model: ``user/repo``, or of GGUF files ``user/repo:Q4_K_M``.
         revision: A branch, tag or commit.
-        check: Is given the folder with all but the weights, before those are
-            fetched; raises if they are not worth it.
+        check: Is given the folder with all but the weights, or a GGUF file's
+            name, before those are fetched; raises if they are not worth it.
         force: Whether to fetch anew what is in the Hub's cache too.
 
     Raises:
@@ -125,6 +125,8 @@ def _fetch(
     small = [name for name in wanted if not name.endswith(_WEIGHTS)]
     if small:
         check(_download(repo, revision, small, force))
+    elif is_gguf(Path(wanted[0])):
+        check(Path(wanted[0]))
     return _download(repo, revision, wanted, force), wanted
 
 

@@ -76,7 +76,7 @@ def fit_context(
     free = (free_memory() if on_cpu(devices) else _free_on(devices)) // replicas
     weights = _weight_bytes(checkpoint, config, devices, encoding)
     room = (free * utilization - weights) * _SHARE
-    fitting = int(max(room, 0)) // _token_bytes(text, devices, kv_format)
+    fitting = int(max(room, 0)) // _token_bytes(text, devices, kv_format, encoding)
     context = limit if fitting >= limit else 1 << fitting.bit_length() >> 1
     if context < min(_LEAST_CONTEXT, limit):
         raise UserError(
@@ -117,10 +117,17 @@ def _weight_bytes(
 
 
 def _token_bytes(
-    config: PretrainedConfig, devices: Sequence[DeviceSpec], kv_format: str | None
+    config: PretrainedConfig,
+    devices: Sequence[DeviceSpec],
+    kv_format: str | None,
+    encoding: str | None = None,
 ) -> int:
     """Of one token's keys and values. A window is not counted on."""
-    dtype = default_cpu_dtype(kernels.mode()) if on_cpu(devices) else DType.bfloat16
+    if on_cpu(devices):
+        dtype = default_cpu_dtype(kernels.mode())
+    else:
+        # The same as MAX's own, which here would raise for a mistyped encoding.
+        dtype = DType.bfloat16 if encoding is None else dtype_beside(encoding)
     if kv_format is not None:
         try:
             dtype = cache_dtype_for_encoding(None, kv_format)

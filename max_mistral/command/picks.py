@@ -13,6 +13,9 @@ from max.pipelines.lib.device_specs import (
     device_specs_from_normalized_device_handle,
     normalize_device_specs_input,
 )
+from max.pipelines.modeling.config_enums import (
+    parse_supported_encoding_from_file_name as encoding_of_name,
+)
 from transformers import AutoConfig, PretrainedConfig
 
 from .. import hf_config as hf
@@ -75,10 +78,21 @@ def check_quantization(config: PretrainedConfig) -> None:
 
 
 def pick_device(flags: Flags, *, gguf: bool) -> str:
-    """Returns ``--devices``, by default the first GPU, or the CPU."""
+    """Returns ``--devices``, by default the first GPU, or the CPU.
+
+    Raises:
+        UsageError: If it is a GPU for a GGUF file, or none that MAX knows.
+    """
+    given = flags.value("--devices")
+    if not given:
+        return "gpu:0" if accelerator_count() and not gguf else "cpu"
     # On a GPU no kernel reads GGUF's encodings.
-    on_gpu = accelerator_count() and not gguf
-    return flags.value("--devices") or ("gpu:0" if on_gpu else "cpu")
+    if gguf and not on_cpu(read_devices(given)):
+        raise UsageError(
+            f"--devices is {shown(given)}, but a GGUF file runs on the CPU alone. "
+            "Leave --devices out, or take the model's safetensors for the GPU."
+        )
+    return given
 
 
 def read_devices(devices: str) -> list[DeviceSpec]:
@@ -105,12 +119,18 @@ def pick_encoding(
         if beside:
             return checkpoint.weights, quantization.ENCODING
         return (), "gptq" if isinstance(quantization, GPTQ) else None
-    unsought = beside or bool(UNSOUGHT & dtypes)
-    named = checkpoint.weights if unsought else ()
-    if on_cpu(devices):
-        return named, "float32"
-    own = "bfloat16" if {"BF16", *UNSOUGHT} & dtypes else "float32"
-    return named, own if unsought else None
+    named = checkpoint.weights if beside or UNSOUGHT & dtypes else ()
+    return named, "float32" if on_cpu(devices) else "bfloat16"
+
+
+def is_left_to_max(weights: tuple[Path, ...], encoding: str | None) -> bool:
+    """Whether MAX takes an encoding only if it is not told it.
+
+    Of files that are named it believes the first one's name: where that says float32
+    it takes bfloat16 on a GPU by itself, but float32 if bfloat16 is asked for.
+    """
+    said = encoding_of_name(weights[0].name) if weights else None
+    return (said, encoding) == ("float32", "bfloat16")
 
 
 def _finds_others(checkpoint: Checkpoint) -> bool:

@@ -23,6 +23,7 @@ from .model_cache import prepared
 from .own_weights import with_own_weights
 from .picks import (
     check_quantization,
+    is_left_to_max,
     pick_device,
     pick_encoding,
     read_config,
@@ -34,6 +35,8 @@ GENERATES = PipelineTask.TEXT_GENERATION
 _MODEL_FLAGS = ("--model", "--model-path")
 # They say which model, and how it runs.
 _OTHER_MODELS = ("--models", "--config-file")
+# MAX drops the first without the second, and its adapters with it.
+_ADAPTERS = ("--lora-paths", "--enable-lora")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def make_plan(
             run; of the subclass :class:`UsageError` if a flag contradicts it.
         OSError: If a file cannot be read.
     """
-    _refuse_other_models(flags)
+    _refuse_flags(flags)
     path = Path(os.path.expanduser(model))
     if not os.path.lexists(path):
         path = _fetched(model, flags)
@@ -90,7 +93,8 @@ def make_plan(
         weights = checkpoint.weights
     for file in weights:
         picked += ["--weight-path", str(file)]
-    pick("--quantization-encoding", encoding)
+    if not is_left_to_max(weights, encoding):
+        pick("--quantization-encoding", encoding)
     encoding = flags.value("--quantization-encoding") or encoding
     length, fit = flags.value("--max-length"), None
     if length is None:
@@ -124,12 +128,19 @@ def _number(flags: Flags, name: str, low: float, high: float, default: float) ->
     return found if low <= found <= high else default
 
 
-def _refuse_other_models(flags: Flags) -> None:
+def _refuse_flags(flags: Flags) -> None:
     for name in _OTHER_MODELS:
         if flags.has(name):
             raise UsageError(
                 f"{name} says itself which model runs and how. Leave it out, or call "
                 "max with it rather than max-mistral."
+            )
+    for name in _ADAPTERS:
+        if flags.has(name):
+            raise UsageError(
+                f"{name} is for adapters that a server loads, which max_mistral does "
+                "not. Leave it out, merge the adapter by max-mistral prepare BASE "
+                "NEW_FOLDER --lora ADAPTER, and give what that makes as MODEL."
             )
 
 
@@ -156,8 +167,11 @@ def _refuse_early(flags: Flags, folder: Path) -> None:
 
     Args:
         flags: Those that the user gave.
-        folder: A model's, perhaps without weights.
+        folder: A model's, perhaps without weights; or a GGUF file.
     """
+    if is_gguf(folder):
+        pick_device(flags, gguf=True)
+        return
     if flags.has("--weight-path") or flags.has(*_MODEL_FLAGS):
         return  # they may have another config, or encoding
     if (folder / "config.json").exists():

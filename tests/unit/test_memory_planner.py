@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import gguf
 import pytest
 from max.driver import DeviceSpec
 from max.pipelines.lib import memory_estimation
@@ -12,7 +11,7 @@ from max_mistral import memory_planner, mistral_arch
 from max_mistral.memory_planner import MOST_ON_A_CPU, MistralMemoryPlanner
 from max_mistral.model_config import MistralConfig
 from tests.harness import virtual_gpus
-from workbench.checkpoints import BASE, write_checkpoint, write_gguf
+from workbench.checkpoints import BASE, write_checkpoint
 from workbench.runner import make_pipeline_config
 
 
@@ -114,11 +113,8 @@ def test_weights_that_maxs_operations_take(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_weights_of_replicas_and_of_a_gguf_file_on_gpus(checkpoint, tmp_path, replicas):
-    path = tmp_path / "m.gguf"
-    write_gguf(path, BASE, gguf.GGMLQuantizationType.F32, {})
+def test_weights_of_replicas_that_become_bfloat16_on_gpus(checkpoint, replicas):
     flags = {
-        "weight_path": [path],
         "quantization_encoding": "bfloat16",
         "device_specs": [DeviceSpec.accelerator(i) for i in range(replicas)],
         "data_parallel_degree": replicas,
@@ -136,6 +132,21 @@ def test_echo_keeps_the_logits_of_all_rows(checkpoint, echo):
     planner = MistralMemoryPlanner(MistralConfig.initialize(config))
     planned = planner.estimate_activation_memory(config, None)
     assert planned == (100 * BASE["vocab_size"] * 4 if echo else 0)
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(4, 100 + 256), (1, 256)])
+def test_without_chunks_a_whole_prompt_comes_on_top(checkpoint, batch, rows):
+    config = make_pipeline_config(
+        checkpoint,
+        enable_echo=True,
+        enable_chunked_prefill=False,
+        max_batch_input_tokens=100,
+        max_batch_size=batch,
+        max_length=256,
+    )
+    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
+    planned = planner.estimate_activation_memory(config, None)
+    assert planned == rows * BASE["vocab_size"] * 4
 
 
 @pytest.mark.parametrize(("replicas", "number"), [(1, 2 + 4), (2, 2 + 4 + 3 * 4)])

@@ -72,6 +72,21 @@ def test_the_format_of_the_cache_counts(run, folder, monkeypatch):
     assert "leaves no room for a context" in err
 
 
+@pytest.mark.parametrize(("encoding", "number"), [("bfloat16", 2), ("float32", 4)])
+def test_on_a_gpu_the_cache_is_as_the_encoding(
+    run, folder, monkeypatch, encoding, number
+):
+    have_gpus(monkeypatch, 1)
+    config = picks.read_config(folder)
+    width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    weights = in_bfloat16(folder / "model.safetensors") * number // 2
+    for tokens, context in ((512, "512"), (511, "256")):
+        free = int((weights + 2 * tokens * 2 * width * number) / 0.9) + 8
+        monkeypatch.setattr(memory, "_free_on", lambda devices, free=free: free)
+        _, found, _ = run("serve", folder, "--quantization-encoding", encoding)
+        assert value(found, "--max-length") == context
+
+
 def test_8_bits_are_int8_with_a_scale_on_a_cpu(folder):
     config = picks.read_config(folder)
     devices = picks.read_devices("cpu")

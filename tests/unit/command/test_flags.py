@@ -131,6 +131,12 @@ def test_a_tokenizer_of_the_users_own(run, gguf, folder, tmp_path):
         (["--weight-path", "other.gguf"], "Leave --weight-path out, or give as MODEL"),
         (["--models", "{}"], "says itself which model"),
         (["--config-file", "c.yaml"], "says itself which model"),
+        (["--lora-paths", "a"], "--lora-paths is for adapters that a server loads"),
+        (
+            ["--lora-paths=a", "--enable-lora"],
+            "by max-mistral prepare BASE NEW_FOLDER",
+        ),
+        (["--enable-lora"], "--enable-lora is for adapters that a server loads"),
         (["--devices", "tpu"], "--devices is 'tpu'"),
         (["--devices", "gpu:0"], "--devices is 'gpu:0'"),
         (["--devices"], "--devices has no value"),

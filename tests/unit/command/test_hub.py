@@ -121,9 +121,12 @@ def test_all_but_the_weights_comes_first(site, files):
     small = {name for name in files if not name.endswith(".safetensors")}
     assert set(seen) == small | {"config.json"}
     assert "model.safetensors" in site.asked
-    # Of a GGUF file there is nothing else.
+    # Of a GGUF file there is nothing else but its name.
     site.repos["a/gguf"] = ["b.Q8_0.gguf", "config.json"]
-    fetch("a/gguf", check=lambda folder: pytest.fail("it has no config"))
+    site.asked.clear()
+    fetch("a/gguf", check=lambda file: seen.append((file.name, *site.asked)))
+    assert seen[-1] == ("b.Q8_0.gguf",)
+    assert site.asked == ["b.Q8_0.gguf"]
 
 
 MIXTRAL = json.dumps({"model_type": "mixtral"})
@@ -149,6 +152,16 @@ def test_no_weights_are_fetched_of_what_does_not_run(site, run, files, texts, sa
     assert says in err
     assert "cannot be read (" not in err
     assert not [name for name in site.asked if name.endswith(".safetensors")]
+
+
+def test_no_gguf_file_is_fetched_for_a_gpu(site, run, monkeypatch):
+    have_gpus(monkeypatch, 1)
+    site.repos["a/b"] = ["b.Q8_0.gguf"]
+    status, found, err = run("serve", "a/b", "--devices", "gpu:0")
+    assert (status, found, site.asked) == (2, [], [])
+    assert "a GGUF file runs on the CPU alone" in err
+    run("serve", "a/b")
+    assert site.asked == ["b.Q8_0.gguf"]
 
 
 @pytest.mark.parametrize("more", [("--devices", "gpu:0"), ("--weight-path", "x.gguf")])

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from max.driver import DeviceSpec
 
 from max_mistral.command import memory
 from max_mistral.command.memory import gigabytes
@@ -112,7 +113,7 @@ def test_files_are_named_where_max_would_load_others_too(
     have_gpus(monkeypatch, 1)
     _, found, _ = run("serve", folder)
     assert named(found) == list(map(str, shards))
-    assert value(found, "--quantization-encoding") == dtype
+    assert value(found, "--quantization-encoding") == "bfloat16"
     # The user's own files stay the only ones.
     _, found, _ = run("serve", folder, "--weight-path", shards[0])
     assert named(found) == [str(shards[0])]
@@ -182,8 +183,6 @@ def test_a_gpu_is_taken_where_there_is_one(run, folder, gguf, monkeypatch):
     have_gpus(monkeypatch, 2)
     _, found, _ = run("serve", folder)
     assert value(found, "--devices") == "gpu:0"
-    # MAX reads it off the checkpoint.
-    assert "--quantization-encoding" not in found
     _, found, _ = run("serve", gguf)
     assert value(found, "--devices") == "cpu"
     _, found, _ = run("serve", folder, "--weight-path", gguf)
@@ -191,6 +190,56 @@ def test_a_gpu_is_taken_where_there_is_one(run, folder, gguf, monkeypatch):
     _, found, _ = run("serve", folder, "--devices", "cpu")
     assert value(found, "--devices") == "cpu"
     assert value(found, "--quantization-encoding") == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_weights_that_are_not_quantized_are_bfloat16_on_a_gpu(
+    run, tmp_path, monkeypatch, dtype
+):
+    folder = write_checkpoint(tmp_path / "m", BASE, dtype=dtype)
+    have_gpus(monkeypatch, 1)
+    _, found, err = run("serve", folder)
+    assert value(found, "--quantization-encoding") == "bfloat16"
+    assert "gpu:0, bfloat16, context" in err
+    size = in_bfloat16(folder / "model.safetensors")
+    assert f"{gigabytes(size)} of weights" in err
+    flags = {"device_specs": [DeviceSpec.accelerator()], "weight_path": named(found)}
+    with virtual_gpus("sm_100a"):
+        flags["quantization_encoding"] = "bfloat16"
+        made = make_pipeline_config(folder, **flags)
+        assert resolved_encoding(made.model) == "bfloat16"
+    # The user's choice wins.
+    _, found, err = run("serve", folder, "--quantization-encoding", "float32")
+    assert value(found, "--quantization-encoding") == "float32"
+    assert f"gpu:0, float32, context 512 (its limit; {gigabytes(2 * size)}" in err
+
+
+def test_a_file_named_after_float32_is_bfloat16_on_a_gpu(run, tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path / "m", BASE)
+    file = (folder / "model.safetensors").rename(folder / "m-f32.safetensors")
+    have_gpus(monkeypatch, 1)
+    _, found, err = run("serve", folder, "--weight-path", file)
+    assert "gpu:0, bfloat16, context" in err
+    assert "--quantization-encoding" not in found
+    flags = {"device_specs": [DeviceSpec.accelerator()], "weight_path": named(found)}
+    with virtual_gpus("sm_100a"):
+        # What MAX takes by itself, and where it is told to.
+        for asked, taken in ((None, "bfloat16"), ("bfloat16", "float32")):
+            made = make_pipeline_config(folder, quantization_encoding=asked, **flags)
+            assert resolved_encoding(made.model) == taken
+    # MAX looks into files that are not named.
+    _, found, _ = run("serve", folder)
+    assert (named(found), value(found, "--quantization-encoding")) == ([], "bfloat16")
+
+
+@pytest.mark.parametrize("devices", ["gpu", "gpu:0", "gpu:0,1", "gpu:all"])
+def test_a_gguf_file_on_a_gpu_is_refused(run, folder, gguf, monkeypatch, devices):
+    have_gpus(monkeypatch, 2)
+    for model, more in ((gguf, []), (folder, ["--weight-path", gguf])):
+        status, found, err = run("serve", model, "--devices", devices, *more)
+        assert (status, found) == (2, [])
+        assert f"--devices is '{devices}', but a GGUF file runs on the CPU alone" in err
+        assert "Leave --devices out, or take the model's safetensors" in err
 
 
 def test_a_models_memory_is_that_of_all_its_gpus(run, folder, monkeypatch):
