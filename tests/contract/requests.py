@@ -7,6 +7,8 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError, create_model
+from pydantic_core import SchemaValidator
 
 from tests.seams import find, has, says, seam, takes
 
@@ -56,6 +58,23 @@ def request_body():
     parse = inspect.unwrap(find(f"{ROUTES}:_parse_openai_request_body"))
     asyncio.run(parse(request, "id", Model))
     assert seen == [{"tools": [{"function": {"parameters": {}}}]}]
+
+
+@seam(
+    "pydantic reads by a schema that is not the model's own with `_use_prebuilt=False`, "
+    "and ends a list that has `fail_fast` at the first wrong item",
+    "_use_prebuilt",
+    "a body with millions of wrong items takes memory for each",
+)
+def wrong_items():
+    model = create_model("Model", items=(list[int], ...))
+    schema = dict(model.__pydantic_core_schema__)
+    fields = schema["schema"]["fields"]["items"]["schema"]
+    fields["fail_fast"] = True
+    reader = SchemaValidator(schema, _use_prebuilt=False)
+    with pytest.raises(ValidationError) as error:
+        reader.validate_python({"items": ["a", "b"]})
+    assert error.value.error_count() == 1
 
 
 @seam(
