@@ -61,8 +61,8 @@ def request_body():
 
 
 @seam(
-    "pydantic reads by a schema that is not the model's own with `_use_prebuilt=False`, "
-    "and ends a list that has `fail_fast` at the first wrong item",
+    "pydantic reads by a schema that is not the model's own with "
+    "`_use_prebuilt=False`, and ends a list with `fail_fast` at the first wrong item",
     "_use_prebuilt",
     "a body with millions of wrong items takes memory for each",
 )
