@@ -18,11 +18,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-
 from benchmarks.cpu import IK, KV_8_BITS
 from benchmarks.limits import READ, medians, shares
 from benchmarks.models import SHAPES
@@ -148,6 +143,12 @@ def days(report: dict) -> str:
 
 def draw(report: dict, target: Path) -> None:
     """Writes the picture: a group of bars for each model."""
+    # Here, as the rest needs none.
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
     rows = rows_of(report, "exact")
     figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
     measures = measures_of(report)

@@ -6,9 +6,27 @@ os.environ.setdefault("MODULAR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("MAX_SERVE_DISABLE_TELEMETRY", "1")
 
 import pytest
+from hypothesis import settings
 
+from max_mistral import switches
 from workbench.checkpoints import CONFIGS, write_checkpoint
 from workbench.demo import prepare_demo
+
+# The same cases at every run, however slow the machine is.
+settings.register_profile(
+    "tests", derandomize="MAX_MISTRAL_FUZZ" not in os.environ, deadline=None
+)
+settings.load_profile("tests")
+
+
+def pytest_configure(config):
+    """Forgets a shell's choices, which would change what is tested, or hide it.
+
+    ``scripts/gpu_steps.py`` makes some for ``tests/gpu``, and no others reach it.
+    """
+    if not any("tests/gpu" in argument for argument in config.args):
+        for variable in switches.ALL:
+            os.environ.pop(variable, None)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ GRAPHS = [
     ("window", ReturnLogits.ALL),
     ("ministral", ReturnLogits.ALL),
     ("ministral3", ReturnLogits.ALL),
+    ("head_dim_128", ReturnLogits.ALL),
 ]
 
 
@@ -86,6 +87,8 @@ def test_variable_logits_are_the_trailing_ones(runner, reference):
         ("window", {"sliding_window": 132}),
         ("window", {"sliding_window": None}),
         ("ministral", {"layer_types": ["sliding_attention"] * 4}),
+        ("head_dim_128", {"layer_types": ["sliding_attention"] * 2}),
+        ("head_dim_128", {"sliding_window": 129}),
         ("ministral3", {"rope_parameters.llama_4_scaling_beta": 0.0}),
         ("ministral3", {"rope_parameters.factor": 15.5}),
         ("ministral3", {"rope_parameters.mscale": None}),

@@ -8,7 +8,7 @@ import pytest
 from max.nn.transformer import ReturnLogits
 from transformers import AutoTokenizer
 
-from max_mistral import kernels
+from max_mistral import kernels, switches
 from workbench.demo import GGUF, write_bfloat16
 from workbench.perplexity import GOLDEN, WINDOW, mean_nll, windows
 from workbench.runner import Runner
@@ -36,8 +36,10 @@ def test_it_is_within_half_a_percent_of_llama_cpps(demo_model):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """SmolLM2 in bfloat16."""
-    return write_bfloat16(tmp_path_factory.mktemp("bfloat16") / "model")
+    """SmolLM2 in bfloat16; what is packed of it goes with the folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(switches.KEEP_PACKED, "off")
+        yield write_bfloat16(tmp_path_factory.mktemp("bfloat16") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from tests.soak.server import SETTINGS, Server, start, write_model
 KILLS = {"worker": kill_worker, "main": kill_main}
 ROUNDS = 12  # between which the server is looked at
 WARM_UP = 3  # of them, in which its pools and caches fill
+SETTLES = 30  # seconds in which the busiest machine closes connections
 LEAST = 10 * ROUNDS  # requests to a server: with fewer a round has hardly a fault
 
 
@@ -123,9 +124,7 @@ async def soak(
                     break
                 await load.run(share, seed=i)
                 sent += share
-                # What was left is cancelled meanwhile.
-                await asyncio.sleep(1)
-                samples.append(server.sample(load.tally.requests))
+                samples.append(await settled(server, load.tally.requests, samples))
                 bad = load.tally.failures()
                 print(f"{name}: {_line(samples[-1])} {bad or ''}", flush=True)
         finally:
@@ -138,6 +137,23 @@ async def soak(
         changed = [q for q, answer in again.items() if answer != load.wanted[q]]
         report.wrong += [f"answered otherwise after the load: {q}" for q in changed]
         await end(sigterm, server, load, report)
+
+
+async def settled(server: Server, requests: int, before: list[Sample]) -> Sample:
+    """Returns what a server holds once it has closed what the load had left.
+
+    That is when it has no more files open than in any sample before. If it never has,
+    it is the sample with the fewest of ``SETTLES`` seconds.
+    """
+    fewest = min((sample.files for sample in before), default=None)
+    found: list[Sample] = []
+    for _ in range(SETTLES):
+        # What was left is cancelled meanwhile.
+        await asyncio.sleep(1)
+        found.append(server.sample(requests))
+        if fewest is None or found[-1].files <= fewest:
+            break
+    return min(found, key=lambda sample: sample.files)
 
 
 async def kill(folder: Path, name: str, what: str, report: Report) -> None:

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from max.pipelines.context import GenerationStatus
 
-from tests.routes import EOS, joined
+from tests.routes import EOS, Routes, joined
 from tests.tools import CALLS, CITY, TOOLS, TWO, accepts, calls_of
+from tests.vocabularies import write_vocabulary
 
 
 def test_thinking_is_reasoning(v13):
@@ -14,6 +16,24 @@ def test_thinking_is_reasoning(v13):
             choice = ask("[THINK]Hm, ☺.[/THINK]Yes.", at_a_time=at_a_time)
             assert choice["message"]["reasoning"] == "Hm, ☺."
             assert choice["message"]["content"] == "Yes."
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_flag_for_the_other_name_of_thinking(tmp_path, flag):
+    """Whole and streamed: the one field or the other, and never both."""
+    folder = write_vocabulary(tmp_path / "v13", "v13")
+    routes = Routes(folder, max_length=8192, emit_reasoning_content=flag)
+    name, other = ("reasoning_content", "reasoning")[:: 1 if flag else -1]
+    text = "[THINK]Hm, ☺.[/THINK]"
+    # Also where there is nothing but thinking.
+    for content in ("Yes.", ""):
+        message = routes.answer(text + content)["message"]
+        assert message[name] == "Hm, ☺."
+        assert not message.get(other)
+        events = routes.ask(text + content, stream=True).text.split("data: ")[1:-1]
+        deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+        assert "".join(d.get(name) or "" for d in deltas) == "Hm, ☺."
+        assert not any(d.get(other) for d in deltas)
 
 
 def test_thinking_before_calls(v13):

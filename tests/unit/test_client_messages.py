@@ -197,10 +197,18 @@ def test_an_answer_can_be_sent_back_as_it_is(v13, answer):
     sent = [HI, message, HI]
     if message["tool_calls"]:
         results = [
-            {"role": "tool", "tool_call_id": each["id"], "content": "2"}
-            for each in message["tool_calls"]
+            {"role": "tool", "tool_call_id": each["id"], "content": f"{i}."}
+            for i, each in enumerate(message["tool_calls"])
         ]
         sent = [HI, message, *results]
     choice = v13.answer("Good.", messages=sent, tools=TOOLS)
     assert choice["message"]["content"] == "Good."
-    assert answer.rstrip() in v13.prompt or message["tool_calls"]
+    said = answer
+    if calls := message["tool_calls"]:
+        ids = [each["id"] for each in calls]
+        ends = [f"[TOOL_RESULTS]{n}:{i}.[/TOOL_RESULTS]" for i, n in enumerate(ids)]
+        said = (
+            f'[TOOL_CALLS]get_weather#{ids[0]}{{"city": "Åre ☺"}}'
+            f'[TOOL_CALLS]add#{ids[1]}{{"a": 1}}</s>' + "".join(ends)
+        )
+    assert f"[/INST]{said}" in v13.prompt

@@ -6,6 +6,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 import threading
 import time
 from functools import partial
@@ -227,6 +228,23 @@ def test_a_disk_that_is_full_keeps_nothing(checkpoint, cache, caplog, monkeypatc
             assert np.all(kept.matrix(name, SHAPE, packer) == packer.value)
     assert caplog.text.count("No space left") == 1
     assert not files(cache)
+
+
+def test_a_home_that_cannot_be_written_keeps_nothing(
+    checkpoint, tmp_path, monkeypatch, caplog
+):
+    """Nor does the temporary folder, as it keeps kernels: it may be memory."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    packer = Packer()
+    with caplog.at_level(logging.WARNING, "max.pipelines"):
+        matrix(checkpoint, packer)
+        matrix(checkpoint, packer)
+    assert packer.runs == 2
+    assert caplog.text.count("Packed weights cannot be kept") == 2
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_what_would_fill_the_disk_is_not_kept(checkpoint, cache, monkeypatch):

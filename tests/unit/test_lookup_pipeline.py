@@ -6,6 +6,7 @@ from unittest.mock import ANY, Mock
 import numpy as np
 import pytest
 from max.pipelines.context import EOSTracker
+from max.pipelines.lib import TextGenerationPipeline
 from max.pipelines.modeling.types import TextGenerationInputs
 
 from max_mistral.lookup import pipeline as lookup
@@ -33,6 +34,36 @@ def pipeline():
     made._counts = None
     made.batch_info_output_fname = None
     return made
+
+
+@pytest.mark.parametrize(("value", "count"), [("on", 8), ("off", 0)])
+def test_the_switch_decides_whether_there_are_drafts(
+    pipeline, monkeypatch, value, count
+):
+    """Of a pipeline whose own constructor has run."""
+    attributes = vars(pipeline) | {
+        "_sampler_without_bitmask": Mock(),
+        "vocab_size": 32,
+    }
+    own = ("_drafts", "_followers", "_counts")
+    attributes = {key: v for key, v in attributes.items() if key not in own}
+    monkeypatch.setattr(
+        TextGenerationPipeline, "__init__", lambda self: vars(self).update(attributes)
+    )
+    monkeypatch.setattr(lookup, "how_many", lambda candidates, cost: [8])
+    monkeypatch.setenv("MAX_MISTRAL_LOOKUP", value)
+    made = lookup.LookupPipeline()
+    steps = []
+
+    def step(inputs, drafts):
+        steps.append([len(draft) for draft in drafts])
+        made._counts = Counts(MOST, drafted=count, came=1)
+        return {}
+
+    made._step = step
+    context = context_of([*range(1, 11)] * 2, [1])
+    made._execute(TextGenerationInputs(batches=[[context]]))
+    assert steps == [[count]]
 
 
 @pytest.mark.parametrize("left", [0, 3])

@@ -109,6 +109,37 @@ def test_logprobs(plain, path, body, count):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_more_likely_tokens_than_can_be_asked_for(plain, path):
+    def body(count):
+        if path == "completions":
+            return {"logprobs": count}
+        return {"logprobs": True, "top_logprobs": count}
+
+    assert asked(plain, path, **body(7)).log_probabilities == 7
+    said = refusal(plain, path, **body(8))
+    assert f"`{next(reversed(body(8)))}` must be in [0, 7], was 8" in said
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_where_an_answer_is_decoded_and_what_is_cached(plain, path):
+    context = asked(plain, path, target_endpoint="tcp://x:1", dkv_cache_hint={"a": [1]})
+    assert context.target_endpoint == "tcp://x:1"
+    assert json.loads(context.dkv_cache_hint) == {"a": [1]}
+    context = asked(plain, path)
+    assert context.target_endpoint is context.dkv_cache_hint is None
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("setting", ["true", "false"])
+def test_a_salt_is_the_clients_where_a_setting_says_so(
+    checkpoint, monkeypatch, path, setting
+):
+    monkeypatch.setenv("MAX_SERVE_USE_CLIENT_CACHE_SALT", setting)
+    salt = asked(Routes(checkpoint), path, cache_salt="s").cache_salt
+    assert salt == ("s" if setting == "true" else None)
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_stream_and_its_options(plain, path):
     options = {"include_usage": True}
     answer = post(plain, path, stream=True, stream_options=options)

@@ -97,6 +97,22 @@ def test_a_run_that_is_cut_says_so(fake_server, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("counts", "found"),
+    [([90, 89, 88, 87], 88), ([90] * 29 + [89, 88], 89), ([89, 91] * 20, 89)],
+    ids=["slowly closed", "too late", "kept"],
+)
+def test_files_that_are_closed_late_are_no_growth(fake_server, counts, found):
+    fake_server(None)  # no waiting
+    left = iter(counts)
+    server = SimpleNamespace(sample=lambda n: Sample(n, 10**9, next(left), 37, 26))
+    before = [Sample(0, 10**9, files, 37, 26) for files in (95, 88)]
+    assert asyncio.run(run.settled(server, 7, before)).files == found
+    # The first one is taken as it is.
+    left = iter(counts)
+    assert asyncio.run(run.settled(server, 7, [])).files == counts[0]
+
+
 def test_what_was_found_outlives_the_server(fake_server, tmp_path):
     fake_server(FakeLoad(dies=True))
     report = Report()

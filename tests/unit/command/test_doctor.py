@@ -1,9 +1,13 @@
 """max-mistral doctor: what it tells, and of whom it tells nothing."""
 
+import re
+
+import numpy as np
 import pytest
+from max.engine import InferenceSession
 
 from max_mistral import command
-from max_mistral.command import doctor
+from max_mistral.command import doctor, kernel_check
 from max_mistral.errors import UserError
 
 
@@ -50,6 +54,63 @@ def test_a_failed_check_ends_with_1(monkeypatch, capsys):
         command.main(["doctor", "--check"])
     assert ended.value.code == 1
     assert capsys.readouterr().err == "Error: The CPU kernels are off by 1.\n"
+
+
+@pytest.fixture(scope="module")
+def session():
+    """MAX's, but that it compiles the check's graph once."""
+    models = []
+
+    class Once:
+        def __init__(self, devices):
+            self.session = InferenceSession(devices=devices)
+
+        def load(self, graph):
+            if not models:
+                models.append(self.session.load(graph))
+            return models[0]
+
+    return Once
+
+
+@pytest.fixture
+def check(session, monkeypatch, capsys):
+    """Runs ``doctor --check`` and nothing else of it; returns what it printed."""
+    monkeypatch.setattr(doctor, "_SECTIONS", {})
+    monkeypatch.setattr(kernel_check, "InferenceSession", session)
+
+    def run():
+        command.main(["doctor", "--check"])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_kernels_are_checked(check):
+    pattern = r"kernel check:\n  compiled in .*; a product is off NumPy's by (\S+)\n"
+    found = re.fullmatch(pattern, check())
+    # Float32 sums, in another order than NumPy's.
+    assert 0 < float(found[1]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "off"),
+    [(1.001, r"0\.0\d+"), (np.nan, "nan")],
+    ids=["a thousandth", "nan"],
+)
+def test_kernels_that_compute_something_else(check, monkeypatch, capsys, wrong, off):
+    pack = kernel_check.pack
+
+    def packed(data, *how):
+        weight = data.view(np.float32) * np.float32(wrong)
+        return pack(weight.view(np.uint8), *how)
+
+    monkeypatch.setattr(kernel_check, "pack", packed)
+    with pytest.raises(SystemExit) as ended:
+        check()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert re.match(rf"Error: The CPU kernels are off by {off} on this CPU;", said)
 
 
 def test_a_user_without_a_home(monkeypatch, capsys):
