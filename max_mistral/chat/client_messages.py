@@ -16,8 +16,9 @@ from max.pipelines.context.exceptions import InputError
 from ..errors import shown
 
 # MAX compares the ids of a message's calls with those of their results, each with
-# each.
+# each, letter by letter.
 MOST_CALLS = 1024
+LONGEST_ID = 1024
 
 contents: ContextVar[list[list[dict[str, Any]] | None] | None]
 contents = ContextVar("contents", default=None)
@@ -88,6 +89,7 @@ def read_messages(
         made = message.get("tool_calls") or []
         _read_calls(made, where)
         if message["role"] == "tool":
+            _check_id(message.get("tool_call_id"), f"{where}.tool_call_id")
             results += 1
         else:
             calls, results = len(made), 0
@@ -135,6 +137,7 @@ def _read_calls(calls: Sequence[dict[str, Any]], where: str) -> None:
             f"{where} has {len(calls)} tool calls; at most {MOST_CALLS} can be read."
         )
     for index, call in enumerate(calls):
+        _check_id(call.get("id"), f"{where}.tool_calls[{index}].id")
         arguments = call["function"]["arguments"]
         if not arguments.strip():
             call["function"]["arguments"] = ""
@@ -153,14 +156,21 @@ def _read_calls(calls: Sequence[dict[str, Any]], where: str) -> None:
         )
 
 
+def _check_id(found: str | None, where: str) -> None:
+    if found is not None and len(found) > LONGEST_ID:
+        raise InputError(
+            f"{where} has {len(found)} characters, but may have {LONGEST_ID}."
+        )
+
+
 def _read_part(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns a part of a message; the text of a thought may be text parts."""
     if part["type"] in _PARTS:
         return dict(part)
     if part["type"] != "thinking":
         raise InputError(
-            f"{where} has a part of type {part['type']!r}; give parts of type 'text' "
-            "or 'thinking'."
+            f"{where} has a part of type {shown(part['type'])}; give parts of type "
+            "'text' or 'thinking'."
         )
     thinking = part.get("thinking")
     if isinstance(thinking, list):

@@ -4,7 +4,12 @@ import pytest
 from max.pipelines.context.exceptions import InputError
 from max.serve import _tool_call_validation
 
-from max_mistral.chat.client_messages import IGNORED, MOST_CALLS, read_messages
+from max_mistral.chat.client_messages import (
+    IGNORED,
+    LONGEST_ID,
+    MOST_CALLS,
+    read_messages,
+)
 from max_mistral.chat.tool_choice import LONGEST_NAMES, MOST_TOOLS
 from tests.chats import ADD, HELLO, HI, SUM, SUNNY, WEATHER, call, called
 from tests.tools import CALLS, TOOLS
@@ -129,6 +134,21 @@ def test_more_calls_and_tools_than_can_be_read(v13):
     response = v13.ask(tools=tools)
     assert response.status_code == 400
     assert f"{MOST_TOOLS + 1} tools" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "where"),
+    [(1, 0, "messages[1].tool_calls[0].id"), (0, 1, "messages[2].tool_call_id")],
+)
+def test_a_long_id_is_refused(v13, ours, theirs, where):
+    """Each is compared with each."""
+    name = "c" * LONGEST_ID
+    result = {"role": "tool", "content": "3"}
+    result["tool_call_id"] = name + "c" * theirs
+    asked = called(call("add", "{}", name + "c" * ours))
+    response = v13.ask(messages=[HI, asked, result], tools=TOOLS)
+    assert response.status_code == 400
+    assert f"{where} has {LONGEST_ID + 1} characters" in response.json()["detail"]
 
 
 def test_names_of_tools_that_are_long_together(v13):
