@@ -73,6 +73,7 @@ clean:
 	rm -rf build $(VENV)
 
 $(VENV)/run: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("This Python is too old: make PYTHON=python3.12" * (sys.version_info < (3, 11)))'
 	@echo "Installing MAX into $(VENV): about 700 MB to download ..."
 	$(PYTHON) -m venv $(VENV)
 	@# pip before 24 cannot resolve MAX's requirements.

@@ -177,7 +177,9 @@ def stock(folder: Path) -> Path:
         name: np.from_dlpack(weight.data().astype(DType.float32).data)
         for name, weight in load_weights([folder / "model.safetensors"]).items()
     }
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    partial = target / "partial.tensors"
+    save_file(tensors, partial, {"format": "pt"})
+    partial.replace(target / "model.safetensors")
     return target
 
 

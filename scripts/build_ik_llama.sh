@@ -39,7 +39,7 @@ if [ "$found" != "$COMMIT" ]; then
 fi
 cmake -S "$source" -B "$target/build" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
-cmake --build "$target/build" --target llama --parallel
+cmake --build "$target/build" --target llama --parallel "$(nproc)"
 set --
 while read -r library; do
     set -- "$@" "-Wl,-rpath,${library%/*}" "$library"
