@@ -73,7 +73,8 @@ clean:
 	rm -rf build $(VENV)
 
 $(VENV)/run: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("This Python is too old: make PYTHON=python3.12" * (sys.version_info < (3, 11)))'
+	@# venv leaves what another Python has put there.
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "Installing MAX into $(VENV): about 700 MB to download ..."
 	$(PYTHON) -m venv $(VENV)
 	@# pip before 24 cannot resolve MAX's requirements.

@@ -51,13 +51,18 @@ def read_whole(path: Path) -> bytes:
         raise UserError(
             f"{path} is {what}; expected a file. Copy the checkpoint's file there."
         )
+    refuse_large(path)
+    return path.read_bytes()
+
+
+def refuse_large(path: Path) -> None:
+    """Raises a ``UserError`` if a file is larger than :data:`MOST_FILE`."""
     # A sparse file of any size takes no room on the disk, but all of memory.
     size = path.stat().st_size
     if size > MOST_FILE:
         raise UserError(
             f"{path} has {size} bytes; expected {MOST_FILE} at most. Fetch it again."
         )
-    return path.read_bytes()
 
 
 def is_no_file(path: Path) -> bool:

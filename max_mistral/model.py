@@ -166,8 +166,8 @@ class MistralModel(
             self.max_batch_size if last else config.step_tokens or MOST_ROWS,
         )
         # To the end: what MAX has mapped it copies to a GPU late.
-        paths = self.pipeline_config.model.resolved_weight_paths()
-        with unchanged(paths), default_custom_extensions_scope(*kernels):
+        model = self.pipeline_config.model
+        with unchanged(model), default_custom_extensions_scope(*kernels):
             return self.load_graphs(session)[GraphRole.DECODER]
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:

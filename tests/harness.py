@@ -27,6 +27,11 @@ from workbench.virtual import use_real_devices, use_virtual_gpus
 Array = npt.NDArray[np.float32]
 
 
+def root_mean_square(x: npt.NDArray[Any]) -> float:
+    """Of all its numbers."""
+    return float(np.sqrt((x * x).mean()))
+
+
 def load_safetensors(
     pipeline_config: PipelineConfig, **options: Any
 ) -> dict[str, WeightData]:

@@ -124,7 +124,7 @@ def pick_encoding(
 
 
 def is_left_to_max(weights: tuple[Path, ...], encoding: str | None) -> bool:
-    """Whether MAX takes an encoding only if it is not told it.
+    """Whether ``--quantization-encoding`` has to be left out for MAX to take this one.
 
     Of files that are named it believes the first one's name: where that says float32
     it takes bfloat16 on a GPU by itself, but float32 if bfloat16 is asked for.

@@ -35,7 +35,7 @@ GENERATES = PipelineTask.TEXT_GENERATION
 _MODEL_FLAGS = ("--model", "--model-path")
 # They say which model, and how it runs.
 _OTHER_MODELS = ("--models", "--config-file")
-# MAX drops the first without the second, and its adapters with it.
+# Without the second MAX ignores the first.
 _ADAPTERS = ("--lora-paths", "--enable-lora")
 
 

@@ -108,8 +108,8 @@ class MistralEmbeddingModel(PipelineModel[TextContext, MistralEmbeddingConfig, M
         )
         self._has_run = False
         end_with_the_server()
-        paths = pipeline_config.model.resolved_weight_paths()
-        with unchanged(paths), default_custom_extensions_scope(*kernels):
+        model = pipeline_config.model
+        with unchanged(model), default_custom_extensions_scope(*kernels):
             self.model = self.load_graphs(session)[GraphRole.ENCODER]
 
     @override

@@ -28,7 +28,7 @@ def packed_attention(
     """Returns what our CPU kernel attends to, float32 ``[tokens, heads, head_dim]``.
 
     One op, where MAX has two: it rotates, stores and attends. MAX's own attention
-    reads a key once for each head of queries; ours once for some heads and tokens.
+    reads a key once for each head of queries; ours once for several heads and tokens.
 
     Args:
         qkv: float32 ``[tokens, (heads + 2 * kv_heads) * head_dim]``.

@@ -113,7 +113,7 @@ class Cost:
             # ones for hundreds. Where steps do take longer, a few of them tell.
             expected = self.estimate(rows, drafts=drafts)
             if self._steps == 1 and expected > self.SLOWEST * seconds:
-                # The first one was: there was nothing to hold it against.
+                # The first one was, and nothing was known yet to limit it by.
                 self._sums = [0.0] * 9
             seconds = min(seconds, self.SLOWEST * expected)
         self._steps += 1

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 
 from .. import hf_config
 from ..errors import UserError, shown
-from ..fields import MOST_POSITIONS, read_json
+from ..fields import MOST_POSITIONS, read_json, refuse_large
 from ..mistral_common_chat import MISTRAL_TOKENIZERS
 from ..other_models import refuse_other_models
 from ..weights.gguf_file import GGUFCheckpoint
@@ -222,6 +222,7 @@ def _prepare_tokenizer(source: Path, folder: Path, config: dict[str, object]) ->
     for name in _COPIED:
         # A link may be to a device, whose bytes do not end.
         if (source / name).is_file() and not (folder / name).exists():
+            refuse_large(source / name)
             # Not the mode: what others may write to is not taken from a cache.
             shutil.copyfile(source / name, folder / name)
 

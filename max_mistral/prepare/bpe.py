@@ -85,9 +85,10 @@ def make_sentencepiece(
         byte_pieces: The ids of ``<0x00>`` to ``<0xFF>``.
         user_defined: The ids of pieces that are never cut, whatever their score.
         space_before: Whether a space goes in front of each stretch of text
-            between control and user-defined tokens, as sentencepiece puts it;
-            of each that begins with none, as Hugging Face's templates often
-            write it themselves; or of none.
+            between control and user-defined tokens, as in mistral-common's
+            chats, though sentencepiece puts none behind a user-defined one; of
+            each that begins with none, as Hugging Face's templates often write
+            it themselves; or of none.
 
     Raises:
         UserError: (a ``ValueError``) if there is no unknown piece, a piece is
@@ -102,7 +103,8 @@ def make_sentencepiece(
         )
     if not all(map(math.isfinite, scores)):
         raise UserError("The tokenizer has scores that are no numbers. Fetch it again.")
-    # With the score 0 too: the first merge has it, and what extends a vocabulary.
+    # With the score 0 too: the first merge has it, and pieces that extend a vocabulary,
+    # though sentencepiece merges those from left to right, and BPE in one order.
     set_apart = special | byte_pieces | user_defined
     ranks = {p: -scores[i] for i, p in enumerate(pieces) if i not in set_apart}
     merges = find_merges(ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..fields import read_json
+from ..fields import read_json, refuse_large
 
 _MODULES = "modules.json"
 # modules.json names the folders; the Pooling's config says how the model pools.
@@ -32,6 +32,7 @@ def copy_embedding_files(source: Path, folder: Path, lora: Path | None) -> list[
             found = [path for pattern in patterns for path in each.glob(pattern)]
             # A link may be to a device, whose bytes do not end.
             for path in filter(Path.is_file, found):
+                refuse_large(path)
                 copy = folder / path.relative_to(each)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)

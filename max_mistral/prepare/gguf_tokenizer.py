@@ -105,7 +105,7 @@ def write_tokenizer(checkpoint: GGUFCheckpoint, folder: Path) -> None:
     # Only embeddings go by it: a prompt does not end where an answer begins.
     if file.boolean("tokenizer.ggml.add_eos_token", default=False):
         config["add_eos_token"] = True
-    template = _chat_template(file, sentencepiece=kind == "llama")
+    template = _read_template(file, sentencepiece=kind == "llama")
     if template is not None:
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
@@ -134,7 +134,7 @@ def _read_types(file: Fields, tokens: list[str]) -> list[int]:
     return list(types)
 
 
-def _chat_template(file: Fields, *, sentencepiece: bool) -> str | None:
+def _read_template(file: Fields, *, sentencepiece: bool) -> str | None:
     """The Jinja template; ``None`` where there is none."""
     found = file.string(_TEMPLATE, default="")
     if found in _NAMED_TEMPLATES:

@@ -7,18 +7,17 @@ may have millions, so lists are read to the first one, and objects have a limit.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
 from typing import Any
 
-from max.pipelines.context.exceptions import InputError
 from pydantic import ValidationError
 from pydantic_core import SchemaValidator
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from ..chat import without_nulls
 from .mistral_fields import FIELDS, as_openai
 
 MOST_NAMES = 1024
-"""Of an object whose names are a client's."""
+"""The most fields that an object of a request may have, where pydantic reads each."""
 
 # Of the errors of a body that are looked at, that an answer lists, and of their
 # letters.
@@ -64,12 +63,10 @@ class RequestModel:
         """Returns what the model makes of a request's JSON.
 
         Raises:
-            InputError: (a ``ValueError``) if an object has too many names.
             ValidationError: (a ``ValueError``) that says what is wrong; of a list the
                 first item.
         """
         if isinstance(body, dict):
-            _check_names(body)
             if self._has_seed:
                 body = without_nulls(as_openai(body))
             if self._is_chat and body.get("thinking", "") is None:
@@ -80,8 +77,8 @@ class RequestModel:
 
 @functools.cache
 def _reader(model: Any) -> SchemaValidator:
-    """Reads as a pydantic model does, but a list ends at its first wrong item."""
-    schema = _failing_fast(model.__pydantic_core_schema__)
+    """Reads as a pydantic model does, but looks at few of many wrong things."""
+    schema = _bounded(model.__pydantic_core_schema__)
     try:
         # Or it would be the model's own one, whatever the schema.
         return SchemaValidator(schema, _use_prebuilt=False)
@@ -89,13 +86,30 @@ def _reader(model: Any) -> SchemaValidator:
         return SchemaValidator(schema)
 
 
-def _failing_fast(schema: Any) -> Any:
-    if isinstance(schema, dict):
-        made = {key: _failing_fast(value) for key, value in schema.items()}
-        return made | {"fail_fast": True} if made.get("type") == "list" else made
+def _bounded(schema: Any) -> Any:
+    """A list ends at its first wrong item, and an object has few fields."""
     if isinstance(schema, list | tuple):
-        return type(schema)(map(_failing_fast, schema))
-    return schema
+        return type(schema)(map(_bounded, schema))
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _bounded(value) for key, value in schema.items()}
+    kind = made.get("type")
+    if kind == "list":
+        made["fail_fast"] = True
+    values = made.get("values_schema", {"type": "any"})
+    if kind in ("typed-dict", "model-fields") or (
+        kind == "dict" and values["type"] != "any"
+    ):
+        # What stands for it elsewhere now stands for the check as well.
+        ref = made.pop("ref", None)
+        return no_info_before_validator_function(_check_names, made, ref=ref)
+    return made
+
+
+def _check_names(found: Any) -> Any:
+    if isinstance(found, dict) and len(found) > MOST_NAMES:
+        raise ValueError(f"{len(found)} fields; an object may have {MOST_NAMES}")
+    return found
 
 
 def first_words(error: ValidationError) -> str:
@@ -114,22 +128,3 @@ def first_words(error: ValidationError) -> str:
     if count > _MOST:
         lines.append(f"and {count - _MOST} more like these")
     return "; ".join(line.rstrip(".")[:_LONGEST] for line in lines) + "."
-
-
-def _check_names(body: Mapping[str, Any]) -> None:
-    for where, found in _objects(body):
-        if isinstance(found, dict) and len(found) > MOST_NAMES:
-            raise InputError(
-                f"{where} has {len(found)} fields, but may have {MOST_NAMES}."
-            )
-
-
-def _objects(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Those of a request each of whose fields pydantic reads, whatever its name."""
-    yield "the request", body
-    for field in ("logit_bias", "metadata"):
-        yield field, body.get(field)
-    messages = body.get("messages")
-    for i, message in enumerate(messages if isinstance(messages, list) else ()):
-        if isinstance(message, dict):
-            yield f"messages[{i}].audio", message.get("audio")

@@ -141,7 +141,7 @@ class KeptMatrices:
         return made if found is None else found
 
     def read_ahead(self) -> Thread | None:
-        """Has those that an earlier start kept read while the caller goes on.
+        """Starts to read from the disk what an earlier start kept.
 
         Returns:
             The thread that does it; ``None`` where there is nothing to do.

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from max.pipelines.lib import MAXModelConfig
+
 from ..errors import UserError
 
 State = tuple[tuple[int, int, int, int], ...]
@@ -48,8 +50,10 @@ def check_unchanged(paths: Sequence[Path], state: State) -> None:
 
 
 @contextmanager
-def unchanged(paths: Sequence[Path]) -> Iterator[None]:
+def unchanged(model: MAXModelConfig) -> Iterator[None]:
     """Raises a ``UserError`` at its end if a file of a checkpoint has changed."""
+    # With --force-download each look for the paths fetches them anew.
+    paths = [] if model.force_download else model.resolved_weight_paths()
     state = state_of(paths)
     yield
     check_unchanged(paths, state)

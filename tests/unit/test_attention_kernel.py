@@ -14,6 +14,7 @@ from max.graph import BufferType, DeviceRef, Graph, TensorType, ops
 
 from max_mistral import kernels
 from max_mistral.workarounds.graph_cache import find_at_once
+from tests.harness import root_mean_square
 from tests.kv_cache_reference import mixed, mixing, stored, stored_first, to_bfloat16
 
 EPS = float(np.finfo(np.float32).eps)
@@ -224,10 +225,6 @@ def run():
 @pytest.fixture(scope="module")
 def together(run):
     return run(list(range(len(BATCH))))
-
-
-def root_mean_square(x):
-    return np.sqrt((x * x).mean())
 
 
 @pytest.mark.parametrize(("name", "dtype", "rounded"), CASES)

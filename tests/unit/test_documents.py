@@ -9,7 +9,7 @@ import pytest
 from max_mistral import switches
 from max_mistral.chat import schemas, tool_choice
 from max_mistral.chat.client_messages import LONGEST_ID, MOST_CALLS
-from max_mistral.server import request_fields, request_limits
+from max_mistral.server import request_fields, request_json, request_limits
 
 ROOT = Path(__file__).parents[2]
 MAX = Path(max.pipelines.__file__).parents[1]
@@ -72,7 +72,8 @@ def test_limits_are_those_of_the_code():
         f"in a `pattern`) | {schemas.MAX_COUNT:,} |",
         f"lists | {schemas.MAX_NODES:,} | {schemas.MAX_NODES_TOGETHER:,} |",
         f"{tool_choice.MOST_TOOLS:,} tools or {MOST_CALLS:,} tool calls in a message, "
-        f"a call's id of more than {LONGEST_ID:,} characters",
+        f"a call's id of more than {LONGEST_ID:,} characters, "
+        f"objects of more than {request_json.MOST_NAMES:,} fields",
         f"| levels of nesting | {schemas.MAX_DEPTH} |",
         f"| characters | {schemas.MAX_CHARACTERS:,} | "
         f"{schemas.MAX_CHARACTERS_TOGETHER:,} |",

@@ -27,7 +27,7 @@ from max_mistral.kernels.packing import (
 from max_mistral.layers.packed import PackedLinear, PackedQKV, linear
 from max_mistral.layers.packed_ops import rounds, takes_amx
 from max_mistral.weights.gguf_encode import encode, encoding_of
-from tests.harness import store
+from tests.harness import root_mean_square, store
 from tests.programs import printed_by
 from tests.unit import kernel_graph
 from tests.unit.kernel_graph import DENSE as SIDE_BY_SIDE
@@ -198,10 +198,6 @@ def bfloat16_steps(x):
 def quantization(weight, x):
     """What int8 activations may differ by: half a step in each of 32 columns."""
     return int8_steps(x) / 2 @ np.abs(weight).T
-
-
-def root_mean_square(x):
-    return np.sqrt((x * x).mean())
 
 
 def usual_rounding(weight, steps):
