@@ -161,6 +161,8 @@ def main() -> None:
     flags += sys.argv[at + 1 :]  # of a flag that is there twice the last one counts
     report: dict[str, Any] = {MADE: origin("max")}
     sizes = (arguments.prompt_tokens, arguments.answer_tokens)
+    # As timeout sends it: the server has to end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with server(arguments.model, flags, arguments.built_in) as url:
         for users in arguments.users:
             rounds = [

@@ -21,12 +21,13 @@ if [ $# -gt 0 ]; then
         exit 1
     fi
 fi
-# Not the folder: a fetch that failed leaves that.
-if [ ! -f "$source/CMakeLists.txt" ]; then
+# Not the folder, nor a file in it: what was cut off leaves those.
+if [ $# -eq 0 ] && [ ! -f "$target/cloned" ]; then
     git init --quiet "$source"
     git -C "$source" fetch --quiet --depth 1 \
         https://github.com/ikawrakow/ik_llama.cpp "$COMMIT"
-    git -C "$source" checkout --quiet FETCH_HEAD
+    git -C "$source" checkout --quiet --force FETCH_HEAD
+    touch "$target/cloned"
 fi
 # What is measured has to be what the figures name. The ceiling keeps git from taking
 # the repository around a checkout for it.
