@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from max_mistral.chat.client_messages import LONGEST_ID
 from max_mistral.chat.messages import MistralIds
 from tests.chats import call, called, result
 from tests.routes import Routes
@@ -88,7 +89,7 @@ def test_foreign_ids_become_nine_alphanumerics(v13):
     assert v13.prompt.startswith(first)
 
 
-@pytest.mark.parametrize("call_id", ["", "\ud800", "x" * 10_000])
+@pytest.mark.parametrize("call_id", ["", "\ud800", "x" * LONGEST_ID])
 def test_any_id_is_shortened(v13, call_id):
     called = json.loads(json.dumps(CALLED))
     called["tool_calls"][0]["id"] = call_id
