@@ -97,7 +97,7 @@ def convert_safetensor_state_dict(
         restored = RestoredWeights(quantization, expected, tensors, dtype, source)
         expected, quantization = restored.tensors, None
     how = repr(restored.weight_format) if restored is not None else ""
-    kept = KeptMatrices.of(paths, how, state) if packed else None
+    kept = KeptMatrices.of(paths, how, state) if packed else KeptMatrices()
     weights: dict[str, WeightData] = {}
     items: Iterable[tuple[str, ExpectedTensor]] = expected.items()
     if packed or restored is not None:
@@ -140,8 +140,7 @@ def convert_safetensor_state_dict(
     # Each tensor was read by itself, of the version that then was there. What MAX has
     # mapped and copies to a GPU it reads again, after this.
     check_unchanged(paths, state)
-    if kept is not None:
-        kept.read_ahead()
+    kept.read_ahead()
     return weights
 
 
@@ -177,7 +176,7 @@ def convert_gguf_state_dict(
     state = state_of(paths)
     checkpoint = GGUFCheckpoint(paths[0], vocabulary=False)
     packed = runs_packed(pipeline_config, kernel_mode)
-    kept = KeptMatrices.of(paths, state=state) if packed else None
+    kept = KeptMatrices.of(paths, state=state) if packed else KeptMatrices()
     found = checkpoint.weights(
         huggingface_config, packed=packed, headless=headless, kept=kept
     )
@@ -188,8 +187,7 @@ def convert_gguf_state_dict(
     sharing = Sharing.of(huggingface_config, pipeline_config.model)
     weights = copy_kv_heads(weights, sharing)
     check_unchanged(paths, state)
-    if kept is not None:
-        kept.read_ahead()
+    kept.read_ahead()
     return weights
 
 

@@ -124,28 +124,24 @@ def test_weights_of_replicas_that_become_bfloat16_on_gpus(checkpoint, replicas):
     assert 0.95 * float32 < 2 * planned / replicas < float32
 
 
+def logits_of(folder, **flags):
+    """The bytes that are planned for a step's logits, with 100 tokens a step."""
+    flags = {"enable_echo": True, "max_batch_input_tokens": 100} | flags
+    config = make_pipeline_config(folder, **flags)
+    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
+    return planner.estimate_activation_memory(config, None)
+
+
 @pytest.mark.parametrize("echo", [False, True])
 def test_echo_keeps_the_logits_of_all_rows(checkpoint, echo):
-    config = make_pipeline_config(
-        checkpoint, enable_echo=echo, max_batch_input_tokens=100
-    )
-    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
-    planned = planner.estimate_activation_memory(config, None)
+    planned = logits_of(checkpoint, enable_echo=echo)
     assert planned == (100 * BASE["vocab_size"] * 4 if echo else 0)
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(4, 100 + 256), (1, 256)])
 def test_without_chunks_a_whole_prompt_comes_on_top(checkpoint, batch, rows):
-    config = make_pipeline_config(
-        checkpoint,
-        enable_echo=True,
-        enable_chunked_prefill=False,
-        max_batch_input_tokens=100,
-        max_batch_size=batch,
-        max_length=256,
-    )
-    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
-    planned = planner.estimate_activation_memory(config, None)
+    flags = {"max_batch_size": batch, "max_length": 256}
+    planned = logits_of(checkpoint, enable_chunked_prefill=False, **flags)
     assert planned == rows * BASE["vocab_size"] * 4
 
 
@@ -154,29 +150,17 @@ def test_the_first_device_has_room_for_all_logits(tmp_path, replicas, number):
     """In bfloat16 and float32; then those of another replica, and of both together."""
     write_checkpoint(tmp_path, BASE, dtype="bfloat16")
     with virtual_gpus("sm_90a"):
-        config = make_pipeline_config(
+        planned = logits_of(
             tmp_path,
-            enable_echo=True,
-            max_batch_input_tokens=100,
             device_specs=[DeviceSpec.accelerator(i) for i in range(2)],
             data_parallel_degree=replicas,
             quantization_encoding="bfloat16",
             weight_path=[tmp_path / "model.safetensors"],
         )
-        planner = MistralMemoryPlanner(MistralConfig.initialize(config))
-        planned = planner.estimate_activation_memory(config, None)
     assert planned / 2 == 100 * BASE["vocab_size"] * number
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, 64), (2, 100)])
 def test_echo_has_no_more_rows_than_requests_have(checkpoint, batch, rows):
-    config = make_pipeline_config(
-        checkpoint,
-        enable_echo=True,
-        max_batch_input_tokens=100,
-        max_batch_size=batch,
-        max_length=64,
-    )
-    planner = MistralMemoryPlanner(MistralConfig.initialize(config))
-    planned = planner.estimate_activation_memory(config, None)
+    planned = logits_of(checkpoint, max_batch_size=batch, max_length=64)
     assert planned == rows * BASE["vocab_size"] * 4
