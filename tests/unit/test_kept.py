@@ -14,22 +14,18 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock, Mock
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from max.driver import DeviceSpec
-from max.pipelines.lib.graph_specs import GraphRole
 from transformers import MistralConfig
 
-from max_mistral import model as model_module
-from max_mistral import switches, weight_adapters
+from max_mistral import switches
 from max_mistral.errors import UserError
 from max_mistral.kernels.packing import Encoding
 from max_mistral.own_folders import locked
-from max_mistral.prepare import prepare
 from max_mistral.prepare.gguf_config import read_config
-from max_mistral.weights import gguf_file
 from max_mistral.weights import kept as module
 from max_mistral.weights import mapped as files_module
 from max_mistral.weights.gguf_file import GGUFCheckpoint
@@ -38,7 +34,6 @@ from max_mistral.weights.packed import PackedWeight, pack_matrix
 from max_mistral.weights.unchanged import state_of
 from tests.harness import load_safetensors, store
 from tests.unit.test_gguf import write_gguf
-from workbench.checkpoints import BASE, write_checkpoint
 from workbench.quantized import LAYOUTS, pipeline, write_quantized
 from workbench.runner import make_pipeline_config
 
@@ -449,83 +444,6 @@ def test_a_file_that_changes_as_it_is_read_is_refused(
     with pytest.raises(UserError, match=CHANGED):
         kept.matrix("a", SHAPE, Packer(1))
     assert len(files(cache)) == kept_before
-
-
-def replace_after(monkeypatch, where, name, path):
-    """Has another file in a file's place each time that a function has run."""
-    function = getattr(where, name)
-
-    def replacing(*arguments):
-        result = function(*arguments)
-        other = path.with_suffix(".new")
-        other.write_bytes(path.read_bytes())
-        other.replace(path)
-        return result
-
-    monkeypatch.setattr(where, name, replacing)
-
-
-@pytest.mark.parametrize(
-    ("switch", "function"),
-    [(switches.KEEP_PACKED, "pack_matrix"), (switches.KERNELS, "cast")],
-)
-def test_one_that_changes_is_refused_if_nothing_is_kept(
-    tmp_path, monkeypatch, switch, function
-):
-    """Nor packed, with the kernels off, as on a GPU."""
-    monkeypatch.setenv(switch, "off")
-    path = write_checkpoint(tmp_path / "m", BASE) / "model.safetensors"
-    on_cpu = make_pipeline_config(path.parent)
-    assert load_safetensors(on_cpu)
-    replace_after(monkeypatch, weight_adapters, function, path)
-    with pytest.raises(UserError, match=CHANGED):
-        load_safetensors(on_cpu)
-
-
-@pytest.mark.parametrize(
-    ("switch", "function"),
-    [(switches.KEEP_PACKED, "pack_matrix"), (switches.KERNELS, "dequantize_rows")],
-)
-def test_so_is_a_gguf_file_that_changes(tmp_path, monkeypatch, switch, function):
-    monkeypatch.setenv(switch, "off")
-    path = write_gguf(tmp_path / "m.gguf")
-    prepare(path, tmp_path / "model")
-    flags = {"weight_path": [path], "max_length": 64}
-    on_cpu = make_pipeline_config(tmp_path / "model", **flags)
-    load = partial(
-        weight_adapters.convert_gguf_state_dict,
-        {},
-        on_cpu.model.huggingface_config,
-        on_cpu,
-    )
-    assert load()
-    replace_after(monkeypatch, gguf_file, function, path)
-    with pytest.raises(UserError, match=CHANGED):
-        load()
-
-
-def test_one_that_changes_while_graphs_load_is_refused(checkpoint, monkeypatch):
-    """As weights that MAX has mapped are copied to a GPU."""
-    monkeypatch.setattr(model_module, "use_right_matmul", lambda *_: ())
-    model, changes = MagicMock(), []
-    of_max = model.pipeline_config.model
-    of_max.resolved_weight_paths, of_max.force_download = lambda: [checkpoint], False
-
-    def load_graphs(_):
-        for text in changes:
-            checkpoint.write_bytes(text)
-        return {GraphRole.DECODER: "graph"}
-
-    model.load_graphs = load_graphs
-    load = partial(model_module.MistralModel.load_model, model, Mock())
-    assert load() == "graph"
-    changes.append(b"another one")
-    with pytest.raises(UserError, match=CHANGED):
-        load()
-    # Where MAX itself fetches the file again at each look.
-    checkpoint.write_bytes(b"weights")
-    of_max.force_download = True
-    assert load() == "graph"
 
 
 def test_a_gguf_file(tmp_path, cache):
