@@ -19,7 +19,7 @@ from .amx import (
     release,
     store,
 )
-from .fetch import fetch_ahead
+from .fetch import fetch_near
 from .layout import LINE, ROWS, Floats
 
 comptime STEP = 32
@@ -109,7 +109,7 @@ def _add_products[
         comptime for r in range(NR):
             var at = w.unsafe_offset(r * panel + step * TILE_BYTES)
             if fetches:
-                fetch_ahead[TILE_BYTES](at)
+                fetch_near[TILE_BYTES](at)
             load[FIRST_B + r](at)
             comptime for half in range(halves):
                 add_product[2 * half + r, FIRST_A + half, FIRST_B + r]()

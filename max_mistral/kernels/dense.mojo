@@ -124,8 +124,10 @@ def dense_tile[
 
     @inline(.always)
     def fetch[bytes: Int](k: Int) {imm}:
-        # One row or two are read as fast as memory gives them.
-        comptime if MR > 2:
+        # Fewer rows are read as fast as memory gives them, more of those that need
+        # no conversion.
+        comptime converts = dtype != .float32 and not (rounded and native)
+        comptime if MR > (2 if converts else 4):
             comptime for r in range(NR):
                 fetch_ahead[bytes](w.unsafe_offset(r * panel + k * bytes))
 

@@ -99,12 +99,16 @@ def dots[
     comptime both = e.scale_columns == PART
     comptime lines = 8 if both else 4
     comptime chains = 2 if both and MR == 1 else 1
+    # The upper codes of a byte are in a sum of their own, which is shifted in their
+    # place: they are uint8 as they are.
+    comptime unsigned = HAS == VNNI_512 or HAS == VNNI_256
+    comptime large = chains == 2 and unsigned and e.has_nibbles()
     comptime fit = _lines_in_int16[kind]()
     var sums = Array[Sums, chains * MR](fill=0)
     var pairs = Array[PairSums, MR](fill=0)
     comptime for i in range(4):
         # Columns 4 i to 4 i + 3 of each 16.
-        var pair = quads[kind, i](w, part)
+        var pair = quads[kind, i, large=large](w, part)
         comptime for side in range(2):
             comptime if both or side == half:
                 comptime line = 2 * i + side if both else i
@@ -121,6 +125,8 @@ def dots[
                             pairs[m] = 0
                     else:
                         sums[to] = _dot4(sums[to], codes, four)
+    comptime if large:
+        sums[1] >>= 4
     comptime if chains == 2:
         sums[0] += sums[1]
     var found = Array[Sums, MR](fill=0)

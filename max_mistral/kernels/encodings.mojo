@@ -85,6 +85,10 @@ struct Encoding(ImplicitlyCopyable):
     def has_table(self) -> Bool:
         return self.table[1] != 0
 
+    def has_nibbles(self) -> Bool:
+        """Whether a byte is two codes that are numbers."""
+        return self.low_bits == 4 and not self.extra_bits and not self.has_table()
+
     def largest_code(self) -> Int:
         """The largest code, or entry of the table."""
         if self.has_table():
@@ -159,8 +163,7 @@ comptime ENCODINGS = [
         "Q6_K",
         block_columns=256,
         row_bytes=210,
-        low_bits=4,
-        extra_bits=2,
+        low_bits=6,
         bias=32,
         scale_columns=16,
         sub_scale_bits=8,

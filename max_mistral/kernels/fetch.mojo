@@ -1,7 +1,9 @@
 """Fetches weights before they are read.
 
-A thread that does more with a line than to read it has too few reads under way to
-keep memory busy, and the CPU's own prefetcher does not make up for it.
+A thread that does much with a line has too few reads under way to keep memory busy,
+and the CPU's own prefetcher does not make up for it. One that does little with it does
+not need this, and is up to a quarter slower with it (Zen 4). So each kernel says from
+how many rows on it fetches.
 """
 
 from std.math import ceildiv
@@ -9,23 +11,34 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .layout import LINE
 
-# How far ahead: far enough for memory to answer, near enough to stay in the first
-# level of cache.
-comptime AHEAD = 3072
-comptime SOON = PrefetchOptions().for_read().high_locality()
-# Into the second level of cache, where it does not push out what is in use.
-comptime LATER = PrefetchOptions().for_read().medium_locality()
+# How far ahead, in bytes: into the second level of cache, and, near enough to stay
+# there, into the first.
+comptime AHEAD = 8192
+comptime NEAR = 3072
+# Into the second level, where it does not push out what is in use.
+comptime SECOND = PrefetchOptions().for_read().medium_locality()
+comptime FIRST = PrefetchOptions().for_read().high_locality()
 
 
 @inline(.always)
 def fetch_ahead[bytes: Int](w: ImmPointer[UInt8, _]):
     """Fetches `bytes` from `AHEAD` after `w`; what is not there is not fetched."""
-    comptime for line in range(ceildiv(bytes, LINE)):
-        prefetch[SOON](w.unsafe_offset(AHEAD + line * LINE))
+    _fetch[bytes, SECOND](w.unsafe_offset(AHEAD))
+
+
+@inline(.always)
+def fetch_near[bytes: Int](w: ImmPointer[UInt8, _]):
+    """The same from `NEAR`, into the first level, from which AMX loads tiles."""
+    _fetch[bytes, FIRST](w.unsafe_offset(NEAR))
 
 
 @inline(.always)
 def fetch_later[bytes: Int](w: ImmPointer[UInt8, _]):
     """Fetches `bytes` that will be read when this thread has waited."""
+    _fetch[bytes, SECOND](w)
+
+
+@inline(.always)
+def _fetch[bytes: Int, options: PrefetchOptions](w: ImmPointer[UInt8, _]):
     comptime for line in range(ceildiv(bytes, LINE)):
-        prefetch[LATER](w.unsafe_offset(line * LINE))
+        prefetch[options](w.unsafe_offset(line * LINE))

@@ -37,14 +37,17 @@ row lie side by side, as x86's `vpdpbusd` and Arm's `sdot` take them.
   8-bit lines, [8][16][4] (Q8_0)
       line i, byte 4 r + j:  column 4 i + j
 
+  6-bit lines, [2][3][16][4] (Q6_K)
+      line 3 h + i, byte 4 r + j:  | column 16 h + 12 + j | column 16 h + 4 i + j |
+                                    two of its bits, 7 to 6   bits 5 to 0
+      The first of the three has the lowest two.
+
   4-bit lines, [4][16][4] (all others)
       line i, byte 4 r + j:  | column 16 + 4 i + j | column 4 i + j |
                               bits 7 to 4           bits 3 to 0
 
   1 extra bit, [16][4] (Q3_K's third, the fifth of Q5_0, Q5_1 and Q5_K)
       byte 4 r + j:          bit i belongs to column 4 i + j, for i in 0 to 7
-
-  2 extra bits, [2][16][4] (Q6_K's upper bits), as 2-bit lines
 
 The codes of IQ4_NL, IQ4_XS and the three `..._IN_...` are places in a table of
 weights. Those three are no types of GGUF: a code of llama.cpp's other IQ types says
@@ -57,7 +60,7 @@ Sub-scales are integers that multiply d; sub-minima multiply m.
       [16][16]     byte s of a row: | sub-minimum | sub-scale |
   6 bits, with sub-minima (Q4_K, Q5_K), one of each per 32 columns:
       [8][16]      byte p of a row: | sub-minimum's low 4 bits | sub-scale's |
-      [16] uint32  bits 4 p to 4 p + 3:
+      [4][16]      byte p of a row, bits 7 to 4 and 3 to 0, of p + 4 and of p:
                                     | sub-minimum's upper 2 bits | sub-scale's |
   6 bits, no sub-minima (Q3_K, IQ4_XS), n of a row, 32 too large:
       [n / 2][16]  byte p of a row: | low 4 bits of 2 p + 1 | of 2 p |
@@ -71,16 +74,15 @@ So one block of Q6_K, 256 columns of 16 rows, 3360 = 16 x 210 bytes, is
       0      32   d            [16] float16
      32     256   sub-scales   [16][16] int8
     288     384   part 0       columns 0 to 31
-              256   4-bit lines   [4][16][4]
-              128   2 extra bits  [2][16][4]
+              384   6-bit lines   [2][3][16][4]
     672     384   part 1       columns 32 to 63
     ...
    2976     384   part 7       columns 224 to 255
 
-and a weight is `d * sub-scale * (lower 4 bits + 16 * upper 2 bits - 32)`.
+and a weight is `d * sub-scale * (code - 32)`.
 
 To add a GGUF type: give it a row at the end of `ENCODINGS` (`encodings.mojo`), and if
-its bits lie in a way that no other type has, teach `codes.mojo` to read it. In Python
+its bits lie in a way that no other type has, teach `codes.mojo`, or `scales.mojo`, to read it. In Python
 give it a row in `packing.Encoding` and `_PIECES`. `tests/unit/test_kernels.py` compares
 the two tables and runs the kernels on every row.
 """

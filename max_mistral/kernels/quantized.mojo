@@ -14,11 +14,12 @@ from std.math import fma
 from std.memory import bitcast
 
 from .activations import LESS_SUMS, LESS_TOTAL, SCALE, row_part_bytes
-from .codes import minima, quads, scales
-from .dots import dots, which_sum
+from .codes import quads
+from .dots import HAS, VNNI_512, dots, which_sum
 from .encodings import encoding
 from .fetch import fetch_ahead
 from .layout import PART, ROWS, Floats
+from .scales import SubScales, minima, scales
 
 
 @inline(.always)
@@ -109,6 +110,16 @@ def add_part[
     return found
 
 
+def _fetches[kind: Int, rounded: Bool, MR: Int]() -> Bool:
+    """Whether to fetch weights ahead; not where so few instructions come to a line
+    that it is read as fast as memory gives it.
+    """
+    comptime whole = encoding[kind]().low_bits == 8
+    comptime if rounded and HAS == VNNI_512:
+        return MR > (4 if whole else 2)
+    return MR > (1 if whole else 0)
+
+
 @inline(.always)
 def quantized_tile[
     kind: Int, rounded: Bool, MR: Int, NR: Int
@@ -138,9 +149,13 @@ def quantized_tile[
     comptime halves = PART // e.scale_columns
     var acc = Array[Floats, MR * NR](fill=0)
     for b in range(columns // block_columns):
+        var sub_scales = Array[SubScales[kind], NR](uninitialized=True)
+        comptime for r in range(NR):
+            sub_scales[r] = SubScales[kind](
+                w.unsafe_offset(r * panel + b * block_bytes)
+            )
         for part in range(parts):
-            # One row of codes of 8 bits is read as fast as memory gives it.
-            comptime if MR > 1 or e.low_bits < 8:
+            comptime if _fetches[kind, rounded, MR]():
                 comptime for r in range(NR):
                     fetch_ahead[bytes](
                         w.unsafe_offset(
@@ -156,8 +171,10 @@ def quantized_tile[
                 )
                 comptime for r in range(NR):
                     var block = w.unsafe_offset(r * panel + b * block_bytes)
-                    var scale = scales[kind](block, part, half)
-                    var minimum = minima[kind](block, part, half, scale)
+                    var scale = scales[kind](block, sub_scales[r], part, half)
+                    var minimum = minima[kind](
+                        block, sub_scales[r], part, half, scale
+                    )
                     comptime for m in range(MR):
                         comptime at = m * NR + r
                         acc[at] = add_part[kind, rounded, MR, half](

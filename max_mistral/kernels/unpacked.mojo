@@ -7,12 +7,13 @@ are only the dot products of one turn, and with AVX-512 the codes.
 """
 
 from .activations import row_part_bytes
-from .codes import Codes, minima, quads, scales
+from .codes import Codes, quads
 from .dots import AVX2, HAS, VNNI_256, VNNI_512, signs_codes, unpacked_dots
 from .encodings import encoding
 from .fetch import fetch_ahead
 from .layout import LINE, PART, ROWS, Floats
 from .quantized import add_part
+from .scales import SubScales, minima, scales
 
 comptime PREFERRED = HAS == AVX2 or HAS == VNNI_256 or HAS == VNNI_512
 """Whether tiles of enough rows are multiplied here."""
@@ -52,6 +53,7 @@ def unpacked_tile[
     var codes = store.unsafe_ptr().unsafe_bitcast[UInt8]()
     for b in range(columns // block_columns):
         var block = panel.unsafe_offset(b * block_bytes)
+        var sub_scales = SubScales[kind](block)
         for part in range(parts):
             fetch_ahead[bytes](block.unsafe_offset(part * bytes))
             comptime for i in range(4):
@@ -65,8 +67,8 @@ def unpacked_tile[
                 (b * parts + part) * row_part_bytes[True]() * MR
             )
             comptime for half in range(halves):
-                var scale = scales[kind](block, part, half)
-                var minimum = minima[kind](block, part, half, scale)
+                var scale = scales[kind](block, sub_scales, part, half)
+                var minimum = minima[kind](block, sub_scales, part, half, scale)
                 for begin in range(0, MR, TURN):
                     var products = unpacked_dots[kind, MR, TURN, half](
                         xb.unsafe_bitcast[Int32](), codes, begin
