@@ -3,7 +3,7 @@
 from std.memory import bitcast
 
 from .encodings import encoding
-from .layout import LINE, PART, ROWS
+from .layout import LINE, ROWS
 
 comptime Codes = SIMD[DType.uint8, LINE]
 
@@ -38,6 +38,7 @@ def quads[
             are in their bytes, so that they are 16 times as large.
     """
     comptime e = encoding[kind]()
+    comptime assert e.has_nibbles() or not large, "these codes have more bits"
     comptime codes_at = e.codes_at()
     comptime part_bytes = e.part_bytes()
     comptime extra_at = e.extra_bits_at()

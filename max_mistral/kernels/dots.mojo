@@ -99,8 +99,8 @@ def dots[
     comptime both = e.scale_columns == PART
     comptime lines = 8 if both else 4
     comptime chains = 2 if both and MR == 1 else 1
-    # The upper codes of a byte are in a sum of their own, which is shifted in their
-    # place: they are uint8 as they are.
+    # Upper codes have a sum of their own, so that it is shifted, not each of them. At
+    # 16 times their size they fit a uint8, which only these multiply.
     comptime unsigned = HAS == VNNI_512 or HAS == VNNI_256
     comptime large = chains == 2 and unsigned and e.has_nibbles()
     comptime fit = _lines_in_int16[kind]()

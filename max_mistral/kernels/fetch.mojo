@@ -11,8 +11,8 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .layout import LINE
 
-# How far ahead, in bytes: into the second level of cache, and, near enough to stay
-# there, into the first.
+# How far ahead, in bytes: `AHEAD` into the second level of cache; `NEAR` into the
+# first, which is small, so that what is fetched has to be read soon.
 comptime AHEAD = 8192
 comptime NEAR = 3072
 # Into the second level, where it does not push out what is in use.

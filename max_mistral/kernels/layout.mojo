@@ -82,9 +82,9 @@ So one block of Q6_K, 256 columns of 16 rows, 3360 = 16 x 210 bytes, is
 and a weight is `d * sub-scale * (code - 32)`.
 
 To add a GGUF type: give it a row at the end of `ENCODINGS` (`encodings.mojo`), and if
-its bits lie in a way that no other type has, teach `codes.mojo`, or `scales.mojo`, to read it. In Python
-give it a row in `packing.Encoding` and `_PIECES`. `tests/unit/test_kernels.py` compares
-the two tables and runs the kernels on every row.
+its bits lie in a way that no other type has, teach `codes.mojo` or `scales.mojo` to
+read it. In Python give it a row in `packing.Encoding` and `_PIECES`.
+`tests/unit/test_kernels.py` compares the two tables and runs the kernels on every row.
 """
 
 comptime ROWS = 16

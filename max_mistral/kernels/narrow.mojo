@@ -191,7 +191,7 @@ def _tile[
             later += NR * panel // GROUP - groups
         var lines = Array[Pairs, NR * LINES](fill=0)
         comptime for r in range(NR):
-            # As in `dense_tile`.
+            # As in `dense_tile`, where weights need conversion.
             comptime if MR > 2:
                 fetch_later[GROUP](panels[r].group(later))
             var found = panels[r].lines(g)

@@ -98,14 +98,15 @@ def _scales_k4(blocks: Bytes) -> list[Piece]:
     # Sub-scales, sub-minima: of parts 0 to 3, a byte each, and of parts 4 to 7.
     scales = [low & _SIX, high & _NIBBLES | upper[0] << 4]
     minima = [middle & _SIX, high >> 4 & _NIBBLES | upper[1] << 4]
-    lower, upper = [], np.zeros_like(low)
+    lower: list[Words] = []
+    above = np.zeros_like(low)
     for half, (scale, minimum) in enumerate(zip(scales, minima, strict=True)):
         lower.append(scale & _NIBBLES | (minimum & _NIBBLES) << 4)
         four = scale >> 4 & _PAIRS | (minimum >> 4 & _PAIRS) << 2
-        upper |= four << 4 * half
+        above |= four << 4 * half
     lines = [
         (word >> 8 * part).astype(np.uint8)
-        for word in (*lower, upper)
+        for word in (*lower, above)
         for part in range(4)
     ]
     return [blocks[..., :2], blocks[..., 2:4], _lines(np.stack(lines))]
@@ -193,24 +194,26 @@ def q6_k(blocks: Bytes) -> list[Piece]:
 
 
 def _six_bit_lines(nibbles: Words, pairs: Words) -> Words:
-    """Joins codes of 6 bits, ``[8 parts, 2 halves, 3 lines, panels, blocks, 16]``.
+    """Joins codes of 6 bits, ``[8 parts, 6 lines, panels, blocks, 16]``.
+
+    Three lines hold 16 columns.
 
     Args:
         nibbles: Their lower bits, ``[8, 4, ...]``: of line i, column 4 i + j low in
             byte j and 16 + 4 i + j high.
         pairs: Their upper bits, as :func:`_pairs_of_parts` returns them.
     """
-    halves = []
+    lines = []
     for half in range(2):
         lower = nibbles >> np.uint32(4 * half) & _NIBBLES
         codes = [
             lower[:, i] | (pairs[:, half] >> np.uint32(2 * i) & _PAIRS) << 4
             for i in range(4)
         ]
-        halves += [
+        lines += [
             codes[i] | (codes[3] >> np.uint32(2 * i) & _PAIRS) << 6 for i in range(3)
         ]
-    return np.stack(halves, 1)
+    return np.stack(lines, 1)
 
 
 def q3_k(blocks: Bytes) -> list[Piece]:

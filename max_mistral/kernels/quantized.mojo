@@ -112,7 +112,7 @@ def add_part[
 
 def _fetches[kind: Int, rounded: Bool, MR: Int]() -> Bool:
     """Whether to fetch weights ahead; not where so few instructions come to a line
-    that it is read as fast as memory gives it.
+    that it is read as fast as memory gives it (measured on a Zen 4).
     """
     comptime whole = encoding[kind]().low_bits == 8
     comptime if rounded and HAS == VNNI_512:
