@@ -117,7 +117,7 @@ def scales[
     comptime e = encoding[kind]()
     comptime sub_scales_at = e.sub_scales_at()
     var d = _float16s(block, 0)
-    comptime if e.sub_scale_bits == 6 and e.has_minima:
+    comptime if SubScales[kind].USED:
         return d * sub_scales.scales(part)
     elif e.sub_scale_bits == 6:
         comptime each = PART // e.scale_columns
@@ -159,7 +159,7 @@ def minima[
     comptime minima_at = e.minima_at()
     comptime if not e.has_minima:
         return scale * Float32(e.bias)
-    elif e.sub_scale_bits == 6:
+    elif SubScales[kind].USED:
         return _float16s(block, minima_at) * sub_scales.minima(part)
     elif e.sub_scale_bits == 4:
         var both = _four_bits[kind](block, 2 * part + half)
