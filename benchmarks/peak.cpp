@@ -6,6 +6,10 @@
 // multiply-add as two. Each is the best of its turns, both threads at work. What is
 // multiplied is float32 by x86's FMA, bfloat16 by AVX512-BF16 (not where AMX is, which
 // is faster) and int8 by AVX512-VNNI, each where the CPU has it.
+//
+//     ./peak reads
+//
+// Reads memory once for each line of its input, and prints the bytes a second of that.
 
 #include <algorithm>
 #include <chrono>
@@ -33,9 +37,9 @@ constexpr size_t BYTES = size_t(1) << 28;  // a thread's, well beyond any cache
 
 volatile float sink;
 
-double least_seconds(const std::function<void(int)>& work) {
+double least_seconds(const std::function<void(int)>& work, int turns = TURNS) {
     double least = 1e9;
-    for (int turn = 0; turn < TURNS; turn++) {
+    for (int turn = 0; turn < turns; turn++) {
         const auto begin = std::chrono::steady_clock::now();
         std::thread other(work, 1);
         work(0);
@@ -65,8 +69,9 @@ void multiply(const char* name, int products, Factor given, Add add) {
     std::printf("%s %.6g\n", name, 2.0 * products * SUMS * STEPS * THREADS / seconds);
 }
 
-void read() {
-    char* memory[THREADS];
+char* memory[THREADS];
+
+void fill_memory() {
     for (auto& part : memory) {
         part = static_cast<char*>(std::aligned_alloc(size_t(1) << 21, BYTES));
 #if defined(MADV_HUGEPAGE)
@@ -74,7 +79,10 @@ void read() {
 #endif
         std::memset(part, 1, BYTES);
     }
-    const double seconds = least_seconds([&](int thread) {
+}
+
+double bytes_a_second(int turns) {
+    const auto read = [](int thread) {
         typedef long Line __attribute__((vector_size(64)));
         const Line* lines = reinterpret_cast<const Line*>(memory[thread]);
         Line sums[8] = {};
@@ -85,14 +93,23 @@ void read() {
             }
         for (int j = 1; j < 8; j++) sums[0] += sums[j];
         sink = float(sums[0][0]);
-    });
-    std::printf("read %.6g\n", double(BYTES) * THREADS / seconds);
+    };
+    return double(BYTES) * THREADS / least_seconds(read, turns);
 }
 
 }  // namespace
 
-int main() {
-    read();
+int main(int count, char** words) {
+    fill_memory();
+    if (count > 1 && !std::strcmp(words[1], "reads")) {
+        for (int c; (c = std::getchar()) != EOF;)
+            if (c == '\n') {
+                std::printf("%.6g\n", bytes_a_second(1));
+                std::fflush(stdout);
+            }
+        return 0;
+    }
+    std::printf("read %.6g\n", bytes_a_second(TURNS));
 #if defined(__AVX512F__)
     multiply<__m512>("float32", 16, _mm512_set1_ps(1e-3f), [](__m512 s, __m512 x) {
         return _mm512_fmadd_ps(x, x, s);

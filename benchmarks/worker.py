@@ -4,8 +4,9 @@
 
 ENGINE is ``max_mistral``, ``llama.cpp`` or ``torch``, on two threads, greedy.
 Prints ``{"loaded": seconds}``, and for each measure of ``benchmarks/measure.py``
-that begins a line of its input ``{measure: tokens a second}``: the model alone. At
-the end of its input, or at ``end``, the peak of its resident memory, beside what
+that begins a line of its input ``{measure: tokens a second}``: the model alone; for
+``steps`` those of a few steps of one request, which goes on at the next. At the end
+of its input, or at ``end``, the peak of its resident memory, beside what
 weights and KV cache take. The engine ``llama.cpp-user`` measures decode as
 llama-cpp-python's user gets it. With ``KV_BITS=8`` in its environment max_mistral and
 llama.cpp keep keys and values in 8 bits.
@@ -24,10 +25,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import BATCH, DEPTH, PREFILL, Engine, Prompts, rate, tokens
+from benchmarks.measure import (
+    BATCH,
+    DEPTH,
+    PREFILL,
+    Engine,
+    Prompts,
+    median_rate,
+    rate,
+    tokens,
+)
 
 CONTEXT = DEPTH + 128
 VOCAB = 32000
+FEW = 3
 IN_8_BITS = os.environ.get("KV_BITS") == "8"
 
 
@@ -212,11 +223,19 @@ def main() -> None:
     start = time.perf_counter()
     engine = ENGINES[name](Path(folder), gguf)
     print(json.dumps({"loaded": time.perf_counter() - start}), flush=True)
+    step: Callable[[], object] | None = None
     for line in sys.stdin:
         measure, *_ = line.split()
         if measure == "end":
             break
-        print(json.dumps({measure: rate(engine, measure)}), flush=True)
+        if measure == "steps":
+            if step is None:
+                step = engine.start([tokens(16)])
+                step()
+            found = median_rate(step, FEW, 1)
+        else:
+            found, step = rate(engine, measure), None
+        print(json.dumps({measure: found}), flush=True)
     weights = gguf or Path(folder) / "model.safetensors"
     result = {"weight_bytes": weights.stat().st_size}
     result["needed_bytes"] = result["weight_bytes"] + engine.kv_bytes

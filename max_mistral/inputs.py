@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from max import tree
 from max.driver import Buffer
 from max.graph import DeviceRef
 from max.nn.kv_cache.cache_params import KVCacheParamInterface
@@ -16,6 +15,7 @@ from max.pipelines.lib.interfaces.batch_processor import (
     ragged_batch_inputs,
     signal_inputs,
 )
+from max.tree import flatten_one_level
 
 from .errors import UserError
 
@@ -91,7 +91,7 @@ class MistralInputs(ModelInputs):
             batch["data_parallel_splits"] = self.data_parallel_splits
             batch["host_row_offsets"] = self.host_row_offsets
         ordered = in_order(batch, self.signal_buffers, self.kv_cache_inputs)
-        return tuple(tree.leaves(ordered))
+        return tuple(_buffers(ordered))
 
 
 def in_order(
@@ -127,3 +127,14 @@ def input_tree(
         signal_inputs(devices) if len(devices) > replicas else OrderedDict(),
         kv_params.get_symbolic_inputs(),
     )
+
+
+def _buffers(tree: object) -> list[Buffer]:
+    """Returns a tree's leaves in the order of ``max.tree.leaves``.
+
+    In a third of its time, for that one makes each leaf's path too.
+    """
+    if isinstance(tree, Buffer):
+        return [tree]
+    children, _, _ = flatten_one_level(tree)
+    return [buffer for child in children for buffer in _buffers(child)]

@@ -17,7 +17,7 @@ from .activations import LESS_SUMS, LESS_TOTAL, SCALE, row_part_bytes
 from .codes import quads
 from .dots import HAS, VNNI_512, dots, which_sum
 from .encodings import encoding
-from .fetch import fetch_ahead
+from .fetch import PAGE, fetch_ahead, fetch_page
 from .layout import PART, ROWS, Floats
 from .scales import SubScales, minima, scales
 
@@ -42,10 +42,12 @@ def _products[
     comptime both = encoding[kind]().scale_columns == PART
     var products = Array[Floats, MR * NR](fill=0)
     comptime if rounded:
-        comptime assert NR == 1, "tiles of rounded rows have one panel"
-        var sums = dots[kind, MR, half](xb.unsafe_bitcast[Int32](), w, part)
-        comptime for m in range(MR):
-            products[m] = sums[m].cast[.float32]()
+        comptime for r in range(NR):
+            var sums = dots[kind, MR, half](
+                xb.unsafe_bitcast[Int32](), w.unsafe_offset(r * panel), part
+            )
+            comptime for m in range(MR):
+                products[m * NR + r] = sums[m].cast[.float32]()
         return products^
     var x = xb.unsafe_bitcast[Float32]()
     comptime for i in range(4):
@@ -111,8 +113,8 @@ def add_part[
 
 
 def _fetches[kind: Int, rounded: Bool, MR: Int]() -> Bool:
-    """Whether to fetch weights ahead; not where so few instructions come to a line
-    that it is read as fast as memory gives it (measured on a Zen 4).
+    """Whether to fetch all lines ahead, or the first of each page; that where few
+    instructions come to a line (measured on a Zen 4).
     """
     comptime whole = encoding[kind]().low_bits == 8
     comptime if rounded and HAS == VNNI_512:
@@ -145,15 +147,17 @@ def quantized_tile[
     comptime block_bytes = e.block_bytes()
     comptime parts = e.parts()
     comptime bytes = block_bytes // parts
+    comptime assert block_bytes <= PAGE, "a page has no block's begin"
     # Scales in a part.
     comptime halves = PART // e.scale_columns
     var acc = Array[Floats, MR * NR](fill=0)
     for b in range(columns // block_columns):
         var sub_scales = Array[SubScales[kind], NR](uninitialized=True)
         comptime for r in range(NR):
-            sub_scales[r] = SubScales[kind](
-                w.unsafe_offset(r * panel + b * block_bytes)
-            )
+            var block = w.unsafe_offset(r * panel + b * block_bytes)
+            sub_scales[r] = SubScales[kind](block)
+            comptime if not _fetches[kind, rounded, MR]():
+                fetch_page(block)
         for part in range(parts):
             comptime if _fetches[kind, rounded, MR]():
                 comptime for r in range(NR):

@@ -4,11 +4,12 @@ from std.sys.info import CompilationTarget
 
 from . import activations, amx_dense, dense, unpacked
 from .amx import has_bfloat16
-from .dots import HAS, NO_DOTS
+from .dots import HAS, NO_DOTS, VNNI_512
 from .encodings import BF16, encoding, is_dense
 
 # Tiles have `max_rows` rows, or half of that and so on, down to one.
 comptime TILE_SIZES = 5
+comptime LONG_PANEL = 32 * 1024
 
 
 def avx512[portable: Bool, feature: StaticString = "avx512f"]() -> Bool:
@@ -124,7 +125,22 @@ def one_row_panels[kind: Int, portable: Bool, rounded: Bool]() -> Int:
 
     Then memory is the limit, and it is fastest read in order: one panel. Dense
     weights need several panels, to have enough sums that do not wait for one
-    another.
+    another. So do long panels of codes that take many instructions, to have enough
+    reads under way.
     """
-    comptime most = max_panels[kind, portable, rounded]()
-    return 2 * most if is_dense[kind]() else 1
+    comptime e = encoding[kind]()
+    comptime quick = e.has_nibbles() or e.low_bits == 8
+    comptime if is_dense[kind]():
+        return 2 * max_panels[kind, portable, rounded]()
+    elif rounded and not quick and HAS == VNNI_512:
+        return 4
+    else:
+        return 1
+
+
+def takes_several[kind: Int](panel: Int) -> Bool:
+    """Whether one row is multiplied by several panels, of so many bytes.
+
+    Of short ones a read ahead comes too late more often (measured on a Zen 4).
+    """
+    return is_dense[kind]() or panel >= LONG_PANEL

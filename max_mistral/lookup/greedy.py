@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
-from max.engine import Model
 
 # What MAX's sampler takes where there are no grammars, penalties and the like: logits,
 # tokens so far, top_k, max_k, temperature, top_p, min_top_p, min_p, seed.
@@ -39,11 +38,14 @@ class GreedySampler:
     """MAX's sampler, but for steps whose rows all take their likeliest token.
 
     Args:
-        sampler: MAX's, on the host.
+        sampler: MAX's, on the host: its ``execute``, for a call of the model itself
+            builds a signature first.
         vocab_size: How many tokens it chooses from; ``None`` for all.
     """
 
-    def __init__(self, sampler: Model, vocab_size: int | None) -> None:
+    def __init__(
+        self, sampler: Callable[..., Sequence[Buffer]], vocab_size: int | None
+    ) -> None:
         self._sampler = sampler
         self._vocab_size = vocab_size
 

@@ -48,7 +48,8 @@ class LookupPipeline(TextGenerationPipeline[TextContext]):
         with samplers_together():
             super().__init__(*args, **kwargs)
         assert self._sampler_without_bitmask is not None
-        plain: Any = GreedySampler(self._sampler_without_bitmask, self.vocab_size)
+        sampler = self._sampler_without_bitmask.execute
+        plain: Any = GreedySampler(sampler, self.vocab_size)
         self._sampler_without_bitmask = plain
         self._drafts = enabled()
         self._cost = Cost()
