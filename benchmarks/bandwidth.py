@@ -3,10 +3,11 @@
     python -m benchmarks.bandwidth --shapes 1.1B 7B --encodings q4_k_m
 
 A decode step reads all weights once. A shared machine's memory may be half as fast a
-second later, so a program that only reads (``peak.cpp``, on the same two CPUs) takes
-turns with max_mistral and llama.cpp, which decode three tokens in each; who waits
-stands still. An engine's part of a turn is the bytes that its steps read a second,
-Python's work between them included, by the mean of the reads just before and after.
+second later, so a program that only reads the same GGUF file where it is in memory
+(``peak.cpp``, on the same two CPUs) takes turns with max_mistral and llama.cpp, which
+decode three tokens in each; who waits stands still. An engine's part of a turn is the
+bytes that its steps read a second, Python's work between them included, by the mean of
+the reads just before and after.
 Prints each model's medians, and the quartiles of the parts.
 """
 
@@ -31,11 +32,11 @@ READS = 3
 
 
 class Reader:
-    """``peak reads``: reads memory when asked, and otherwise waits."""
+    """``peak reads``: reads a file in memory when asked, and otherwise waits."""
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, file: Path) -> None:
         self._process = subprocess.Popen(
-            [program, "reads"],
+            [program, "reads", file],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -124,17 +125,18 @@ def main() -> None:
     arguments = parser.parse_args()
     made = origin("max", "llama-cpp-python") | {"cpus": take_two_cpus()}
     report: dict[str, Any] = {"cpu": cpu_name(), MADE: made}
-    reader = Reader(limits.built(arguments.folder))
-    try:
-        for shape in arguments.shapes:
-            folder = models.make(shape, arguments.folder / shape)
-            for encoding in arguments.encodings:
-                gguf = models.weights(folder, encoding).resolve()
+    program = limits.built(arguments.folder)
+    for shape in arguments.shapes:
+        folder = models.make(shape, arguments.folder / shape)
+        for encoding in arguments.encodings:
+            gguf = models.weights(folder, encoding).resolve()
+            reader = Reader(program, gguf)
+            try:
                 row = measure(folder, gguf, arguments.turns, reader)
-                report[f"{shape} {encoding}"] = row
-                write(arguments.json, report)
-    finally:
-        reader.end()
+            finally:
+                reader.end()
+            report[f"{shape} {encoding}"] = row
+            write(arguments.json, report)
     print(table(report))
 
 

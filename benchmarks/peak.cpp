@@ -7,9 +7,10 @@
 // multiplied is float32 by x86's FMA, bfloat16 by AVX512-BF16 (not where AMX is, which
 // is faster) and int8 by AVX512-VNNI, each where the CPU has it.
 //
-//     ./peak reads
+//     ./peak reads FILE
 //
-// Reads memory once for each line of its input, and prints the bytes a second of that.
+// Reads a file's first bytes, which are in memory, once for each line of its input, and
+// prints the bytes a second of that.
 
 #include <algorithm>
 #include <chrono>
@@ -22,7 +23,10 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 namespace {
 
@@ -33,7 +37,7 @@ constexpr int THREADS = 2, TURNS = 15;
     DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
 constexpr int SUMS = 12;
 constexpr long STEPS = 2'000'000;
-constexpr size_t BYTES = size_t(1) << 28;  // a thread's, well beyond any cache
+constexpr size_t MOST_BYTES = size_t(1) << 28;  // a thread's, well beyond any cache
 
 volatile float sink;
 
@@ -70,15 +74,32 @@ void multiply(const char* name, int products, Factor given, Add add) {
 }
 
 char* memory[THREADS];
+size_t bytes = MOST_BYTES;
 
 void fill_memory() {
     for (auto& part : memory) {
-        part = static_cast<char*>(std::aligned_alloc(size_t(1) << 21, BYTES));
+        part = static_cast<char*>(std::aligned_alloc(size_t(1) << 21, bytes));
 #if defined(MADV_HUGEPAGE)
-        madvise(part, BYTES, MADV_HUGEPAGE);
+        madvise(part, bytes, MADV_HUGEPAGE);
 #endif
-        std::memset(part, 1, BYTES);
+        std::memset(part, 1, bytes);
     }
+}
+
+// Maps a file, in huge pages where Linux has them for files, as max_mistral does.
+bool map_file(const char* path) {
+    struct stat found;
+    const int file = open(path, O_RDONLY);
+    if (file < 0 || fstat(file, &found)) return false;
+    const size_t size = size_t(found.st_size);
+    void* mapped = mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0);
+    if (mapped == MAP_FAILED) return false;
+#if defined(__linux__)
+    madvise(mapped, size, 25);  // MADV_COLLAPSE, which older headers do not name
+#endif
+    bytes = std::min(MOST_BYTES, size / THREADS) & ~size_t(511);
+    for (int i = 0; i < THREADS; i++) memory[i] = static_cast<char*>(mapped) + i * bytes;
+    return true;
 }
 
 double bytes_a_second(int turns) {
@@ -86,7 +107,7 @@ double bytes_a_second(int turns) {
         typedef long Line __attribute__((vector_size(64)));
         const Line* lines = reinterpret_cast<const Line*>(memory[thread]);
         Line sums[8] = {};
-        for (size_t i = 0; i < BYTES / sizeof(Line); i += 8)
+        for (size_t i = 0; i < bytes / sizeof(Line); i += 8)
             for (int j = 0; j < 8; j++) {
                 __builtin_prefetch(&lines[i + j + 64], 0, 0);
                 sums[j] += lines[i + j];
@@ -94,14 +115,14 @@ double bytes_a_second(int turns) {
         for (int j = 1; j < 8; j++) sums[0] += sums[j];
         sink = float(sums[0][0]);
     };
-    return double(BYTES) * THREADS / least_seconds(read, turns);
+    return double(bytes) * THREADS / least_seconds(read, turns);
 }
 
 }  // namespace
 
 int main(int count, char** words) {
-    fill_memory();
-    if (count > 1 && !std::strcmp(words[1], "reads")) {
+    if (count == 3 && !std::strcmp(words[1], "reads")) {
+        if (!map_file(words[2])) return 1;
         for (int c; (c = std::getchar()) != EOF;)
             if (c == '\n') {
                 std::printf("%.6g\n", bytes_a_second(1));
@@ -109,6 +130,7 @@ int main(int count, char** words) {
             }
         return 0;
     }
+    fill_memory();
     std::printf("read %.6g\n", bytes_a_second(TURNS));
 #if defined(__AVX512F__)
     multiply<__m512>("float32", 16, _mm512_set1_ps(1e-3f), [](__m512 s, __m512 x) {

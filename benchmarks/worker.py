@@ -242,9 +242,9 @@ def main() -> None:
     # Not getrusage's ru_maxrss, which begins with that of the parent process.
     status = Path("/proc/self/status")
     if status.exists():
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
-        assert found
-        result["peak_bytes"] = int(found[1]) * 1024
+        peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        assert peak
+        result["peak_bytes"] = int(peak[1]) * 1024
     print(json.dumps({"end": result}))
 
 

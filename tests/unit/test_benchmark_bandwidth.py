@@ -79,7 +79,7 @@ def test_of_some_reads_the_median_counts(tmp_path):
         "    print(next(rates), flush=True)\n"
     )
     program.chmod(0o755)
-    reader = bandwidth.Reader(program)
+    reader = bandwidth.Reader(program, tmp_path)
     try:
         assert [reader.read(), reader.read()] == [5.0, 8.0]
     finally:
