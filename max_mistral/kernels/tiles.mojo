@@ -141,6 +141,6 @@ def one_row_panels[kind: Int, portable: Bool, rounded: Bool]() -> Int:
 def takes_several[kind: Int](panel: Int) -> Bool:
     """Whether one row is multiplied by several panels, of so many bytes.
 
-    Of short ones a read ahead comes too late more often (measured on a Zen 4).
+    Short ones end before the CPU's prefetcher has caught up (measured on a Zen 4).
     """
     return is_dense[kind]() or panel >= LONG_PANEL
