@@ -86,7 +86,7 @@ void fill_memory() {
     }
 }
 
-// Maps a file, in huge pages where Linux has them for files, as max_mistral does.
+// Maps a file, in huge pages where Linux makes them.
 bool map_file(const char* path) {
     struct stat found;
     const int file = open(path, O_RDONLY);
@@ -122,7 +122,10 @@ double bytes_a_second(int turns) {
 
 int main(int count, char** words) {
     if (count == 3 && !std::strcmp(words[1], "reads")) {
-        if (!map_file(words[2])) return 1;
+        if (!map_file(words[2])) {
+            std::perror(words[2]);
+            return 1;
+        }
         for (int c; (c = std::getchar()) != EOF;)
             if (c == '\n') {
                 std::printf("%.6g\n", bytes_a_second(1));

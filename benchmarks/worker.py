@@ -3,10 +3,10 @@
     python -m benchmarks.worker ENGINE FOLDER [GGUF]
 
 ENGINE is ``max_mistral``, ``llama.cpp`` or ``torch``, on two threads, greedy.
-Prints ``{"loaded": seconds}``, and for each measure of ``benchmarks/measure.py``
-that begins a line of its input ``{measure: tokens a second}``: the model alone; for
-``steps`` those of a few steps of one request, which goes on at the next. At the end
-of its input, or at ``end``, the peak of its resident memory, beside what
+Prints ``{"loaded": seconds}``, and for each measure of ``benchmarks/measure.py`` that
+begins a line of its input ``{measure: tokens a second}``: the model alone. ``steps`` is
+the rate of three more steps of one request, which the next ``steps`` goes on with. At
+the end of its input, or at ``end``, the peak of its resident memory, beside what
 weights and KV cache take. The engine ``llama.cpp-user`` measures decode as
 llama-cpp-python's user gets it. With ``KV_BITS=8`` in its environment max_mistral and
 llama.cpp keep keys and values in 8 bits.

@@ -113,8 +113,8 @@ def add_part[
 
 
 def _fetches[kind: Int, rounded: Bool, MR: Int]() -> Bool:
-    """Whether to fetch all lines ahead, not only the first of each page, which is
-    faster where few instructions come to a line (measured on a Zen 4).
+    """Whether to fetch all lines ahead. Only the first of each page is faster where
+    few instructions come to a line (measured on a Zen 4).
     """
     comptime whole = encoding[kind]().low_bits == 8
     comptime if rounded and HAS == VNNI_512:

@@ -16,6 +16,7 @@ from .tiles import (
     max_panels,
     max_rows,
     one_row_panels,
+    takes_several,
     rounds,
     row_bytes,
     takes_amx,
@@ -118,16 +119,20 @@ struct Stage[
         if tiles < threads:
             var most = max(1, columns // FEWEST_COLUMNS)
             self.pieces = min(ceildiv(threads, max(1, tiles)), most)
-        var unit = Self._unit(tokens, first, threads)
+        var unit = Self._unit(tokens, first, threads, self.matrices[0].panel)
         self.shares = cut(self.matrices, unit, threads)
 
     @staticmethod
-    def _unit(tokens: Int, rows: Int, threads: Int) -> Int:
-        """The panels that are multiplied together."""
-        comptime fewest = max(
-            one_row_panels[Self.kind, Self.portable, Self.rounds_x](),
-            max_panels[Self.kind, Self.portable, Self.rounds_x](),
-        )
+    def _unit(tokens: Int, rows: Int, threads: Int, panel: Int) -> Int:
+        """What a share's panels are a multiple of: those multiplied together."""
+        comptime alone = one_row_panels[Self.kind, Self.portable, Self.rounds_x]()
+        comptime most = max_panels[Self.kind, Self.portable, Self.rounds_x]()
+        comptime fewest = max(alone, most)
+        comptime if not is_dense[Self.kind]():
+            if tokens > 1 or not takes_several[Self.kind](panel):
+                return most
+            # Several, if threads still get a few shares each.
+            return alone if rows // ROWS >= 4 * alone * threads else most
         comptime if Self.by_amx:
             if tokens > amx_dense.MAX_ROWS:
                 # As many as are fast together, but something for each thread.

@@ -38,8 +38,8 @@ class GreedySampler:
     """MAX's sampler, but for steps whose rows all take their likeliest token.
 
     Args:
-        sampler: MAX's, on the host: its ``execute``, for a call of the model itself
-            builds a signature first.
+        sampler: The ``execute`` of MAX's sampler, on the host; a call of the model
+            itself would build a signature each time.
         vocab_size: How many tokens it chooses from; ``None`` for all.
     """
 

@@ -45,9 +45,10 @@ def order_of_trees():
     assert tree.unflatten(structure, leaves) == ordered
     assert tree.leaves({"b": 1, "a": 2}) == [2, 1]
     takes("max.tree:leaves", 1, "leaf")
-    children, keys, _ = tree.flatten_one_level(ordered)
+    children, *_ = tree.flatten_one_level(ordered)
     assert children == ([1, 2], OrderedDict(z=3, y=()))
-    assert keys == ("b", "a")
+    assert tree.is_node(ordered)
+    assert not tree.is_node(1)
 
 
 @seam(

@@ -24,6 +24,8 @@ SHAPES = [
     # More than `DEPTH`, `GROUP` and `TOKENS` of `amx_dense.mojo`.
     (49, 300, {1: 1, 8: 520, 32: 32, 256: 1280}),
     (1057, 20, {1: 1, 8: 16, 32: 32, 256: 768}),
+    # More panels than a tile of one row has, of more than `LONG_PANEL`.
+    (1, 100, {1: 1, 8: 8, 32: 4096, 256: 8192}),
 ]
 
 

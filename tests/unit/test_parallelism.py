@@ -1,7 +1,7 @@
 """How devices share a model: what is refused, what is copied, what the graph takes."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -10,6 +10,7 @@ import pytest
 from max import tree
 from max.driver import CPU, Buffer, DeviceSpec
 from max.dtype import DType
+from max.nn.kv_cache import KVCacheInputsPerDevice
 from max.nn.transformer import ReturnLogits
 from max.pipelines.architectures.llama3.batch_processor import (
     Llama3BatchProcessorBase,
@@ -18,6 +19,7 @@ from max.pipelines.architectures.llama3.batch_processor import (
 from max_mistral import MistralConfig, MistralInputs
 from max_mistral.batch_processor import MistralBatchProcessor
 from max_mistral.errors import UserError
+from max_mistral.inputs import in_order
 from max_mistral.weights.heads import repeat_heads
 from tests.harness import build, load_safetensors, virtual_gpus
 from workbench.checkpoints import BASE, CONFIGS, make_tensors, write_checkpoint
@@ -178,6 +180,25 @@ def test_the_inputs_are_the_graphs(tmp_path):
     inputs = MistralInputs(some, some, [], some, **with_replicas)
     without = replace(inputs, data_parallel_splits=None, host_row_offsets=None)
     assert len(inputs.buffers) == len(without.buffers) + 2
+
+
+def test_the_buffers_are_the_leaves_of_maxs_tree():
+    made = (Buffer.from_numpy(np.zeros(1, np.int64)) for _ in iter(int, 1))
+    names = [field.name for field in fields(KVCacheInputsPerDevice)]
+    plain, scaled = (
+        KVCacheInputsPerDevice(**{name: next(made) for name in names[:count]})
+        for count in (6, 9)
+    )
+    signals = [next(made), next(made)]
+    # A plain dict's keys are sorted.
+    for kv in ((plain,), {"sliding": (plain, scaled), "full": (scaled,)}, None):
+        inputs = MistralInputs(
+            next(made), next(made), signals, next(made), kv_cache_inputs=kv
+        )
+        batch = {"tokens": inputs.tokens, "row_offsets": inputs.input_row_offsets}
+        batch["return_n_logits"] = inputs.return_n_logits
+        leaves = tree.leaves(in_order(batch, signals, kv))
+        assert list(map(id, inputs.buffers)) == list(map(id, leaves))
 
 
 def test_only_one_of_the_inputs_of_replicas_is_refused():
