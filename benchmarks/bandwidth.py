@@ -8,7 +8,7 @@ first 512 MB of the GGUF file, which are in memory) takes turns with max_mistral
 llama.cpp, which decode three tokens in each; who waits stands still. An engine's part
 of a turn is the bytes that its steps read a second, Python's work between them
 included, divided by the mean of the reads just before and after.
-Prints each model's medians, and the quartiles of the parts.
+Prints each model's medians, and the quartiles.
 """
 
 from __future__ import annotations
@@ -110,12 +110,16 @@ def table(report: Mapping[str, Any]) -> str:
     for name, row in report.items():
         if not isinstance(row, Mapping) or "step" not in row:
             continue
-        cells = [name, f"{statistics.median(row[ENGINES[0]]['read']) / 1e9:.1f}"]
-        for engine in ENGINES:
-            low, middle, high = statistics.quantiles(parts(row, engine), n=4)
-            cells.append(f"{middle:.0%} ({low:.0%} to {high:.0%})")
+        reads = [read / 1e9 for engine in ENGINES for read in row[engine]["read"]]
+        cells = [name, _quartiles(reads, ".0f")]
+        cells += [_quartiles(parts(row, engine), ".0%") for engine in ENGINES]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _quartiles(values: list[float], form: str) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def main() -> None:
@@ -131,7 +135,7 @@ def main() -> None:
         choices=models.ENCODINGS[1:],
         default=["q4_k_m"],
     )
-    parser.add_argument("--turns", type=int, default=60, help="two or more")
+    parser.add_argument("--turns", type=int, default=60, help="turns, two or more")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     parser.add_argument("--json", type=place, help="where to write the results")
     arguments = parser.parse_args()

@@ -38,7 +38,7 @@ from benchmarks.measure import (
 
 CONTEXT = DEPTH + 128
 VOCAB = 32000
-FEW = 3
+FEW = 3  # steps at a time
 IN_8_BITS = os.environ.get("KV_BITS") == "8"
 
 

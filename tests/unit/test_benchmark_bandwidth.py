@@ -119,7 +119,7 @@ def test_the_table_has_medians_and_quartiles():
     assert bandwidth.table(report).splitlines() == [
         "| model | memory, 1e9 bytes/s | max_mistral | llama.cpp |",
         "|---|---|---|---|",
-        "| 1.1B q4_0 | 20.0 | 60% (30% to 90%) | 40% (40% to 40%) |",
+        "| 1.1B q4_0 | 20 (20 to 20) | 60% (30% to 90%) | 40% (40% to 40%) |",
     ]
 
 
