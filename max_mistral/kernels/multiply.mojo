@@ -188,13 +188,13 @@ def multiply_panels[
                 write, xp, w, matrix, begin, end, tokens, columns, x_row
             )
             return
-    var long = several == 1 or takes_several[kind](matrix.panel)
+    var together = takes_several[kind, portable, rounded](tokens, matrix.panel)
     var p = begin
     while p < end:
         var wp = w.unsafe_offset(p * matrix.panel)
         var column = matrix.first + p * ROWS
         var rows = matrix.rows - p * ROWS
-        if tokens == 1 and long and p + several <= end:
+        if together and p + several <= end:
             _tile[kind, portable, rounded, 1, several](
                 write, 0, column, xp, wp, columns, rows, tokens
             )

@@ -16,10 +16,10 @@ from .tiles import (
     max_panels,
     max_rows,
     one_row_panels,
-    takes_several,
     rounds,
     row_bytes,
     takes_amx,
+    takes_several,
 )
 
 # Bytes of a share that a thread fetches at most while it waits, and at a time.
@@ -129,10 +129,12 @@ struct Stage[
         comptime most = max_panels[Self.kind, Self.portable, Self.rounds_x]()
         comptime fewest = max(alone, most)
         comptime if not is_dense[Self.kind]():
-            if tokens > 1 or not takes_several[Self.kind](panel):
+            # As many as one row takes, if threads still get a few shares each.
+            var few = rows // ROWS < 4 * alone * threads
+            if few or not takes_several[Self.kind, Self.portable, Self.rounds_x](
+                tokens, panel
+            ):
                 return most
-            # Several, if threads still get a few shares each.
-            return alone if rows // ROWS >= 4 * alone * threads else most
         comptime if Self.by_amx:
             if tokens > amx_dense.MAX_ROWS:
                 # As many as are fast together, but something for each thread.

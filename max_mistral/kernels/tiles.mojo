@@ -138,9 +138,19 @@ def one_row_panels[kind: Int, portable: Bool, rounded: Bool]() -> Int:
         return 1
 
 
-def takes_several[kind: Int](panel: Int) -> Bool:
-    """Whether one row is multiplied by several panels, of so many bytes.
+def takes_several[
+    kind: Int, portable: Bool, rounded: Bool
+](tokens: Int, panel: Int) -> Bool:
+    """Whether `one_row_panels` are multiplied together: of one row alone, unless they
+    are several and short.
 
     Short ones end before the CPU's prefetcher has caught up (measured on a Zen 4).
+
+    Args:
+        tokens: How many rows.
+        panel: Bytes of a panel.
     """
-    return is_dense[kind]() or panel >= LONG_PANEL
+    comptime several = one_row_panels[kind, portable, rounded]()
+    comptime if is_dense[kind]() or several == 1:
+        return tokens == 1
+    return tokens == 1 and panel >= LONG_PANEL
