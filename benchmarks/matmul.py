@@ -36,8 +36,10 @@ from max.graph import (
 )
 
 from benchmarks.rounds import in_process
+from max_mistral.gpu_matmul.asked import MULTISTAGE, OWN, VENDOR, Matmul
+from max_mistral.gpu_matmul.check_operands import encode, rows_of
 from max_mistral.gpu_matmul.cublas import INSTALL, load_cublas
-from max_mistral.gpu_matmul.matmuls import MULTISTAGE, OWN, VENDOR, Matmul, compile_with
+from max_mistral.gpu_matmul.matmuls import compile_with
 from max_mistral.gpu_matmul.products import (
     Operand,
     Product,
@@ -45,7 +47,7 @@ from max_mistral.gpu_matmul.products import (
     check_graph,
     operands_of,
 )
-from max_mistral.gpu_matmul.self_check import encode, rows_of, wrong_products
+from max_mistral.gpu_matmul.self_check import wrong_products
 from workbench.demo import ROOT
 from workbench.record import place, write
 
@@ -133,7 +135,7 @@ def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:
     every = products(config, matmul)
     with default_custom_extensions_scope(*libraries):
         start = time.perf_counter()
-        wrong = wrong_products(session, device, every, DType.bfloat16)
+        wrong = wrong_products(session, [device], every, DType.bfloat16)
         check = time.perf_counter() - start
         graph = check_graph(every, DType.bfloat16, DeviceRef.from_device(device))
         model = session.load(graph)

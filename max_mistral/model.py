@@ -162,7 +162,7 @@ class MistralModel(
             config,
             self.pipeline_config,
             session,
-            self.devices[0],
+            self.devices,
             self.max_batch_size if last else config.step_tokens or MOST_ROWS,
         )
         # To the end: what MAX has mapped it copies to a GPU late.

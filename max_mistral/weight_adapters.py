@@ -19,6 +19,7 @@ from max.graph.weights import WeightData, Weights, WeightsAdapter, WeightsFormat
 from max.pipelines.lib import PipelineConfig
 from transformers import PretrainedConfig
 
+from . import switches
 from .encoding import activation_dtype
 from .errors import UserError
 from .formats import WeightFormat
@@ -93,7 +94,11 @@ def convert_safetensor_state_dict(
     if quantization is not None and quantization.is_restored(
         on_cpu=on_cpu(pipeline_config)
     ):
-        logger.info("The %s weights become bfloat16 at load", quantization.NAME)
+        keep = f", twice the memory; {switches.FP8}=keep leaves them as they are"
+        logger.info(
+            "The %s weights become bfloat16 at load%s",
+            *(quantization.NAME, "" if on_cpu(pipeline_config) else keep),
+        )
         restored = RestoredWeights(quantization, expected, tensors, dtype, source)
         expected, quantization = restored.tensors, None
     how = repr(restored.weight_format) if restored is not None else ""

@@ -115,8 +115,8 @@ class Products:
 
     Args:
         target: Which GPU.
-        matmul: ``multistage``, ``fp8`` or ``small`` for kernels of ours, not MAX's own
-            choice.
+        matmul: ``multistage``, ``fp8``, ``small`` or ``two-gpus`` for kernels of ours,
+            ``vendor`` for cuBLAS, not MAX's own choice.
     """
 
     target: str
@@ -170,6 +170,10 @@ CASES: dict[str, Case | Products] = {
     "fp8-static-blackwell": Case(layout="static", target="cuda:sm_100a"),
     "fp8-channel-blackwell": Case(layout="channel", target="cuda:sm_100a"),
     "fp8-block-blackwell": Case(layout="block", target="cuda:sm_100a"),
+    # Where FP8 has no tensor cores that MAX knows.
+    "fp8-static-ada": Case(layout="static", target="cuda:sm_89", keep=True),
+    "fp8-channel-ampere": Case(layout="channel", target="cuda:sm_80", keep=True),
+    "fp8-block-ada": Case(layout="block", target="cuda:sm_89", keep=True),
     "nvfp4": Case(layout="nvfp4", target="cuda:sm_100a"),
     "nvfp4-tensor-parallel": Case(
         layout="modelopt_nvfp4", devices=2, target="cuda:sm_100a"
@@ -182,6 +186,10 @@ CASES: dict[str, Case | Products] = {
     "multistage": Case(multistage=True),
     "multistage-tensor-parallel": Case(devices=2, multistage=True),
     "multistage-beside-fp8-block": Case(layout="block", keep=True, multistage=True),
+    "products": Products("cuda:sm_90a"),
+    "products-blackwell": Products("cuda:sm_100a"),
+    "products-vendor": Products("cuda:sm_90a", "vendor"),
+    "products-two-gpus": Products("cuda:sm_90a", "two-gpus"),
     "products-multistage": Products("cuda:sm_90a", "multistage"),
     "products-multistage-blackwell": Products("cuda:sm_100a", "multistage"),
     "products-small": Products("cuda:sm_90a", "small"),

@@ -3,10 +3,14 @@
     python scripts/list_kernels.py              # a block of the plain bfloat16 model
     python scripts/list_kernels.py gptq         # of most cases of check_gpu_compile.py
     python scripts/list_kernels.py gptq --all   # and what is around the blocks
+    python scripts/list_kernels.py gptq --uncarried   # see below
 
 compiles the case's tiny model as far as its kernels have names; a minute. A line is
 a launch; "+" joins what MAX fused into one. "once" stands before what runs when the
 model is loaded, and at no step.
+
+With ``--uncarried`` a block adds its MLP's output itself, as blocks once did. Now the
+next block's norm does that in the same kernel: one launch less.
 
 Where cuBLAS runs, a "matmul + ..." is two launches: MAX computes what follows the
 product in a kernel of its own.
@@ -26,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from max import tree
 from max.driver import DeviceSpec
 
+from max_mistral import mistral
+from max_mistral.layers import block
 from max_mistral.switches import FP8
 from scripts.check_gpu_compile import CASES, EMBEDS, Case
 from tests.harness import build
@@ -91,7 +97,10 @@ def main() -> None:
     names = [name for name, case in CASES.items() if is_whole(case)]
     parser.add_argument("case", nargs="?", choices=names, default="bfloat16")
     parser.add_argument("--all", action="store_true", help="not the blocks alone")
+    parser.add_argument("--uncarried", action="store_true", help="as blocks once were")
     asked = parser.parse_args()
+    if asked.uncarried:
+        block.carries_delta = mistral.carries_delta = lambda config: False
     # MAX's compiler prints the names of its files.
     with os.fdopen(os.dup(1), "w") as out, open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)

@@ -3,10 +3,13 @@
     python -m workbench.compile_products cuda:sm_90a
     python -m workbench.compile_products cuda:sm_90a multistage
     python -m workbench.compile_products cuda:sm_90a fp8
+    python -m workbench.compile_products cuda:sm_90a vendor
     python -m workbench.compile_products cuda:sm_90a small
+    python -m workbench.compile_products cuda:sm_90a two-gpus
 
-on MAX's own matmul, or on its multistage GEMM, in bfloat16 or FP8; ``small`` is one
-product of each on it, which compiles in a minute.
+on MAX's own matmul, on its multistage GEMM, in bfloat16 or FP8, or on cuBLAS;
+``small`` is one product of each on the multistage GEMM, which compiles in a minute,
+``two-gpus`` the same on two GPUs.
 """
 
 import sys
@@ -37,13 +40,19 @@ def of_a_7b(*, fp8: bool) -> list[Product]:
 def main() -> None:
     """The command line."""
     target, *matmul = sys.argv[1:]
-    use_virtual_gpus(target, 1)
-    fp8 = matmul in (["fp8"], ["small"])
-    libraries = [library(fp8=fp8)] if matmul else []
-    products = SMALL if matmul == ["small"] else of_a_7b(fp8=fp8)
+    count = 2 if matmul == ["two-gpus"] else 1
+    use_virtual_gpus(target, count)
+    small = matmul in (["small"], ["two-gpus"])
+    fp8 = small or matmul == ["fp8"]
+    session = InferenceSession(devices=[Accelerator(i) for i in range(count)])
+    if matmul == ["vendor"]:
+        session._use_vendor_blas("true")
+    libraries = [library(fp8=fp8)] if matmul not in ([], ["vendor"]) else []
+    products = SMALL if small else of_a_7b(fp8=fp8)
+    gpus = [DeviceRef.GPU(i) for i in range(count)]
     with default_custom_extensions_scope(*libraries):
-        graph = check_graph(products, DType.bfloat16, DeviceRef.GPU())
-    InferenceSession(devices=[Accelerator()]).load(graph)
+        graph = check_graph(products, DType.bfloat16, *gpus)
+    session.load(graph)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from max.pipelines.kv_cache import cache_dtype_for_encoding
 from transformers import PretrainedConfig
 
 from .. import hf_config as hf
-from .. import kernels
+from .. import kernels, switches
 from ..encoding import DEFAULT_ENCODING, dtype_beside
 from ..errors import UserError, shown
 from ..hf_quantization import read_quantization
@@ -74,15 +74,29 @@ def fit_context(
     text = hf.text_config(config)
     limit = hf.max_seq_len(text, None)
     free = (free_memory() if on_cpu(devices) else _free_on(devices)) // replicas
-    weights = _weight_bytes(checkpoint, config, devices, encoding)
+    quantization = None if checkpoint.is_gguf else read_quantization(config, None)
+    restored = quantization is not None and quantization.is_restored(
+        on_cpu=on_cpu(devices)
+    )
+    weights = _weight_bytes(
+        checkpoint,
+        config,
+        devices,
+        encoding,
+        quantized=quantization is not None and not restored,
+        restored=restored,
+    )
     room = (free * utilization - weights) * _SHARE
     fitting = int(max(room, 0)) // _token_bytes(text, devices, kv_format, encoding)
     context = limit if fitting >= limit else 1 << fitting.bit_length() >> 1
     if context < min(_LEAST_CONTEXT, limit):
+        in_fp8 = f"; {switches.FP8}=keep, which halves the weights"
         raise UserError(
             f"The weights take {gigabytes(weights)} of the {gigabytes(free)} that are "
             "free, which leaves no room for a context. Take a smaller model or "
-            "encoding, or more --devices; --max-length tries it anyway."
+            "encoding, or more --devices"
+            f"{in_fp8 if restored and not on_cpu(devices) else ''}; "
+            "--max-length tries it anyway."
         )
     return Fit(context, limit, weights, free)
 
@@ -96,12 +110,11 @@ def _weight_bytes(
     config: PretrainedConfig,
     devices: Sequence[DeviceSpec],
     encoding: str | None,
+    *,
+    quantized: bool,
+    restored: bool,
 ) -> int:
     text = hf.text_config(config)
-    quantization = None if checkpoint.is_gguf else read_quantization(config, None)
-    restored = quantization is not None and quantization.is_restored(
-        on_cpu=on_cpu(devices)
-    )
     if encoding is None and checkpoint.is_gguf:
         encoding = DEFAULT_ENCODING
     packed = on_cpu(devices) and kernels.mode() != "off"
@@ -111,7 +124,7 @@ def _weight_bytes(
         None if encoding is None else dtype_beside(encoding),
         tied=config.tie_word_embeddings and text.tie_word_embeddings,
         packed=packed,
-        quantized=quantization is not None and not restored,
+        quantized=quantized,
         restored=restored,
     )
 

@@ -94,7 +94,7 @@ class MistralEmbeddingModel(PipelineModel[TextContext, MistralEmbeddingConfig, M
         )
         self.config = self.arch_config_as(MistralEmbeddingConfig)
         kernels = use_right_matmul(
-            self.config.decoder, pipeline_config, session, self.devices[0]
+            self.config.decoder, pipeline_config, session, self.devices
         )
         self.kv_manager = load_kv_manager(
             self.config.kv_params,

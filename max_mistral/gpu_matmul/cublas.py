@@ -12,6 +12,8 @@ INSTALL = "pip install 'nvidia-cublas>=13,<14'"
 
 # MAX tries these, in this order.
 _PACKAGES = {13: "nvidia-cublas", 12: "nvidia-cublas-cu12"}
+# Where NVIDIA's installers put it, each version's of its own; MAX tries them too.
+_CUDA = {13: ("cuda-13.1", "cuda-13.0", "cuda"), 12: ("cuda-12.8", "cuda")}
 
 
 def load_cublas() -> str | None:
@@ -24,7 +26,7 @@ def load_cublas() -> str | None:
     """
     for major, package in _PACKAGES.items():
         names = [f"{stem}.so.{major}" for stem in ("libcublasLt", "libcublas")]
-        for folder in _folders(package):
+        for folder in _folders(package, major):
             paths = [str(folder / name) if folder else name for name in names]
             try:
                 for path in paths:
@@ -35,10 +37,11 @@ def load_cublas() -> str | None:
     return None
 
 
-def _folders(package: str) -> Iterator[Path | None]:
+def _folders(package: str, major: int) -> Iterator[Path | None]:
     """Where to look; ``None`` is where the system does."""
     yield None
-    yield Path("/usr/local/cuda/lib64")
+    for cuda in _CUDA[major]:
+        yield Path("/usr/local") / cuda / "lib64"
     try:
         installed = files(package) or []
     except PackageNotFoundError:

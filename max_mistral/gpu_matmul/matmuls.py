@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from max.driver import Device, accelerator_api, is_virtual_device_mode
 from max.engine import InferenceSession
@@ -18,75 +17,31 @@ from ..errors import UserError
 from ..gpu import gpu_architecture
 from ..gpu_kernels import library
 from ..model_config import MistralConfig
-from ..switches import chosen, is_on
+from .asked import (
+    FLAGS,
+    MISSING,
+    MULTISTAGE,
+    OWN,
+    VENDOR,
+    Matmul,
+    asked_for,
+    choices_for,
+    mends,
+    self_check_is_on,
+)
 from .cublas import INSTALL, load_cublas
 from .products import Product, leaves_some_dense, products
 from .self_check import MOST_ROWS, Wrong, head_rows, rows_to_try, wrong_products
+from .slow_products import slow_products
 
 logger = logging.getLogger("max.pipelines")
-
-Matmul = Literal["MAX's own matmul", "the vendor's BLAS", "MAX's multistage GEMM"]
-OWN: Matmul = "MAX's own matmul"
-VENDOR: Matmul = "the vendor's BLAS"
-MULTISTAGE: Matmul = "MAX's multistage GEMM"
-
-# With these a user asks for what is not MAX's own.
-_FLAGS = {
-    VENDOR: "--use-vendor-blas true",
-    MULTISTAGE: f"{switches.MATMUL}=multistage",
-}
-_KEEP = f"{switches.FP8}=keep"
-# Found of cuBLAS.
-_MISSING = f"is not installed ({INSTALL})"
-
-
-def self_check_is_on() -> bool:
-    """Whether the environment's ``MAX_MISTRAL_SELF_CHECK`` is ``on``, the default.
-
-    Raises:
-        UserError: (a ``ValueError``) if it is neither ``on`` nor ``off``.
-    """
-    return is_on(switches.SELF_CHECK)
-
-
-def asked_for(
-    config: MistralConfig, pipeline_config: PipelineConfig, device: Device
-) -> Matmul:
-    """Returns the matmul that the user asked for, MAX's own by default.
-
-    Args:
-        config: The model's; in FP8 it may need one.
-        pipeline_config: Has MAX's flag, ``--use-vendor-blas``.
-        device: One of those that the model will run on.
-
-    Raises:
-        UserError: (a ``ValueError``) if the environment's ``MAX_MISTRAL_MATMUL`` is
-            neither ``max``, the default, nor ``multistage``, or that is asked for
-            beside the flag, or for other than NVIDIA's GPUs.
-    """
-    found = chosen(switches.MATMUL, "max", "multistage")
-    flag = pipeline_config.runtime.use_vendor_blas.lower()
-    is_vendor = flag not in ("false", "off", "no", "0")
-    if found == "max" and not config.needs_own_matmul:
-        return VENDOR if is_vendor else OWN
-    if is_vendor:
-        other = _FLAGS[MULTISTAGE] if found == "multistage" else _KEEP
-        raise UserError(
-            f"{other} and {_FLAGS[VENDOR]} ask for two matmuls. Leave one of them out."
-        )
-    if device.is_host or accelerator_api() != "cuda":
-        raise UserError(
-            f"{_FLAGS[MULTISTAGE]} is for NVIDIA's GPUs, and the model is to run on "
-            f"{'a CPU' if device.is_host else accelerator_api()}. Leave it out."
-        )
-    return MULTISTAGE
 
 
 def use_right_matmul(
     config: MistralConfig,
     pipeline_config: PipelineConfig,
     session: InferenceSession,
-    device: Device,
+    devices: Sequence[Device],
     requests: int | None = None,
 ) -> list[Path]:
     """Has ``session`` compile what it loads from now on with a matmul that is right.
@@ -98,7 +53,7 @@ def use_right_matmul(
         config: The model's; need not be finalized.
         pipeline_config: What the user asked for.
         session: Compiles the model; nothing of it yet.
-        device: One of those that it will run on.
+        devices: Those that it will run on.
         requests: On how many rows the head runs at most; ``None`` if it has none, or
             if they are not known.
 
@@ -106,34 +61,62 @@ def use_right_matmul(
         The kernels that the model's graphs must be traced with.
 
     Raises:
-        UserError: (a ``ValueError``) if none is right.
+        UserError: (a ``ValueError``) if none is right, or if cuBLAS is needed and
+            is not installed.
     """
     checks = self_check_is_on()
-    asked = matmul = asked_for(config, pipeline_config, device)
-    if device.is_host or is_virtual_device_mode():
+    asked = matmul = asked_for(config, pipeline_config, devices[0])
+    if devices[0].is_host or is_virtual_device_mode():
         return _libraries(asked, fp8=config.needs_own_matmul)
+    quantized = config.quantization is not None
+    some_dense = quantized and leaves_some_dense(pipeline_config)
+    every = products(config, some_dense=some_dense)
     if checks:
-        matmul = _right(asked, config, pipeline_config, device, requests)
+        matmul = _right(asked, every, config, pipeline_config, devices, requests)
     if matmul is not asked and pipeline_config.runtime.precompiled_mefs:
         raise UserError(
             f"{OWN} is wrong on this GPU, and the graphs in --precompiled-mefs "
-            f"were compiled with it. Compile them with {_FLAGS[matmul]} and "
+            f"were compiled with it. Compile them with {FLAGS[matmul]} and "
             "start with that too, or leave --precompiled-mefs out."
         )
+    slow = slow_products(matmul, every, config.dtype)
+    if slow:
+        if matmul is OWN and pipeline_config.runtime.precompiled_mefs:
+            raise UserError(
+                f"The graphs in --precompiled-mefs call cuBLAS for (K, N) = {slow}, "
+                f"and it {MISSING}."
+            )
+        logger.warning(
+            "%s has no fast kernel for products of (K, N) = %s: MAX's slowest one "
+            "computes them where a step has more than one row.%s",
+            *(matmul[0].upper() + matmul[1:], slow),
+            f" With cuBLAS they are fast: {INSTALL}" if matmul is OWN else "",
+        )
+    return _compile(matmul, session, every, config)
+
+
+def _compile(
+    matmul: Matmul,
+    session: InferenceSession,
+    every: Sequence[Product],
+    config: MistralConfig,
+) -> list[Path]:
+    """Does what :func:`compile_with` does, without cuBLAS if that is not there."""
+    # MAX's own matmul, too, calls it, and would end the process.
+    if matmul is OWN and slow_products(matmul, every, config.dtype):
+        session._set_mojo_define("MODULAR_DISABLE_VENDOR_FALLBACK", "true")
     return compile_with(matmul, session, fp8=config.needs_own_matmul)
 
 
 def _right(
     asked: Matmul,
+    every: Sequence[Product],
     config: MistralConfig,
     pipeline_config: PipelineConfig,
-    device: Device,
+    devices: Sequence[Device],
     requests: int | None,
 ) -> Matmul:
     """Returns the first matmul that is right, and says in the log what that means."""
-    quantized = config.quantization is not None
-    some_dense = quantized and leaves_some_dense(pipeline_config)
-    every = products(config, some_dense=some_dense)
     if not every:
         logger.info(
             "The self-check has checked nothing: all products of this model are of "
@@ -146,12 +129,18 @@ def _right(
     tokens = config.step_tokens or MOST_ROWS
 
     def finding(matmul: Matmul) -> str | None:
+        # Before it, for a kernel that hangs leaves nothing else in the log.
+        logger.info(
+            "The self-check compiles and runs %d products with %s. "
+            "%s=off starts without it.",
+            *(len(every), matmul, switches.SELF_CHECK),
+        )
         return _finding(
-            matmul, every, config, pipeline_config, device, tokens, requests
+            matmul, every, config, pipeline_config, devices, tokens, requests
         )
 
-    matmul = choose(choices, finding)
-    left_out = quantized and not config.needs_own_matmul
+    matmul = choose(choices, finding, mends(asked, config))
+    left_out = config.quantization is not None and not config.needs_own_matmul
     logger.info(
         "%s computes this model's products%s as it should on this GPU (%s), with "
         "1 to %d rows%s: checked in %.0f s.",
@@ -179,25 +168,16 @@ def compile_with(
 
     Returns:
         The kernels that the graphs must be traced with.
+
+    Raises:
+        UserError: (a ``ValueError``) if that is cuBLAS and it is not installed: MAX
+            would end the process.
     """
     if matmul is VENDOR:
-        if accelerator_api() == "cuda":
-            load_cublas()
+        if accelerator_api() == "cuda" and load_cublas() is None:
+            raise UserError(f"NVIDIA's cuBLAS {MISSING}.")
         session._use_vendor_blas("true")
     return _libraries(matmul, fp8=fp8)
-
-
-def choices_for(asked: Matmul, api: str) -> list[Matmul]:
-    """Returns the matmuls to try, in this order.
-
-    Args:
-        asked: What the user asked for.
-        api: The GPUs', such as ``"cuda"``.
-    """
-    if asked is not OWN:
-        return [asked]
-    # AMD's BLAS ends the process where device graphs are captured, as MAX says.
-    return [OWN, VENDOR, MULTISTAGE] if api == "cuda" else [OWN]
 
 
 def _libraries(matmul: Matmul, *, fp8: bool) -> list[Path]:
@@ -206,13 +186,16 @@ def _libraries(matmul: Matmul, *, fp8: bool) -> list[Path]:
 
 
 def choose(
-    matmuls: Sequence[Matmul], finding: Callable[[Matmul], str | None]
+    matmuls: Sequence[Matmul],
+    finding: Callable[[Matmul], str | None],
+    mends: Sequence[str] = (),
 ) -> Matmul:
     """Returns the first that nothing is found against; says in the log what was.
 
     Args:
         matmuls: In the order in which they are tried.
         finding: Returns what is wrong with one, or ``None``.
+        mends: What else the user can do.
 
     Raises:
         UserError: (a ``ValueError``) with all findings, if none is right.
@@ -229,14 +212,19 @@ def choose(
                 )
             return matmul
         findings.append(f"{matmul} {found}")
-    missing = f"{VENDOR} {_MISSING}" in findings
-    mend = f"Install NVIDIA's cuBLAS ({INSTALL}), give" if missing else "Give"
+    if f"{VENDOR} {MISSING}" in findings:
+        mends = [f"install NVIDIA's cuBLAS ({INSTALL})", *mends]
     raise UserError(
         f"On this GPU ({gpu_architecture()}) this model's answers would be wrong: "
-        f"{'; '.join(findings)}. See modular/modular #6883 and #7146. {mend} "
-        "--quantization-encoding float32 or, of a checkpoint in FP8, leave "
-        f"{_KEEP} out. {switches.SELF_CHECK}=off starts anyway, with wrong answers."
+        f"{'; '.join(findings)}. See modular/modular #6883 and #7146. "
+        f"{_sentence(mends)}{switches.SELF_CHECK}=off starts anyway, with wrong "
+        "answers."
     )
+
+
+def _sentence(mends: Sequence[str]) -> str:
+    joined = ", or ".join(mends)
+    return f"{joined[0].upper()}{joined[1:]}. " if joined else ""
 
 
 def _finding(
@@ -244,24 +232,23 @@ def _finding(
     every: Sequence[Product],
     config: MistralConfig,
     pipeline_config: PipelineConfig,
-    device: Device,
+    devices: Sequence[Device],
     tokens: int,
     requests: int | None,
 ) -> str | None:
-    """Returns what is wrong with a matmul of these products on this device."""
+    """Returns what is wrong with a matmul of these products on these devices."""
     if matmul is VENDOR and accelerator_api() == "cuda" and load_cublas() is None:
-        return _MISSING
-    session = InferenceSession(devices=[device])
+        return MISSING
+    session = InferenceSession(devices=[*devices])
     pipeline_config.configure_session(session)
     try:
-        libraries = compile_with(matmul, session, fp8=config.needs_own_matmul)
+        libraries = _compile(matmul, session, every, config)
         with default_custom_extensions_scope(*libraries):
             wrong = wrong_products(
-                session, device, every, config.dtype, tokens, requests
+                session, devices, every, config.dtype, tokens, requests
             )
     except Exception as error:
-        if matmul is OWN:
-            raise  # as the model would
+        logger.debug("%s does not run", matmul, exc_info=True)
         return f"does not run: {error}"
     return describe(wrong)
 

@@ -181,35 +181,41 @@ def static_scales(product: Product) -> tuple[float, float]:
     return 1.25 / math.sqrt(product.terms), 0.75
 
 
-def check_graph(products: Sequence[Product], dtype: DType, device: DeviceRef) -> Graph:
+def check_graph(
+    products: Sequence[Product], dtype: DType, *devices: DeviceRef
+) -> Graph:
     """Returns a graph of all products, for any number of rows.
 
-    Its inputs are the :func:`operands_of` each. One graph, since each compiles for a
-    minute or more. The head may have other rows than the rest.
+    Its inputs are the :func:`operands_of` each product on each device; its outputs
+    are in the same order. One graph, since each compiles for a minute or more.
+    Devices may have different rows, and a head other rows than the rest.
 
     Args:
         products: What it computes.
         dtype: Of operands that are not FP8, and of results.
-        device: Where.
+        devices: Where; each computes all of them.
     """
+    placed = [(product, i) for product in products for i in range(len(devices))]
+    operands = [operands_of(each, _rows_of(each, i), dtype) for each, i in placed]
     types = [
-        TensorType(operand.dtype, [*operand.shape], device)
-        for product in products
-        for operand in operands_of(product, _rows_of(product), dtype)
+        TensorType(operand.dtype, [*operand.shape], devices[i])
+        for (_, i), taken in zip(placed, operands, strict=True)
+        for operand in taken
     ]
     with Graph("self_check", input_types=types) as graph:
         inputs = iter([value.tensor for value in graph.inputs])
-        results = []
-        for product in products:
-            count = len(operands_of(product, _rows_of(product), dtype))
-            results.append(_result(product, *(next(inputs) for _ in range(count))))
-        graph.output(*results)
+        graph.output(
+            *(
+                _result(product, *(next(inputs) for _ in taken))
+                for (product, _), taken in zip(placed, operands, strict=True)
+            )
+        )
     return graph
 
 
-def _rows_of(product: Product) -> str:
+def _rows_of(product: Product, device: int) -> str:
     """Returns the name of a dimension."""
-    return "requests" if product.is_head else "rows"
+    return f"requests_{device}" if product.is_head else f"rows_{device}"
 
 
 def _result(

@@ -164,6 +164,20 @@ def vendor_blas():
 
 
 @seam(
+    "`InferenceSession._set_mojo_define(key, value)` with "
+    "`MODULAR_DISABLE_VENDOR_FALLBACK` keeps MAX's own matmul off cuBLAS",
+    "_set_mojo_define",
+    "see how `PipelineConfig.configure_session` does it",
+)
+def without_vendor_blas():
+    takes("max.engine:InferenceSession._set_mojo_define", 3)
+    says(
+        "max.pipelines.lib:PipelineConfig.configure_session",
+        r'_set_mojo_define\("MODULAR_DISABLE_VENDOR_FALLBACK", "true"\)',
+    )
+
+
+@seam(
     "FP8 is multiplied by the ops `mo.matmul_dynamic_scaled_fp8` and "
     "`mo.matmul_static_scaled_float8`, whose place `gpu_kernels/` takes",
     "dynamic_scaled_matmul",

@@ -18,8 +18,8 @@ from max.nn import Linear
 
 from benchmarks.matmul import missing
 from max_mistral import switches
-from max_mistral.gpu_matmul import matmuls
-from max_mistral.gpu_matmul.self_check import rows_of
+from max_mistral.gpu_matmul import asked, matmuls
+from max_mistral.gpu_matmul.check_operands import rows_of
 
 # Every number of them; then some of each tile that MAX chooses by the rows, of which
 # modular/modular #7146 has the last. They are the first 256 again.
@@ -43,9 +43,9 @@ def skip_if_missing():
 def matmul():
     """The one that the environment asks for: MAX's own may be wrong."""
     if os.environ.get("MAX_MISTRAL_VENDOR_BLAS") == "1":
-        return matmuls.VENDOR
+        return asked.VENDOR
     is_multistage = os.environ.get(switches.MATMUL) == "multistage"
-    return matmuls.MULTISTAGE if is_multistage else matmuls.OWN
+    return asked.MULTISTAGE if is_multistage else asked.OWN
 
 
 def compile_products(session, weights):

@@ -53,7 +53,7 @@ def compile_block(session, module, pipeline_config):
         TensorType(DType.bfloat16, ["rows", width], device=device)
         for width in (config.hidden_size, queries)
     ]
-    libraries = use_right_matmul(config, pipeline_config, session, session.devices[0])
+    libraries = use_right_matmul(config, pipeline_config, session, session.devices)
     with Graph("block", input_types=types, custom_extensions=libraries) as graph:
         x, y = (value.tensor for value in graph.inputs)
         attention = block.self_attn

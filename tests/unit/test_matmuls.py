@@ -1,6 +1,7 @@
 """Which matmul runs on a GPU, by what the self-check found of each."""
 
 import logging
+import re
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,15 +12,10 @@ from max.graph import default_custom_extensions
 
 from max_mistral import gpu_kernels
 from max_mistral.errors import UserError
-from max_mistral.gpu_matmul import cublas, matmuls
-from max_mistral.gpu_matmul.matmuls import (
-    MULTISTAGE,
-    OWN,
-    VENDOR,
-    choices_for,
-    choose,
-    use_right_matmul,
-)
+from max_mistral.gpu_matmul import asked as asked_module
+from max_mistral.gpu_matmul import cublas, matmuls, slow_products
+from max_mistral.gpu_matmul.asked import MULTISTAGE, OWN, VENDOR, choices_for, mends
+from max_mistral.gpu_matmul.matmuls import choose, use_right_matmul
 from max_mistral.gpu_matmul.products import Product
 from max_mistral.gpu_matmul.self_check import Wrong
 from tests.unit.test_self_check import PRODUCTS
@@ -54,10 +50,10 @@ def test_the_first_that_is_right_is_chosen(caplog, right, passed_over):
 
 def test_if_none_is_right_the_model_is_refused():
     with pytest.raises(UserError) as refusal:
-        choose(list(FINDINGS), FINDINGS.get)
+        choose(list(FINDINGS), FINDINGS.get, ["give A", "leave B out"])
     for part in (
         "; ".join(f"{matmul} {found}" for matmul, found in FINDINGS.items()),
-        *("#6883", f"Install NVIDIA's cuBLAS ({cublas.INSTALL}), give --quant"),
+        *("#6883", f"Install NVIDIA's cuBLAS ({cublas.INSTALL}), or give A, or leave"),
         "MAX_MISTRAL_SELF_CHECK=off starts anyway, with wrong answers.",
     ):
         assert part in str(refusal.value)
@@ -65,9 +61,47 @@ def test_if_none_is_right_the_model_is_refused():
 
 @pytest.mark.parametrize("tried", [[OWN], [OWN, VENDOR, MULTISTAGE]])
 def test_only_where_it_is_missing_cublas_is_named(tried):
-    with pytest.raises(UserError, match="Give --quantization-encoding") as refusal:
-        choose(tried, lambda matmul: "gets all rows wrong")
+    with pytest.raises(UserError, match=r"wrong rows.*#7146\. Give A\. MAX") as refusal:
+        choose(tried, lambda matmul: "gets wrong rows", ["give A"])
     assert "cuBLAS" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kinds", "wanted"),
+    [
+        (OWN, {}, ["give --quantization-encoding float32"]),
+        (OWN, {"dtype": DType.float32}, []),
+        (OWN, {"quantization": "GPTQ"}, []),
+        # FP8 that became bfloat16.
+        (OWN, {"restored": True}, []),
+        (
+            VENDOR,
+            {},
+            [
+                "leave --use-vendor-blas true out",
+                "give --quantization-encoding float32",
+            ],
+        ),
+        (
+            MULTISTAGE,
+            {"dtype": DType.float32},
+            ["leave MAX_MISTRAL_MATMUL=multistage out"],
+        ),
+        (
+            MULTISTAGE,
+            {"quantization": "FP8", "needs_own_matmul": True},
+            ["leave MAX_MISTRAL_FP8=keep out"],
+        ),
+    ],
+)
+def test_only_what_can_be_done_is_advised(asked, kinds, wanted):
+    config = {
+        "quantization": None,
+        "restored": False,
+        "dtype": DType.bfloat16,
+        "needs_own_matmul": False,
+    }
+    assert mends(asked, SimpleNamespace(**config | kinds)) == wanted
 
 
 def test_the_package_with_cublas_is_the_extras():
@@ -108,8 +142,12 @@ def start(monkeypatch):
         quantized=False,
         dense=False,
         every=PRODUCTS,
+        has_cublas=True,
+        gpu="sm_90a",
+        defined=None,
     ):
         checked, switched, fp8_kernels = [], [], []
+        defines = [] if defined is None else defined
 
         def finding(matmul, *_):
             checked.append(matmul)
@@ -121,20 +159,29 @@ def start(monkeypatch):
         monkeypatch.setattr(matmuls, "_finding", finding)
         monkeypatch.setattr(matmuls, "products", products)
         monkeypatch.setattr(matmuls, "leaves_some_dense", lambda config: dense)
-        monkeypatch.setattr(matmuls, "accelerator_api", lambda: api)
-        monkeypatch.setattr(matmuls, "load_cublas", lambda: "libcublas.so.13")
+        found = "libcublas.so.13" if has_cublas else None
+        for module in (matmuls, slow_products):
+            monkeypatch.setattr(module, "load_cublas", lambda: found)
+            monkeypatch.setattr(module, "gpu_architecture", lambda: gpu)
+        for module in (asked_module, matmuls, slow_products):
+            monkeypatch.setattr(module, "accelerator_api", lambda: api)
         monkeypatch.setattr(matmuls, "library", lambda fp8: fp8_kernels.append(fp8))
         runtime = SimpleNamespace(use_vendor_blas=asked, precompiled_mefs=mefs)
         libraries = use_right_matmul(
             SimpleNamespace(
                 needs_own_matmul=own,
                 quantization="FP8" if own or quantized else None,
+                restored=False,
+                dtype=DType.bfloat16,
                 step_tokens=None,
                 embeds=False,
             ),
             SimpleNamespace(runtime=runtime),
-            SimpleNamespace(_use_vendor_blas=switched.append),
-            SimpleNamespace(is_host=host),
+            SimpleNamespace(
+                _use_vendor_blas=switched.append,
+                _set_mojo_define=lambda *define: defines.append(define),
+            ),
+            [SimpleNamespace(is_host=host)] * 2,
         )
         # MAX's own FP8 kernels know more than ours.
         assert set(fp8_kernels) <= {own}
@@ -156,14 +203,22 @@ def test_the_model_is_compiled_with_it(start):
         start(wrong=[VENDOR], asked="true")
 
 
+# What a GPU has fast kernels for: of the shapes of a 7B model.
+LARGE = [Product(28672, 4096, "swiglu"), Product(32768, 4096, is_head=True)]
+ODD = Product(32001, 4096, "float32", is_head=True)
+
+
 def test_what_was_checked_is_said(start, caplog):
     with caplog.at_level(logging.INFO, "max.pipelines"):
-        start()
-        start(own=True)
-        start(quantized=True)
+        start(every=LARGE)
+        start(own=True, every=LARGE)
+        start(quantized=True, every=LARGE)
         assert start(quantized=True, every=[]) == ([], [OWN])
     assert start(quantized=True, every=[], dense=True) == ([OWN], [OWN])
-    dense, own, quantized, nothing = (record.message for record in caplog.records)
+    said = [record.message for record in caplog.records]
+    # Before it hangs, and after it is right.
+    assert "compiles and runs 2 products with MAX's own matmul. MAX_MIS" in said[0]
+    dense, own, quantized, nothing = said[1], said[3], said[5], said[6]
     assert "this model's products as it should" in dense
     assert "1 to 8192 rows (the head with up to 256): checked in" in dense
     assert "this model's products as it should" in own
@@ -186,9 +241,94 @@ def test_the_multistage_gemm_is_asked_for(start, monkeypatch):
     assert start() == ([], [MULTISTAGE])
 
 
+@pytest.mark.parametrize("checks", ["on", "off"])
+@pytest.mark.parametrize(
+    ("product", "gpu", "slow"),
+    [
+        # A head that does not divide into tiles: of 32,001 words, or of 32,000 on
+        # four GPUs.
+        (ODD, "sm_80", True),
+        (Product(8000, 4096, is_head=True), "sm_89", True),
+        (ODD, "sm_120a", True),
+        (ODD, "sm_90a", False),
+        (ODD, "sm_100a", False),
+        (LARGE[1], "sm_80", False),
+    ],
+)
+def test_without_cublas_max_does_not_look_for_it(
+    start, monkeypatch, caplog, product, gpu, slow, checks
+):
+    """MAX's own matmul calls it for such products; not there, the process ends."""
+    monkeypatch.setenv("MAX_MISTRAL_SELF_CHECK", checks)
+    for has_cublas in (True, False):
+        defined = []
+        caplog.clear()
+        every = [*LARGE, product]
+        _, used = start(every=every, gpu=gpu, has_cublas=has_cublas, defined=defined)
+        assert used == [OWN]
+        told = slow and not has_cublas
+        define = ("MODULAR_DISABLE_VENDOR_FALLBACK", "true")
+        assert defined == ([define] if told else [])
+        assert [record.message for record in caplog.records] == [
+            f"MAX's own matmul has no fast kernel for products of (K, N) = (4096, "
+            f"{product.columns}): MAX's slowest one computes them where a step has "
+            f"more than one row. With cuBLAS they are fast: {cublas.INSTALL}"
+        ] * told
+    if slow:
+        with pytest.raises(UserError, match=r"call cuBLAS for .*is not installed"):
+            start(every=every, gpu=gpu, has_cublas=False, mefs="folder")
+
+
+def test_a_product_without_a_tile_of_the_multistage_gemm_is_named(
+    start, monkeypatch, caplog
+):
+    monkeypatch.setenv("MAX_MISTRAL_MATMUL", "multistage")
+    start(every=LARGE)
+    assert not caplog.records
+    start(every=[*LARGE, ODD])
+    (record,) = caplog.records
+    assert "GEMM has no fast kernel for products of (K, N) = (4096, 32001)" in (
+        record.message
+    )
+
+
+def test_cublas_that_is_asked_for_has_to_be_there(start, monkeypatch):
+    monkeypatch.setenv("MAX_MISTRAL_SELF_CHECK", "off")
+    with pytest.raises(UserError, match=r"cuBLAS is not installed \(pip install"):
+        start(asked="true", has_cublas=False)
+    # AMD's has another.
+    assert start(asked="true", has_cublas=False, api="hip") == ([], [VENDOR])
+
+
+def test_the_tiles_are_those_of_the_kernels():
+    """Of ``tiles.mojo``: columns and terms of a block, partitions, and stages."""
+    text = (ROOT / "max_mistral/gpu_kernels/tiles.mojo").read_text()
+    bytes_of = {DType.bfloat16: 2, DType.float8_e4m3fn: 1}
+    found = {dtype: [] for dtype in slow_products._TILES}
+    blocks = re.findall(
+        r"block_tile_shape=Index\((.*?), (.*?), (.*?)\),\n.*?"
+        r"num_pipeline_stages=(.*?),\n(?:\s+num_warp_k_partitions=(\d))?",
+        text,
+        re.DOTALL,
+    )
+    assert len(blocks) == 4
+    for i, (_, columns, terms, stages, partitions) in enumerate(blocks):
+        for dtype in [DType.float32] if i == 0 else bytes_of:
+            at = int(stages.split()[0])
+            if " if dtype == FP8 else " in stages and dtype != DType.float8_e4m3fn:
+                at = int(stages.split()[-1])
+            first, *divided = terms.split(" // bytes")
+            depth = int(first) // (bytes_of[dtype] if divided else 1)
+            depth *= int(partitions or 1)
+            found[dtype].append((int(columns), depth, depth * at))
+    assert {dtype: tuple(tiles) for dtype, tiles in found.items()} == (
+        slow_products._TILES
+    )
+
+
 def test_fp8_that_is_kept_needs_our_kernels(start, monkeypatch):
     assert start(own=True) == ([MULTISTAGE], [MULTISTAGE])
-    with pytest.raises(UserError, match="leave MAX_MISTRAL_FP8=keep out"):
+    with pytest.raises(UserError, match="Leave MAX_MISTRAL_FP8=keep out"):
         start(own=True, wrong=[MULTISTAGE])
     with pytest.raises(UserError, match="MAX_MISTRAL_FP8=keep and --use-vendor-blas"):
         start(own=True, asked="true")
@@ -257,7 +397,7 @@ def finding(monkeypatch):
         monkeypatch.setattr(matmuls, "wrong_products", lambda *_: check())
         config = SimpleNamespace(dtype=DType.bfloat16, needs_own_matmul=False)
         asked = SimpleNamespace(configure_session=lambda _: None)
-        return matmuls._finding(matmul, PRODUCTS, config, asked, None, 8192, None)
+        return matmuls._finding(matmul, LARGE, config, asked, [None], 8192, None)
 
     monkeypatch.setattr(matmuls, "accelerator_api", lambda: "cuda")
     monkeypatch.setattr(matmuls, "load_cublas", lambda: "libcublas.so.13")
@@ -269,11 +409,9 @@ def test_a_matmul_that_fails_is_a_finding(finding, monkeypatch):
     def fails():
         raise RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED")
 
-    for matmul in (VENDOR, MULTISTAGE):
+    for matmul in FINDINGS:
         found = finding(matmul, fails)
         assert found == "does not run: CUBLAS_STATUS_NOT_INITIALIZED"
-    with pytest.raises(RuntimeError):
-        finding(OWN, fails)
     monkeypatch.setattr(matmuls, "load_cublas", lambda: None)
     found = finding(VENDOR, fails)
     assert found == FINDINGS[VENDOR]
@@ -304,13 +442,15 @@ def test_only_the_multistage_gemm_is_checked_with_its_kernels(finding):
         (set(), None),
     ],
 )
-@pytest.mark.parametrize("is_package", [True, False])
-def test_cublas_is_found(monkeypatch, tmp_path, present, loaded, is_package):
+@pytest.mark.parametrize("place", ["package", "system", "/usr/local/cuda-13.0/lib64"])
+def test_cublas_is_found(monkeypatch, tmp_path, present, loaded, place):
+    is_package = place == "package"
+    where = {"package": str(tmp_path), "system": ""}.get(place, place)
     opened = []
 
     def load(path, mode):
         folder, _, name = str(path).rpartition("/")
-        if name not in present or folder != (str(tmp_path) if is_package else ""):
+        if name not in present or folder != where:
             raise OSError(f"{path}: cannot open shared object file")
         opened.append(path)
 
@@ -325,11 +465,11 @@ def test_cublas_is_found(monkeypatch, tmp_path, present, loaded, is_package):
     monkeypatch.setattr(cublas.ctypes, "CDLL", load)
     monkeypatch.setattr(cublas, "files", files)
     found = cublas.load_cublas()
-    if is_package and loaded == "libcublas.so.12":
-        assert found is None  # it would be in the other package
+    if place != "system" and loaded == "libcublas.so.12":
+        assert found is None  # it would be in another package, or folder
     elif loaded is None:
         assert found is None
     else:
-        assert found == (str(tmp_path / loaded) if is_package else loaded)
+        assert found == (f"{where}/{loaded}" if where else loaded)
         assert len(opened) == 2
         assert opened[-1] == found

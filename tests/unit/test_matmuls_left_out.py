@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import gpu, matmul
-from max_mistral.gpu_matmul.matmuls import MULTISTAGE, OWN, VENDOR
+from max_mistral.gpu_matmul.asked import MULTISTAGE, OWN, VENDOR
 from tests.gpu import test_matmul as on_gpu
 
 CUBLAS = "libcublas.so.13"

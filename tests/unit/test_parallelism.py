@@ -43,7 +43,8 @@ def trace(pipeline_config, return_logits=ReturnLogits.LAST_TOKEN, gpu="sm_90a"):
     with virtual_gpus(gpu):
         graph = build(pipeline_config, return_logits)
         types = tree.leaves(graph.input_tree())
-        traced = str(graph.trace(*types))
+        # With its subgraphs, the blocks.
+        traced = str(graph.trace(*types)._mlir_op.block.owner)
     # A captured device graph cannot wait for the device.
     assert "transfer" in traced or len(pipeline_config.model.device_specs) == 1
     assert not re.search(r'transfer.* to <"cpu"', traced)

@@ -124,7 +124,7 @@ def model():
     ],
 )
 def test_what_is_wrong_is_found(model, fault, wrong):
-    found = wrong_products(Faulty(model, fault), CPU(), PRODUCTS, DType.bfloat16)
+    found = wrong_products(Faulty(model, fault), [CPU()], PRODUCTS, DType.bfloat16)
     for product in PRODUCTS:
         most = ALONE if product.is_head else max(ROWS)
         assert of(found, product) == [each for each in wrong if each[0] <= most]
@@ -149,7 +149,7 @@ def test_a_steps_most_rows_are_tried(model):
             result[-5:] *= -1
 
     model = Faulty(model, longest)
-    found = wrong_products(model, CPU(), PRODUCTS, DType.bfloat16, 3000)
+    found = wrong_products(model, [CPU()], PRODUCTS, DType.bfloat16, 3000)
     assert [(each.product, each.rows, each.wrong_rows) for each in found] == [
         (product, 3000, 5) for product in PRODUCTS if not product.is_head
     ]
@@ -165,9 +165,30 @@ def test_a_head_is_tried_with_as_many_rows_as_it_runs_on(model):
     head = next(product for product in PRODUCTS if product.is_head)
     for requests, wrong in ((None, []), (8, []), (400, [(384, 1), (400, 1)])):
         found = wrong_products(
-            Faulty(model, many), CPU(), PRODUCTS, DType.bfloat16, None, requests
+            Faulty(model, many), [CPU()], PRODUCTS, DType.bfloat16, None, requests
         )
         assert of(found, head) == wrong
+
+
+def test_every_device_is_checked():
+    """The second of them gives garbage."""
+    devices = [CPU(), CPU()]
+    graph = check_graph(PRODUCTS, DType.bfloat16, *[DeviceRef.CPU()] * 2)
+    model = InferenceSession(devices=[CPU()]).load(graph)
+
+    class SecondIsFaulty(Faulty):
+        def execute(self, *inputs):
+            outputs = self.model.execute(*inputs)
+            return [self._spoilt(y) if i % 2 else y for i, y in enumerate(outputs)]
+
+    faulty = SecondIsFaulty(model, late_rows)
+    found = wrong_products(faulty, devices, PRODUCTS, DType.bfloat16)
+    few = [rows for rows in ROWS if 8 < rows < ALONE]
+    assert {each.device for each in found} == {1}
+    for product in PRODUCTS:
+        assert of(found, product) == [(rows, rows - 8) for rows in few]
+    assert str(found[0]).endswith("on GPU 2 of the model's")
+    assert not wrong_products(Faulty(model, nothing), devices, PRODUCTS, DType.bfloat16)
 
 
 class InNumPy:
@@ -236,7 +257,9 @@ def test_terms_that_are_left_out_are_found():
     """The last 64: a step of a kernel's."""
 
     def found(short):
-        wrong = wrong_products(InNumPy(DEEP, short=short), CPU(), DEEP, DType.bfloat16)
+        wrong = wrong_products(
+            InNumPy(DEEP, short=short), [CPU()], DEEP, DType.bfloat16
+        )
         assert all(each.wrong_rows >= each.rows // 2 for each in wrong)
         return [(each.product, each.rows) for each in wrong]
 
@@ -261,7 +284,7 @@ FP8_PRODUCTS = [
 
 def test_another_scale_is_found():
     model = InNumPy(FP8_PRODUCTS, wrong_scale=True)
-    found = wrong_products(model, CPU(), FP8_PRODUCTS, DType.bfloat16)
+    found = wrong_products(model, [CPU()], FP8_PRODUCTS, DType.bfloat16)
     assert [(each.product, each.rows) for each in found] == [
         (product, 1) for product in FP8_PRODUCTS
     ]
@@ -278,6 +301,6 @@ def test_another_scale_is_found():
 )
 def test_what_is_wrong_in_fp8_is_found(fault, wrong):
     model = Faulty(InNumPy(FP8_PRODUCTS), fault)
-    found = wrong_products(model, CPU(), FP8_PRODUCTS, DType.bfloat16)
+    found = wrong_products(model, [CPU()], FP8_PRODUCTS, DType.bfloat16)
     for product in FP8_PRODUCTS:
         assert of(found, product) == wrong, product

@@ -56,6 +56,11 @@ def test_fp8_that_a_gpu_does_not_keep_counts_twice(
     sizes = [gigabytes(file.stat().st_size), gigabytes(in_bfloat16(file))]
     assert sizes[0] != sizes[1]
     assert f"{sizes[doubled]} of weights" in err
+    # Where they do not fit, what halves them is named.
+    monkeypatch.setattr(memory, "_free_on", lambda devices: 0)
+    status, _, err = run("serve", folder)
+    assert status == 1
+    assert ("MAX_MISTRAL_FP8=keep, which halves the weights" in err) == doubled
 
 
 def test_the_format_of_the_cache_counts(run, folder, monkeypatch):
