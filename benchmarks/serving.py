@@ -1,137 +1,65 @@
-r"""``max serve`` under so many users: time to the first token, between tokens, rate.
+r"""A server under so many users: time to the first token, between tokens, rate, memory.
 
     python -m benchmarks.serving --model build/smollm2 --users 1 8 -- \
       --devices cpu --weight-path $PWD/build/SmolLM2-135M-Instruct.Q4_1.gguf
     python -m benchmarks.serving --model MODEL --users 1 8 64 -- --devices gpu:0
 
-What follows ``--`` goes to ``max serve``, whose ``--max-length`` and
-``--max-batch-size`` are what the users need if it does not name others. Each user
-sends one prompt of random tokens and streams the answer, all at once, and again
-``--rounds`` times; prompts are never the same, so none comes out of the prefix cache.
-Prints medians. Tokens are counted by their ids, for a chunk may have several; the time
-between them is an answer's, from its first chunk to its last.
+The server is ``max serve`` with max_mistral; with ``--built-in``, with MAX's own
+Mistral; with ``--vllm`` it is ``vllm serve``, where that is installed. What follows
+``--`` goes to the server, which is also told how long an answer may be and how many
+users there are. Each user sends one prompt of random tokens and streams the answer, all
+at once, and again ``--rounds`` times; prompts are never the same, so none comes out of
+the prefix cache. Prints medians. Tokens are counted by their ids, for an event may have
+several; the time between them is an answer's, from its first event to its last.
+
+The memory is the most that is seen in a first round, which is not timed. On a GPU it is
+what ``nvidia-smi`` says is used more than before the server started; most of that may
+be what the server keeps free for more requests. On a CPU it is that of the server's
+processes. The shares of the GPU's bandwidth and peak, which ``benchmarks/matmul.py``
+measures, are taken of the time between tokens, in which the server may also have read
+the prompts of others.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
+import json
 import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from openai import AsyncOpenAI
-
-from benchmarks.measure import tokens
+from benchmarks.gpu import NOTHING, ask
 from benchmarks.report import MADE
-from max_mistral.command.program import max_program
+from benchmarks.serving_servers import (
+    BUILT_IN,
+    OURS,
+    VLLM,
+    Server,
+    command,
+    most,
+    server,
+    vllm_program,
+)
+from benchmarks.serving_shares import find_ceilings, read_flags, shares, unknown
+from benchmarks.serving_stream import Answer, ServingError
+from benchmarks.serving_users import Crowd, crowd
 from workbench.record import origin, place, write
 
-START_SECONDS = 450
-SEEDS = count()
+GPU = "from max.driver import Accelerator; print(Accelerator().model_name)"
 
 
-@dataclass
-class Answer:
-    """When the chunks of one answer came, and how many tokens each had."""
-
-    times: list[float]
-    """In seconds after it was asked for."""
-    counts: list[int]
-
-    @property
-    def between(self) -> float | None:
-        """The seconds between two tokens, if they came in more than one chunk."""
-        later = sum(self.counts[1:])
-        return (self.times[-1] - self.times[0]) / later if later else None
-
-
-@contextmanager
-def server(model: str, flags: list[str], built_in: bool = False) -> Iterator[str]:
-    """Starts ``max serve`` and yields its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [max_program() or "max", "serve"]
-    if not built_in:
-        command += ["--custom-architectures", "max_mistral"]
-    command += ["--model", model, "--host", "127.0.0.1", "--port", str(port), *flags]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, env=dict(os.environ), stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not healthy(f"http://127.0.0.1:{port}/v1/health"):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    sys.exit(f"The server did not start:\n{log.read()[-3000:]}")
-                time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def healthy(url: str) -> bool:
-    """Whether a server answers."""
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-async def ask(client: AsyncOpenAI, model: str, prompt: int, answer: int) -> Answer:
-    """Streams one answer of ``answer`` tokens."""
-    start = time.perf_counter()
-    stream = await client.completions.create(
-        model=model,
-        prompt=tokens(prompt, next(SEEDS)),
-        max_tokens=answer,
-        temperature=0,
-        stream=True,
-        extra_body={"ignore_eos": True, "return_token_ids": True},
-    )
-    found = Answer([], [])
-    async for chunk in stream:
-        ids = chunk.choices[0].model_extra if chunk.choices else None
-        found.times.append(time.perf_counter() - start)
-        found.counts.append(len((ids or {}).get("token_ids") or []))
-    if not sum(found.counts):
-        sys.exit("The server gave no token ids, by which tokens are counted.")
-    return found
-
-
-async def crowd(
-    url: str, model: str, users: int, prompt: int, answer: int
-) -> dict[str, float]:
-    """Returns what users who ask at once get."""
-    async with AsyncOpenAI(base_url=url, api_key="none", timeout=400) as client:
-        start = time.perf_counter()
-        answers = await asyncio.gather(
-            *(ask(client, model, prompt, answer) for _ in range(users))
-        )
-        seconds = time.perf_counter() - start
+def figures(answers: list[Answer]) -> dict[str, float]:
+    """Returns what users who asked at once got."""
+    start = min(a.asked for a in answers)
+    end = max(a.times[-1] for a in answers)
     said = {
-        "first token, ms": 1e3 * statistics.median(a.times[0] for a in answers),
-        "last first token, ms": 1e3 * max(a.times[0] for a in answers),
-        "tokens/s, all users": sum(sum(a.counts) for a in answers) / seconds,
+        "first token, ms": 1e3 * statistics.median(a.first for a in answers),
+        "last first token, ms": 1e3 * max(a.first for a in answers),
+        "tokens/s, all users": sum(sum(a.counts) for a in answers) / (end - start),
+        "tokens of an answer": statistics.median(sum(a.counts) for a in answers),
     }
     gaps = [a.between for a in answers if a.between is not None]
     if gaps:
@@ -145,6 +73,41 @@ def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(found[name] for found in rounds) for name in names}
 
 
+def measure(
+    running: Server, users: Crowd, request: dict[str, Any], prompt: int, rounds: int
+) -> dict[str, Any]:
+    """Returns medians, what is in each round, and the memory."""
+    with most(running.memory) as memory:
+        users.ask(running.completions, request, prompt)
+    found = [
+        figures(users.ask(running.completions, request, prompt)) for _ in range(rounds)
+    ]
+    return medians(found) | memory | {"rounds": found}
+
+
+def sharing(
+    arguments: argparse.Namespace, flags: list[str], gpu: str
+) -> Callable[[int, float], dict[str, float]]:
+    """Returns what makes shares of the GPU of users and seconds between tokens.
+
+    It makes none without a GPU, nor where the model or what the GPU reaches is not
+    known, which is said.
+    """
+    if not gpu:
+        return lambda users, seconds: {}
+    why = unknown(arguments.model, flags)
+    if why is None:
+        beside = arguments.json and arguments.json.parent / "matmuls.json"
+        ceilings = find_ceilings(arguments.matmuls or beside)
+        why = ceilings.get("failed")
+    if why is not None:
+        print(f"Shares of the GPU are left out: {why.rstrip('.')}.", flush=True)
+        return lambda users, seconds: {}
+    config = json.loads((Path(arguments.model) / "config.json").read_text())
+    before = arguments.prompt_tokens + arguments.answer_tokens // 2
+    return lambda users, seconds: shares(config, users, before, seconds, ceilings)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True)
@@ -152,29 +115,71 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--answer-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--built-in", action="store_true", help="MAX's own Mistral")
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument("--built-in", action="store_true", help="MAX's own Mistral")
+    engine.add_argument("--vllm", action="store_true", help="vllm serve")
     parser.add_argument("--json", type=place, help="where to write the results")
+    parser.add_argument(
+        "--matmuls",
+        type=Path,
+        help="what benchmarks.matmul --json wrote on this GPU, to say what share of it "
+        "is taken; by default matmuls.json beside --json, else measured first",
+    )
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:at])
-    most = arguments.prompt_tokens + arguments.answer_tokens
-    flags = ["--max-length", str(most), "--max-batch-size", str(max(arguments.users))]
-    flags += sys.argv[at + 1 :]  # of a flag that is there twice the last one counts
-    report: dict[str, Any] = {MADE: origin("max")}
-    sizes = (arguments.prompt_tokens, arguments.answer_tokens)
+    flags = sys.argv[at + 1 :]
+    if arguments.matmuls and not arguments.matmuls.exists():
+        parser.error(
+            f"--matmuls {arguments.matmuls} is not there: write it with "
+            "python -m benchmarks.matmul --json, or leave the flag out"
+        )
+    if arguments.vllm and vllm_program() is None:
+        print("vLLM is left out: no vllm command beside this Python or on PATH.")
+        sys.exit(NOTHING)
+    name = BUILT_IN if arguments.built_in else VLLM if arguments.vllm else OURS
+    longest = arguments.prompt_tokens + arguments.answer_tokens
+    words = command(name, arguments.model, longest, max(arguments.users))
     # As timeout sends it: the server has to end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with server(arguments.model, flags, arguments.built_in) as url:
-        for users in arguments.users:
-            rounds = [
-                asyncio.run(crowd(url, arguments.model, users, *sizes))
-                for _ in range(1 + arguments.rounds)
-            ][1:]  # the first one warms up
-            found = medians(rounds)
-            report[f"{users} users"] = found | {"rounds": rounds}
-            write(arguments.json, report)
-            print(f"{users} users", flush=True)
-            for name, value in found.items():
-                print(f"  {name:22}{value:10.1f}", flush=True)
+    # A GPU of this machine has no part in what --devices leaves to the CPU.
+    on_cpu = read_flags(flags).get("--devices", "").startswith("cpu")
+    gpu = "" if on_cpu else ask(GPU)
+    share = sharing(arguments, flags, gpu)
+    request = {
+        "model": arguments.model,
+        "max_tokens": arguments.answer_tokens,
+        "temperature": 0,
+        "stream": True,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    sizes = (arguments.prompt_tokens, arguments.rounds)
+    try:
+        # Of a flag that is there twice the last one counts.
+        with server([*words, *flags], bool(gpu)) as running:
+            made = origin("max") | {"server": name, "version": running.version()}
+            report: dict[str, Any] = {MADE: made | {"gpu": gpu or "none"}}
+            if gpu and not running.memory():
+                print("GPU memory is left out: nvidia-smi cannot say it.", flush=True)
+            for users in arguments.users:
+                with crowd(users) as everyone:
+                    found = measure(running, everyone, request, *sizes)
+                if "between tokens, ms" in found:
+                    found |= share(users, found["between tokens, ms"] / 1e3)
+                report[f"{users} users"] = found
+                write(arguments.json, report)
+                print(table(users, found), flush=True)
+    except ServingError as error:
+        sys.exit(f"{name}: {error}")
+
+
+def table(users: int, found: dict[str, Any]) -> str:
+    """Returns lines of what users got."""
+    lines = [f"{users} users"]
+    for name, value in found.items():
+        if name != "rounds":
+            lines.append(f"  {name:22}{value:10.1f}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -128,3 +128,11 @@ def steps(out: Path) -> Iterator[Step]:
         dry=[*serving, "--help"],
         alone=True,
     )
+    vllm = [*serving[:-1], str(out / "serving-vllm.json"), "--vllm"]
+    yield Step(
+        "serving-vllm",
+        "And of vllm serve, where vLLM is installed?",
+        [*vllm, "--model", str(out / "model")],
+        dry=[*serving, "--help"],
+        alone=True,
+    )
