@@ -1,0 +1,90 @@
+"""``scripts/gpu_run.py``: what becomes of one step."""
+
+import dataclasses
+import sys
+
+import pytest
+
+from scripts import gpu_run
+from scripts.gpu_steps import Step
+from workbench.verdict import LEFT_OUT
+
+
+def step(name, code):
+    return Step(name, f"Is {name} right?", [sys.executable, "-c", code])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MAX_MISTRAL_MATMUL", "MAX_MISTRAL_VENDOR_BLAS", "MAX_SERVE_USE_VENDOR_BLAS"],
+)
+def test_a_step_has_no_choice_of_the_shells(monkeypatch, name):
+    """Else "matmul-own" might ask about another matmul."""
+    monkeypatch.setenv(name, "the shell's")
+    monkeypatch.setenv("MAX_MISTRAL_FP8", "the shell's")
+    monkeypatch.setenv("MAX_SERVE_PORT", "8001")
+    names = (name, "MAX_MISTRAL_FP8", "MAX_SERVE_PORT")
+    code = f"import os; print([os.environ.get(name) for name in {names}])"
+    asked = dataclasses.replace(
+        step("asked", code), environment={"MAX_MISTRAL_FP8": "keep"}
+    )
+    result = gpu_run.run(asked, dry=False, seconds=60)
+    assert (result.verdict, result.output) == ("yes", "[None, 'keep', '8001']")
+
+
+def test_what_a_step_said_is_kept_when_it_is_ended():
+    slow = step("slow", "import time; print('12 tokens/s'); time.sleep(99)")
+    result = gpu_run.run(slow, dry=False, seconds=3)
+    assert (result.verdict, result.output) == ("too slow", "12 tokens/s")
+
+
+def test_a_step_at_a_time_with_others_has_its_share_of_the_memory():
+    name = "MODULAR_DEVICE_CONTEXT_MEMORY_MANAGER_SIZE_PERCENT"
+    asked = step("asked", f"import os; print(os.environ.get({name!r}))")
+    asked = dataclasses.replace(asked, share=12)
+    said = [
+        gpu_run.run(asked, dry=False, seconds=60, is_alone=alone).output
+        for alone in (False, True)
+    ]
+    assert said == ["12", "None"]
+
+
+PYTEST, OTHER = ["python", "-m", "pytest", "-q"], ["python", "-m", "benchmarks.gpu"]
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "output", "verdict"),
+    [
+        (PYTEST, 0, "4 passed in 2 s", "yes"),
+        (PYTEST, 0, "2 passed, 3 skipped in 2 s", "yes"),
+        (PYTEST, 0, "3 skipped in 2 s", "left out"),
+        (PYTEST, 0, "3 skipped, 5 deselected in 2 s", "left out"),
+        (PYTEST, 1, "1 failed, 3 skipped in 2 s", "no"),
+        # What "-k" names is not there any more.
+        (PYTEST, 5, "12 deselected in 2 s", "no"),
+        (OTHER, LEFT_OUT, "vLLM is left out", "left out"),
+        (OTHER, 0, "VERDICT: 3 skipped", "yes"),
+        (OTHER, 5, "", "no"),
+        (OTHER, 0, "", "yes"),
+        (OTHER, -9, "", "no"),
+    ],
+)
+def test_what_an_exit_status_says(command, status, output, verdict):
+    assert gpu_run.judge(command, status, output) == verdict
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"),
+    [
+        ("import pytest\n@pytest.mark.skip\ndef test_these(): pass", "left out"),
+        ("def test_these(): pass", "yes"),
+        ("def test_another(): pass", "no"),
+    ],
+)
+def test_what_pytest_itself_says(tmp_path, code, verdict):
+    file = tmp_path / "test_file.py"
+    file.write_text(code)
+    quiet = ["-q", "-rs", "-p", "no:cacheprovider", "-k", "test_these"]
+    command = [sys.executable, "-m", "pytest", *quiet, str(file)]
+    result = gpu_run.run(Step("it", "?", command), dry=False, seconds=60)
+    assert result.verdict == verdict, result.output
