@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from max_mistral.gpu_matmul.products import Product
+from workbench.verdict import cause
 
 Found = Mapping[str, Mapping[str, Any]]
 """By matmul what was found of it, and by ``"ceilings"`` what the GPU reaches."""
@@ -91,12 +92,12 @@ def answer(found: Found, every: Mapping[str, list[Product]]) -> str:
     top = found.get("ceilings", {})
     matmuls = [name for name in found if name != "ceilings"]
     if not matmuls:
-        return last_line(top["failed"]) if "failed" in top else reached(top)
+        return cause(top["failed"]) if "failed" in top else reached(top)
     parts = []
     for name in matmuls:
         values, words = found[name], []
         if "failed" in values:
-            parts.append(last_line(values["failed"]))
+            parts.append(cause(values["failed"]))
             continue
         if "wrong" in values:
             says = f"wrong ({'; '.join(values['says'])})"
@@ -109,8 +110,3 @@ def answer(found: Found, every: Mapping[str, list[Product]]) -> str:
             words.append(f"{rows} {plural} {1e3 * taken:.3f} ms{share}")
         parts.append(f"{name}: {', '.join(words)}")
     return "; ".join(parts)
-
-
-def last_line(text: str) -> str:
-    """Returns the last line that says anything; of an error, its message."""
-    return (text.strip().splitlines() or ["it says nothing"])[-1]

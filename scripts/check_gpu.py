@@ -43,6 +43,7 @@ from scripts.gpu_report import read, write
 from scripts.gpu_run import UNSETTLED, VARIABLES, Result, run, stop
 from scripts.gpu_steps import PYTHON, ROOT, Step, in_order, steps
 from workbench import record
+from workbench.verdict import cause
 
 SECONDS = 480
 GPU = "from max.driver import Accelerator; print(Accelerator().model_name)"
@@ -73,11 +74,10 @@ def origin(dry: bool) -> dict[str, str]:
     )
     name = done.stdout.strip() if done.returncode == 0 else ""
     if not name:
-        why = (done.stderr.strip().splitlines() or ["it names none"])[-1]
         sys.exit(
-            f"MAX finds no GPU here ({why}), and each step needs one. See whether "
-            "nvidia-smi or rocm-smi lists it and whether this Python has MAX; or give "
-            "--dry-run, to see without a GPU whether the steps run."
+            f"MAX finds no GPU here, and the steps need one: {cause(done.stderr)} See "
+            "whether nvidia-smi or rocm-smi lists it, and whether this Python has MAX; "
+            "or give --dry-run, to see without a GPU whether the steps run."
         )
     return {"gpu": name} | checked
 
@@ -177,13 +177,14 @@ def main() -> None:
     if arguments.for_seconds <= 0:
         parser.error(f"--for {arguments.for_seconds:g}: more than 0 seconds")
     figures = out / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
     every = in_order(steps(figures))
     known = {step.name for step in every}
     if unknown := set(arguments.steps or ()) - known:
         parser.error(f"no steps: {', '.join(sorted(unknown))}. There are: {known}")
     deadline = time.monotonic() + arguments.for_seconds
-    check = Check(arguments, deadline, out, every, origin(arguments.dry_run))
+    made = origin(arguments.dry_run)
+    figures.mkdir(parents=True, exist_ok=True)
+    check = Check(arguments, deadline, out, every, made)
     asked = [s for s in every if s.name in (arguments.steps or known)]
     check.ask_all([s for s in asked if arguments.again or check.is_open(s)])
     print(f"The report is {out / 'report.md'}.")

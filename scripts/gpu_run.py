@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scripts.gpu_steps import PYTHON, ROOT, Step
-from workbench.verdict import LEFT_OUT, said
+from workbench.verdict import LEFT_OUT, cause, said
 
 VARIABLES = {
     "MODULAR_TELEMETRY_ENABLED": "0",
@@ -43,9 +43,9 @@ class Result:
     @property
     def answer(self) -> str:
         """What answers the question in the report."""
-        if not self.said:
-            return self.verdict
-        return self.said if self.verdict == "yes" else f"{self.verdict}: {self.said}"
+        if self.verdict == "yes":
+            return self.said or self.verdict
+        return f"{self.verdict}: {self.said or cause(self.output)[:200]}"
 
 
 def run(step: Step, dry: bool, seconds: float, is_alone: bool = True) -> Result:

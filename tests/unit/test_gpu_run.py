@@ -7,7 +7,7 @@ import pytest
 
 from scripts import gpu_run
 from scripts.gpu_steps import Step
-from workbench.verdict import LEFT_OUT
+from workbench.verdict import LEFT_OUT, cause
 
 
 def step(name, code):
@@ -88,3 +88,18 @@ def test_what_pytest_itself_says(tmp_path, code, verdict):
     command = [sys.executable, "-m", "pytest", *quiet, str(file)]
     result = gpu_run.run(Step("it", "?", command), dry=False, seconds=60)
     assert result.verdict == verdict, result.output
+
+
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [
+        ("Traceback:\n  File ...\nValueError: no GPU\n  Use MODULAR_DEBUG\n", "no GPU"),
+        ("tried\n1 failed, 2 passed in 3 s\n\n", "1 failed, 2 passed in 3 s"),
+        ("", "it printed nothing"),
+    ],
+)
+def test_why_a_step_did_not_say_yes(output, line):
+    assert cause(output).removeprefix("ValueError: ") == line
+    result = gpu_run.Result("no", 1.0, "python", output)
+    assert result.answer == f"no: {cause(output)}"
+    assert dataclasses.replace(result, verdict="yes").answer == "yes"
