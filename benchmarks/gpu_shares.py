@@ -24,7 +24,7 @@ def shares(
     if "bytes/s" not in ceilings:
         return {}
     values = json.loads(matmul.CONFIG.read_text())
-    *layer, head = matmul.products(values)
+    head, *layer = matmul.products(values)
     layers = values["num_hidden_layers"]
     in_head = head.columns * head.terms
     in_layers = layers * sum(p.columns * p.terms for p in layer)

@@ -60,14 +60,18 @@ CONFIG = ROOT / "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/confi
 
 
 def products(config: dict[str, Any], matmul: str = "own") -> list[Product]:
-    """Returns the products of a layer and the head, and what is fused with each."""
+    """Returns the products of the head and a layer, and what is fused with each.
+
+    As the self-check of a model at load has them, of which MAX then finds the graph
+    compiled.
+    """
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head_dim
     keys = config["num_key_value_heads"] * head_dim
     head = Product(config["vocab_size"], hidden, "float32", is_head=True)
     fp8 = matmul == "fp8"
-    return [*block_products(hidden, wide, queries, keys, fp8=fp8), head]
+    return [head, *block_products(hidden, wide, queries, keys, fp8=fp8)]
 
 
 def missing(matmul: Matmul) -> str | None:
