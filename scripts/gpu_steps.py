@@ -65,7 +65,8 @@ def steps(out: Path) -> Iterator[Step]:
         out: Where figures go, in JSON.
     """
     ceilings = out / "ceilings.json"
-    pytest = [PYTHON, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
+    # With "-v" it names a test before it runs it, which tells where a step hung.
+    pytest = [PYTHON, "-m", "pytest", "-v", "-rs", "-p", "no:cacheprovider"]
     matmul = [*pytest, "tests/gpu/test_matmul.py"]
     yield Step(
         "doctor",

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 
@@ -41,3 +42,10 @@ def check_with_steps(monkeypatch, tmp_path, capsys):
         return status, verdicts, capsys.readouterr().out
 
     return run
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

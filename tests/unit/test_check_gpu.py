@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 
 import psutil
@@ -20,6 +19,7 @@ from tests.gpu_checks import (  # noqa: F401
     SLOW,
     check_with_steps,
     step,
+    wait_until,
 )
 from workbench import record
 from workbench.demo import ROOT
@@ -180,6 +180,8 @@ def test_figures_of_another_check_are_not_taken(check, tmp_path):
     (tmp_path / "report.json").unlink()
     check([writes(3), BAD], "--steps", "bad")
     assert figures() == {}
+    # Nor read by other steps.
+    assert not (tmp_path / "figures" / "good.json").exists()
 
 
 def test_its_end_is_the_steps_end(tmp_path):
@@ -202,13 +204,6 @@ check_gpu.main()
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
-
-
-def wait_until(holds):
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_an_unknown_step(check):

@@ -1,12 +1,14 @@
 """``scripts/gpu_run.py``: what becomes of one step."""
 
 import dataclasses
+import subprocess
 import sys
 
 import pytest
 
 from scripts import gpu_run
-from scripts.gpu_steps import Step
+from scripts.gpu_steps import Step, steps
+from tests.gpu_checks import wait_until
 from workbench.verdict import LEFT_OUT, cause
 
 
@@ -32,10 +34,52 @@ def test_a_step_has_no_choice_of_the_shells(monkeypatch, name):
     assert (result.verdict, result.output) == ("yes", "[None, 'keep', '8001']")
 
 
-def test_what_a_step_said_is_kept_when_it_is_ended():
-    slow = step("slow", "import time; print('12 tokens/s'); time.sleep(99)")
-    result = gpu_run.run(slow, dry=False, seconds=3)
+@pytest.fixture
+def ended_at(monkeypatch):
+    """Has a step's time be over as soon as a file is there."""
+    # The step's is asked for, not the shell's.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    communicate = subprocess.Popen.communicate
+
+    def ended_at(path):
+        def wait(process, timeout=None):
+            if timeout is None:
+                return communicate(process)
+            wait_until(path.exists)
+            raise subprocess.TimeoutExpired(process.args, timeout)
+
+        monkeypatch.setattr(subprocess.Popen, "communicate", wait)
+
+    return ended_at
+
+
+HANGS = """
+import time
+from pathlib import Path
+def test_that_hangs():
+    print("12 tokens/s")
+    Path({!r}).touch()
+    time.sleep(99)
+"""
+
+
+def test_what_a_step_said_is_kept_when_it_is_ended(ended_at, tmp_path):
+    ended_at(tmp_path / "there")
+    code = HANGS.format(str(tmp_path / "there")) + "test_that_hangs()"
+    result = gpu_run.run(step("slow", code), dry=False, seconds=60)
     assert (result.verdict, result.output) == ("too slow", "12 tokens/s")
+
+
+def test_the_test_that_hangs_is_named(ended_at, tmp_path):
+    (parity,) = [s for s in steps(tmp_path) if s.name == "parity-gqa"]
+    flags = parity.command[: parity.command.index("tests/gpu/test_parity.py")]
+    file = tmp_path / "test_file.py"
+    file.write_text(HANGS.format(str(tmp_path / "there")))
+    ended_at(tmp_path / "there")
+    slow = dataclasses.replace(parity, command=[*flags, str(file)])
+    result = gpu_run.run(slow, dry=False, seconds=60)
+    assert result.verdict == "too slow"
+    assert result.output.endswith("::test_that_hangs")
 
 
 def test_a_step_at_a_time_with_others_has_its_share_of_the_memory():
@@ -58,6 +102,7 @@ PYTEST, OTHER = ["python", "-m", "pytest", "-q"], ["python", "-m", "benchmarks.g
         (PYTEST, 0, "4 passed in 2 s", "yes"),
         (PYTEST, 0, "2 passed, 3 skipped in 2 s", "yes"),
         (PYTEST, 0, "3 skipped in 2 s", "left out"),
+        (PYTEST, 0, "=== 3 skipped in 2 s ===", "left out"),
         (PYTEST, 0, "3 skipped, 5 deselected in 2 s", "left out"),
         (PYTEST, 1, "1 failed, 3 skipped in 2 s", "no"),
         # What "-k" names is not there any more.
@@ -84,8 +129,8 @@ def test_what_an_exit_status_says(command, status, output, verdict):
 def test_what_pytest_itself_says(tmp_path, code, verdict):
     file = tmp_path / "test_file.py"
     file.write_text(code)
-    quiet = ["-q", "-rs", "-p", "no:cacheprovider", "-k", "test_these"]
-    command = [sys.executable, "-m", "pytest", *quiet, str(file)]
+    flags = ["-v", "-rs", "-p", "no:cacheprovider", "-k", "test_these"]
+    command = [sys.executable, "-m", "pytest", *flags, str(file)]
     result = gpu_run.run(Step("it", "?", command), dry=False, seconds=60)
     assert result.verdict == verdict, result.output
 

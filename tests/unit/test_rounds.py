@@ -43,7 +43,8 @@ def test_an_engine_that_fails_says_why(module, capfd):
 def test_what_it_says_is_there_before_it_ends(module, tmp_path):
     """Else nothing would be known of one that is too slow."""
     name = module(
-        "import sys; print('half', file=sys.stderr, flush=True); sys.stdin.read()"
+        "import select, sys; print('half', file=sys.stderr, flush=True); "
+        "select.select([sys.stdin], [], [], 60)"
     )
     code = f"""
 from benchmarks.rounds import in_process
