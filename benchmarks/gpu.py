@@ -2,12 +2,14 @@
 
     make check-gpu                       # or, to choose:
     python -m benchmarks.gpu --rounds 3
+    python -m benchmarks.gpu max_mistral --json report.json   # one engine, once
 
 Mistral-7B-v0.3's config and the same seeded random bfloat16 weights for all.
 Every round runs every engine once, in rotated order, each in a process of its
 own; the table has the medians in tokens a second, and the median of the rounds'
 ratios to MAX's own Mistral; below, what share of the GPU's memory bandwidth and of
-its arithmetic that is, as ``benchmarks/matmul.py`` measures them. Each engine's
+its arithmetic that is, as ``benchmarks/matmul.py`` measures them, and how much of the
+GPU's memory each takes (see ``benchmarks/gpu_memory.py``). Each engine's
 model alone is measured, and the choice of the likeliest token on the GPU, of which
 the number comes to the host. vLLM's step is more: its scheduler and its sampling, and
 it has captured device graphs, which max_mistral has in ``max serve`` only and MAX's own
@@ -24,17 +26,20 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import matmul, models
 from benchmarks.gpu_engines import BASE, DECODES, OnGpu, Vllm
-from benchmarks.measure import PREFILL, Engine, measure
-from benchmarks.report import Results, table
+from benchmarks.gpu_memory import taken_bytes, used_bytes
+from benchmarks.gpu_shares import answer, shares, shares_text
+from benchmarks.matmul_report import known_ceilings
+from benchmarks.measure import Engine, measure
+from benchmarks.report import MADE, Results, table
 from benchmarks.rounds import in_process, run_rounds
 from benchmarks.worker import Torch
 from workbench.record import origin, place, write
+from workbench.verdict import LEFT_OUT, say
 
 CUDA = "import torch; print(torch.cuda.is_available())"
 # How to ask for what an engine needs, and what it is.
@@ -42,34 +47,63 @@ NEEDS = {
     "transformers": (CUDA, "torch with CUDA"),
     "vLLM": ("import vllm; print(True)", "vllm"),
 }
-# An exit status, as pytest's where there is nothing to do.
-NOTHING = 5
+ENGINES = ("max_mistral", BASE, *NEEDS)
+FOLDER = Path("build/bench/gpu")
+MEMORY = "gpu_bytes"
 
 
-def run(name: str, folder: Path, matmuls: Path | None = None) -> None:
-    """Measures one engine and prints JSON.
+def run(
+    name: str,
+    folder: Path,
+    ceilings: Path | None = None,
+    report: Path | None = None,
+) -> None:
+    """Measures one engine; prints each rate as it comes, and at last JSON.
 
     Args:
         name: Of the engine.
         folder: The checkpoint.
-        matmuls: What ``benchmarks.matmul --json`` has written, to say what share
+        ceilings: What ``benchmarks.matmul --json`` has written, to say what share
             of the GPU the engine takes.
+        report: Where to write what is known, again and again.
     """
-    engine: Engine
     if said := missing(name):
         print(said)
-        sys.exit(NOTHING)
+        sys.exit(LEFT_OUT)
+    if not (folder / "config.json").exists():
+        sys.exit(
+            f"{folder} has no config.json, and the benchmark's weights belong there. "
+            f"To make them: python -m benchmarks.gpu --make --folder {folder}"
+        )
+    before = used_bytes()
+    engine: Engine
     if name == "transformers":
         engine = Torch(folder, None, "cuda")
     elif name == "vLLM":
         engine = Vllm(folder)
     else:
         engine = OnGpu(folder, name)
-    rates = measure(engine, DECODES, prefills=10)
-    # First, whatever becomes of the rest; main() reads it, and asks for no more.
-    print(json.dumps(rates))
-    if matmuls is not None and matmuls.exists():
-        print(shares(rates, json.loads(matmuls.read_text())["ceilings"]))
+    rates: dict[str, float] = {}
+    found: dict[str, Any] = {
+        "engine": name,
+        MADE: origin("max", "torch", "transformers", "vllm"),
+        "tokens_per_second": rates,
+    }
+    for key, value in measure(engine, DECODES, prefills=10):
+        rates[key] = value
+        write(report, found)
+        print(f"{key:12}{value:10.1f} tokens/s", file=sys.stderr, flush=True)
+    if taken := taken_bytes(before, is_max=name not in NEEDS):
+        found[MEMORY] = taken
+    reached: dict[str, Any] = {}
+    if ceilings is not None:
+        reached = known_ceilings(ceilings)
+        found["shares"] = shares(rates, reached)
+        print(shares_text(rates, reached))
+    write(report, found)
+    say(answer(rates, reached, taken))
+    # Last, for main() reads it.
+    print(json.dumps(rates | ({MEMORY: taken} if taken else {})), flush=True)
 
 
 def missing(name: str) -> str | None:
@@ -78,40 +112,6 @@ def missing(name: str) -> str | None:
         return None
     code, what = NEEDS[name]
     return None if ask(code) == "True" else f"{name} is left out: no {what} here."
-
-
-def shares(rates: Mapping[str, float], ceilings: Mapping[str, Any]) -> str:
-    """Returns a line for each measure: what it takes of the GPU.
-
-    Args:
-        rates: Tokens a second.
-        ceilings: As :func:`benchmarks.matmul.ceilings` returns them, or why it has
-            ``"failed"``, as without cuBLAS.
-    """
-    if "failed" in ceilings:
-        return (
-            "No shares of the GPU, for what it reaches was not measured: "
-            f"{ceilings['failed']}"
-        )
-    values = json.loads(matmul.CONFIG.read_text())
-    *layer, head = matmul.products(values)
-    layers = values["num_hidden_layers"]
-    in_head = head.columns * head.terms
-    in_layers = layers * sum(p.columns * p.terms for p in layer)
-    # Keys and values of a token, in bfloat16.
-    kv = 2 * 2 * layers * values["num_key_value_heads"] * 128
-    lines = []
-    for name, (batch, before, steps) in {"prefill": (1, PREFILL, 0), **DECODES}.items():
-        tokens = PREFILL if name == "prefill" else batch
-        seconds = tokens / rates[name]
-        # A prompt's keys and values are written, a decode step's read.
-        moved = 2 * (in_layers + in_head) + kv * batch * (before + steps // 2)
-        memory = moved / seconds / ceilings["bytes/s"]
-        # The head computes a prompt's last token only.
-        computed = 2 * (in_layers * tokens + in_head * batch)
-        peak = computed / seconds / ceilings["operations/s"]
-        lines.append(f"{name:12}{memory:6.0%} of memory{peak:6.0%} of peak")
-    return "\n".join(lines)
 
 
 def ask(code: str) -> str:
@@ -130,22 +130,42 @@ def ask(code: str) -> str:
 
 
 def main() -> None:
-    """The command line; with two words or three, an engine's process."""
-    name, *paths = sys.argv[1:] or [""]
-    if len(paths) in (1, 2) and not name.startswith("-"):
-        run(name, *map(Path, paths))
-        return
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "engine", nargs="?", choices=ENGINES, help="one, once; by default all, in turns"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path("build/bench/gpu"))
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--make", action="store_true", help="the weights, no more")
+    parser.add_argument(
+        "--ceilings",
+        type=Path,
+        help="what benchmarks.matmul --json wrote of the GPU, for one engine",
+    )
     parser.add_argument("--json", type=place, help="where to write the results")
     arguments = parser.parse_args()
     # MAX's own Mistral fails without head_dim, which the published config lacks.
     values = json.loads(matmul.CONFIG.read_text()) | {"head_dim": 128}
     if arguments.make:
         models.make_safetensors(values, arguments.folder)
-        return
+    elif arguments.engine:
+        run(arguments.engine, arguments.folder, arguments.ceilings, arguments.json)
+    else:
+        compare(values, arguments.folder, arguments.rounds, arguments.json)
+
+
+def compare(
+    values: dict[str, Any], folder: Path, rounds: int, path: Path | None
+) -> None:
+    """Runs all engines in turns, and prints them side by side.
+
+    Args:
+        values: The model's config.
+        folder: Where its weights are, or are made.
+        rounds: How often each engine runs.
+        path: Where to write the results.
+    """
     gpu = ask("from max.driver import Accelerator; print(Accelerator().model_name)")
     if not gpu:
         sys.exit("benchmarks.gpu needs a GPU, and MAX finds none here.")
@@ -155,32 +175,44 @@ def main() -> None:
             print(said)
         else:
             names.append(name)
-    folder = models.make_safetensors(values, arguments.folder)
+    models.make_safetensors(values, folder)
+    flags = ["--folder", folder]
     runs = {
-        name: functools.partial(in_process, name, folder, module="benchmarks.gpu")
+        name: functools.partial(in_process, name, *flags, module="benchmarks.gpu")
         for name in names
     }
     report: dict[str, Any] = {"gpu": gpu}
     report |= origin("max", "torch", "transformers", "vllm")
 
     def keep(results: Results) -> None:
-        report["tokens_per_second"] = results
-        write(arguments.json, report)
+        report["tokens_per_second"] = {
+            name: {key: each for key, each in found.items() if key != MEMORY}
+            for name, found in results.items()
+        }
+        report[MEMORY] = {
+            name: max(found[MEMORY])
+            for name, found in results.items()
+            if MEMORY in found
+        }
+        write(path, report)
 
-    results, failed = run_rounds(arguments.rounds, runs, keep)
+    results, failed = run_rounds(rounds, runs, keep)
     keep(results)
     print(f"\nMistral 7B in bfloat16 on {gpu}, tokens/s and ratio to MAX's own")
     print(table(results, ["prefill", *DECODES], BASE))
+    for name, taken in report[MEMORY].items():
+        print(f"{name} takes {taken / 1e9:.1f} GB of the GPU's memory.")
     try:
         ceilings: dict[str, Any] = {**in_process("ceilings", module=matmul.__name__)}
     except SystemExit as end:
         ceilings = {"failed": str(end)}
-        print(shares({}, ceilings))
+    if "failed" in ceilings:
+        print(shares_text({}, ceilings))
     else:
         for name, found in results.items():
             medians = {key: statistics.median(values) for key, values in found.items()}
-            print(f"\n{name}\n{shares(medians, ceilings)}")
-    write(arguments.json, report | {"ceilings": ceilings})
+            print(f"\n{name}\n{shares_text(medians, ceilings)}")
+    write(path, report | {"ceilings": ceilings})
     if failed:
         sys.exit(f"Failed: {', '.join(failed)}.")
 

@@ -19,6 +19,9 @@ from benchmarks.worker import MaxMistral
 # are fewer than the 8,192 that MAX takes in one step by default.
 DECODES = {f"decode_{batch}": (batch, 100, 64) for batch in (1, 8, 64)}
 BASE = "MAX"
+# Of prompt and answer. scripts/gpu_steps.py gives it to max serve too, so that MAX can
+# find there the graph that it has compiled here.
+MAX_LENGTH = PREFILL + 128
 # For weights, KV cache and a step's activations; MAX would take all that is free.
 GPU_BYTES = 24e9
 
@@ -40,7 +43,7 @@ class OnGpu(MaxMistral):
             "custom_architectures": ["max_mistral"] if name != BASE else [],
             "device_specs": [DeviceSpec.accelerator()],
             "quantization_encoding": "bfloat16",
-            "max_length": PREFILL + 128,
+            "max_length": MAX_LENGTH,
             "max_batch_size": max(batch for batch, _, _ in DECODES.values()),
         }
         arch = built_in if name == BASE else ours
@@ -87,7 +90,7 @@ class Vllm:
         self.engine = vllm.LLM(
             str(folder),
             dtype="bfloat16",
-            max_model_len=PREFILL + 128,
+            max_model_len=MAX_LENGTH,
             enable_prefix_caching=False,
         ).llm_engine
         self.greedy = functools.partial(
@@ -102,7 +105,7 @@ class Vllm:
         self.running = []
         for prompt in prompts:
             self.running.append(next(self.names))
-            answer = self.greedy(max_tokens=PREFILL + 127 - len(prompt))
+            answer = self.greedy(max_tokens=MAX_LENGTH - 1 - len(prompt))
             tokens = {"prompt_token_ids": prompt}
             self.engine.add_request(self.running[-1], tokens, answer)
         step: Callable[[], object] = self.engine.step

@@ -2,46 +2,42 @@
 
     python -m benchmarks.matmul                      # exits with 1 if one failed
     python -m benchmarks.matmul --config CONFIG_JSON --matmuls own cublas
+    python -m benchmarks.matmul --matmuls --json ceilings.json  # what the GPU reaches
+    python -m benchmarks.matmul --matmuls own --parts times --ceilings ceilings.json
 
 Of one layer and the head of a 7B model, in bfloat16, and the layer in FP8 with a scale
 for each row (``fp8``, ``MAX_MISTRAL_FP8=keep``): what the self-check at load says
 of them, and for each number of rows the time of all five products, with the share of
 what the GPU reaches when it copies memory (``of memory``) and when cuBLAS multiplies
 8,192 x 8,192 matrices (``of peak``). Each matmul in a process of its own, one after
-another. What cannot run here is left out, which is no failure: ``multistage`` and
-``fp8`` on a GPU that is not NVIDIA's, ``cublas`` and the shares without cuBLAS.
+another, which prints what it finds as it finds it. What cannot run here is left out,
+which is no failure: ``multistage`` and ``fp8`` on a GPU that is not NVIDIA's,
+``cublas`` and the shares without cuBLAS. If nothing is left, the exit status is 77.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from max.driver import Accelerator, Buffer, Device, accelerator_api
+from max.driver import Accelerator, Device, accelerator_api
 from max.dtype import DType
 from max.engine import InferenceSession
-from max.graph import (
-    DeviceRef,
-    Graph,
-    TensorType,
-    default_custom_extensions_scope,
-    ops,
-)
+from max.graph import DeviceRef, default_custom_extensions_scope
 
+from benchmarks.matmul_ceilings import ceilings, on_device, seconds
+from benchmarks.matmul_report import answer, known_ceilings, report
 from benchmarks.rounds import in_process
 from max_mistral.gpu_matmul.asked import MULTISTAGE, OWN, VENDOR, Matmul
-from max_mistral.gpu_matmul.check_operands import encode, rows_of
+from max_mistral.gpu_matmul.check_operands import rows_of
 from max_mistral.gpu_matmul.cublas import INSTALL, load_cublas
-from max_mistral.gpu_matmul.matmuls import compile_with
+from max_mistral.gpu_matmul.matmuls import compile_with, describe
 from max_mistral.gpu_matmul.products import (
-    Operand,
     Product,
     block_products,
     check_graph,
@@ -50,22 +46,27 @@ from max_mistral.gpu_matmul.products import (
 from max_mistral.gpu_matmul.self_check import wrong_products
 from workbench.demo import ROOT
 from workbench.record import place, write
+from workbench.verdict import LEFT_OUT, say
 
 MATMULS = {"own": OWN, "cublas": VENDOR, "multistage": MULTISTAGE, "fp8": MULTISTAGE}
+PARTS = ("check", "times")
 ROWS = (1, 2, 8, 16, 32, 64, 128, 256, 1024, 4096)
-SECONDS = 0.2
 CONFIG = ROOT / "tests/fixtures/configs/mistralai/Mistral-7B-Instruct-v0.3/config.json"
 
 
 def products(config: dict[str, Any], matmul: str = "own") -> list[Product]:
-    """Returns the products of a layer and the head, and what is fused with each."""
+    """Returns the products of the head and a layer, and what is fused with each.
+
+    As the self-check of a model at load has them, of which MAX then finds the graph
+    compiled.
+    """
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head_dim
     keys = config["num_key_value_heads"] * head_dim
     head = Product(config["vocab_size"], hidden, "float32", is_head=True)
     fp8 = matmul == "fp8"
-    return [*block_products(hidden, wide, queries, keys, fp8=fp8), head]
+    return [head, *block_products(hidden, wide, queries, keys, fp8=fp8)]
 
 
 def missing(matmul: Matmul) -> str | None:
@@ -79,64 +80,21 @@ def missing(matmul: Matmul) -> str | None:
     return None
 
 
-def seconds(run: Callable[[], object], device: Device) -> float:
-    """Returns what one run takes where many are queued, the median of five."""
-    run()
-    device.synchronize()
-    start = time.perf_counter()
-    run()
-    device.synchronize()
-    count = max(3, int(SECONDS / 5 / (time.perf_counter() - start)))
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(count):
-            run()
-        device.synchronize()
-        times.append((time.perf_counter() - start) / count)
-    return statistics.median(times)
+def measure(
+    matmul: str, config: dict[str, Any], parts: Sequence[str] = PARTS
+) -> dict[str, Any]:
+    """Returns what the self-check finds, and seconds for each number of rows.
 
-
-def on_device(operand: Operand, device: Device) -> Buffer:
-    """Returns random values near 0, a million different ones."""
-    draws = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
-    encoded = encode(draws / np.float32(64), operand.dtype)
-    raw: Any = np.resize(encoded, [*operand.shape])
-    return Buffer.from_numpy(raw).view(operand.dtype, raw.shape).to(device)
-
-
-def ceilings(device: Device) -> dict[str, float]:
-    """Returns bytes a second of a copy, and operations a second of cuBLAS."""
-    session = InferenceSession(devices=[device])
-    compile_with(VENDOR, session)
-    ref, side = DeviceRef.from_device(device), 8192
-    square = TensorType(DType.bfloat16, (side, side), ref)
-    with Graph("ceilings", input_types=[square, square]) as graph:
-        a, b = (value.tensor for value in graph.inputs)
-        graph.output(a @ b.T)
-    multiply = session.load(graph)
-    flat = TensorType(DType.bfloat16, (2**30,), ref)
-    with Graph("copy", input_types=[flat]) as graph:
-        graph.output(ops.negate(graph.inputs[0].tensor))
-    copy = session.load(graph)
-    matrix = on_device(Operand(DType.bfloat16, (side, side)), device)
-    vector = on_device(Operand(DType.bfloat16, (2**30,)), device)
-    copied = seconds(lambda: copy.execute(vector), device)
-    multiplied = seconds(lambda: multiply.execute(matrix, matrix), device)
-    # Of 2 bytes each, read and written.
-    return {"bytes/s": 2 * 2 * 2**30 / copied, "operations/s": 2 * side**3 / multiplied}
-
-
-def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the self-check finds, and seconds for each number of rows."""
+    Says both on the way, for who ends this before it is done.
+    """
     device = Accelerator()
     session = InferenceSession(devices=[device])
     libraries = compile_with(MATMULS[matmul], session, fp8=matmul == "fp8")
     every = products(config, matmul)
     with default_custom_extensions_scope(*libraries):
-        start = time.perf_counter()
-        wrong = wrong_products(session, [device], every, DType.bfloat16)
-        check = time.perf_counter() - start
+        found = check(matmul, session, device, every) if "check" in parts else {}
+        if "times" not in parts:
+            return found
         graph = check_graph(every, DType.bfloat16, DeviceRef.from_device(device))
         model = session.load(graph)
     operands = [
@@ -151,62 +109,45 @@ def measure(matmul: str, config: dict[str, Any]) -> dict[str, Any]:
             for operand, buffer in operands
         ]
         times[str(rows)] = seconds(lambda: model.execute(*inputs), device)
+        progress(f"{matmul}, {rows} rows: {1e3 * times[str(rows)]:.3f} ms")
+    return found | {"seconds": times}
+
+
+def check(
+    matmul: str, session: InferenceSession, device: Device, every: list[Product]
+) -> dict[str, Any]:
+    """Returns what the self-check finds, and how long it takes."""
+    start = time.perf_counter()
+    wrong = wrong_products(session, [device], every, DType.bfloat16)
+    # A line a product: what is wrong is often wrong for most numbers of rows.
+    by_product = [
+        describe([each for each in wrong if each.product == product])
+        for product in dict.fromkeys(each.product for each in wrong)
+    ]
+    says = [str(said) for said in by_product]
+    progress(f"{matmul}: {'; '.join(says) or 'right'}")
     return {
         "wrong": [str(found) for found in wrong],
-        "check_seconds": check,
-        "seconds": times,
+        "says": says,
+        "check_seconds": time.perf_counter() - start,
     }
 
 
-def figures(name: str, config: dict[str, Any]) -> dict[str, Any]:
+def progress(line: str) -> None:
+    """Says what is found so far; the results alone go to the standard output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def figures(
+    name: str, config: dict[str, Any], parts: Sequence[str] = PARTS
+) -> dict[str, Any]:
     """Returns what a matmul's process, or that of the ceilings, finds."""
     if said := missing(VENDOR if name == "ceilings" else MATMULS[name]):
         # "failed" too, by which benchmarks/gpu.py knows that there are no ceilings.
         return {"failed": f"{name} is left out: {said}.", "left_out": True}
     if name == "ceilings":
         return ceilings(Accelerator())
-    return measure(name, config)
-
-
-def report(found: dict[str, dict[str, Any]], every: dict[str, list[Product]]) -> str:
-    """Returns the table; without the shares, if what the GPU reaches is not known."""
-    top = found["ceilings"]
-    reached = "What the GPU reaches was not measured."
-    if "failed" not in top:
-        reached = (
-            f"A copy moves {top['bytes/s'] / 1e12:.2f} TB/s, cuBLAS computes "
-            f"{top['operations/s'] / 1e12:.0f} TFLOP/s."
-        )
-    lines = [
-        reached,
-        "",
-        "| rows | "
-        + " | ".join(f"{m}, ms | of memory | of peak" for m in MATMULS)
-        + " |",
-        "|---" * (1 + 3 * len(MATMULS)) + "|",
-    ]
-    for rows in ROWS:
-        cells = [str(rows)]
-        for matmul in MATMULS:
-            if "seconds" not in found.get(matmul, {}):
-                cells += ["-"] * 3
-                continue
-            taken = found[matmul]["seconds"][str(rows)]
-            weights = [(p.columns * p.terms, p.fp8) for p in every[matmul]]
-            bytes_ = sum(numbers * (1 if fp8 else 2) for numbers, fp8 in weights)
-            operations = sum(2 * rows * numbers for numbers, _ in weights)
-            cells += [f"{1e3 * taken:.3f}"]
-            if "failed" in top:
-                cells += ["-"] * 2
-                continue
-            cells += [f"{bytes_ / taken / top['bytes/s']:.0%}"]
-            cells += [f"{operations / taken / top['operations/s']:.0%}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    for matmul, values in found.items():
-        if "wrong" in values:
-            verdict = "; ".join(values["wrong"]) or "right"
-            lines += ["", f"{matmul} ({values['check_seconds']:.0f} s): {verdict}"]
-    return "\n".join(lines)
+    return measure(name, config, parts)
 
 
 def main() -> None:
@@ -214,32 +155,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("engine", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--matmuls", nargs="+", choices=MATMULS, default=[*MATMULS])
+    parser.add_argument(
+        "--matmuls",
+        nargs="*",
+        choices=MATMULS,
+        default=[*MATMULS],
+        help="by default all; with none, what the GPU reaches",
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="by default both"
+    )
+    parser.add_argument(
+        "--ceilings", type=Path, help="what --json wrote of the GPU: not measured again"
+    )
     parser.add_argument("--json", type=place, help="where to write the results")
     arguments = parser.parse_args()
     config = json.loads(arguments.config.read_text())
     if arguments.engine:
-        print(json.dumps(figures(arguments.engine, config)))
+        print(json.dumps(figures(arguments.engine, config, arguments.parts)))
         return
+    todo = [*arguments.matmuls]
     found: dict[str, dict[str, Any]] = {}
-    for name in ("ceilings", *arguments.matmuls):
+    if arguments.ceilings:
+        found["ceilings"] = known_ceilings(arguments.ceilings)
+    elif "times" in arguments.parts or not todo:
+        todo = ["ceilings", *todo]
+    for name in todo:
+        flags = ["--config", arguments.config, "--parts", *arguments.parts]
         try:
             found[name] = in_process(
-                name, "--config", arguments.config, module="benchmarks.matmul"
+                name, *flags, module="benchmarks.matmul", shown=True
             )
         except SystemExit as end:
             found[name] = {"failed": str(end)}
         if "failed" in found[name]:
-            print(found[name]["failed"])
+            print(found[name]["failed"], flush=True)
         write(arguments.json, found)
-    print(report(found, {m: products(config, m) for m in MATMULS}))
+    every = {m: products(config, m) for m in MATMULS}
+    print(report(found, every), flush=True)
+    say(answer(found, every))
     failed = [
         name
-        for name, values in found.items()
-        if "failed" in values and "left_out" not in values
+        for name in todo
+        if "failed" in found[name] and "left_out" not in found[name]
     ]
     if failed:
         sys.exit(f"Failed: {', '.join(failed)}.")
+    if all("left_out" in found[name] for name in arguments.matmuls or ["ceilings"]):
+        sys.exit(LEFT_OUT)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -48,11 +48,12 @@ class Engine(Protocol):
 
 def measure(
     engine: Engine, decodes: Mapping[str, tuple[int, int, int]], prefills: int
-) -> dict[str, float]:
-    """Returns an engine's rates."""
+) -> Iterator[tuple[str, float]]:
+    """Yields each measure and an engine's rate, as it comes."""
     rates = [rate(engine, "prefill", seed=seed) for seed in range(prefills)]
-    result = {"prefill": statistics.median(rates)}
-    return result | {name: rate(engine, name, decodes) for name in decodes}
+    yield "prefill", statistics.median(rates)
+    for name in decodes:
+        yield name, rate(engine, name, decodes)
 
 
 def rate(

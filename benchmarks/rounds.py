@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks.report import Results
 
@@ -17,19 +18,43 @@ T = TypeVar("T")
 
 
 def in_process(
-    engine: str, *arguments: object, module: str = "benchmarks.worker"
-) -> dict[str, float]:
-    """Runs a module on an engine in a process of its own; returns its last line."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, engine, *map(str, arguments)],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{engine} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    engine: str,
+    *arguments: object,
+    module: str = "benchmarks.worker",
+    shown: bool = False,
+) -> dict[str, Any]:
+    """Runs a module on an engine in a process of its own; returns its last line.
+
+    Args:
+        engine: Its first argument.
+        *arguments: The others.
+        module: Which.
+        shown: Whether what it says on its standard error is printed as it comes, so
+            that it is there if this process is ended before that one.
+    """
+    said = []
+    with tempfile.TemporaryFile("w+") as output:
+        with subprocess.Popen(
+            [sys.executable, "-m", module, engine, *map(str, arguments)],
+            env=dict(os.environ),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            try:
+                for line in process.stderr:
+                    said.append(line)
+                    if shown:
+                        print(line, end="", file=sys.stderr, flush=True)
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            sys.exit(f"{engine} failed:\n{''.join(said)[-3000:]}")
+        output.seek(0)
+        found: dict[str, Any] = json.loads(output.read().splitlines()[-1])
+        return found
 
 
 def rotated(runs: Mapping[str, Callable[[], T]], turn: int) -> Iterator[tuple[str, T]]:

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import NOTHING, ask
+from benchmarks.gpu import ask
 from benchmarks.report import MADE
 from benchmarks.serving_servers import (
     BUILT_IN,
@@ -47,6 +47,7 @@ from benchmarks.serving_shares import find_ceilings, read_flags, shares, unknown
 from benchmarks.serving_stream import Answer, ServingError
 from benchmarks.serving_users import Crowd, crowd
 from workbench.record import origin, place, write
+from workbench.verdict import LEFT_OUT, say
 
 GPU = "from max.driver import Accelerator; print(Accelerator().model_name)"
 
@@ -97,8 +98,8 @@ def sharing(
         return lambda users, seconds: {}
     why = unknown(arguments.model, flags)
     if why is None:
-        beside = arguments.json and arguments.json.parent / "matmuls.json"
-        ceilings = find_ceilings(arguments.matmuls or beside)
+        beside = arguments.json and arguments.json.parent / "ceilings.json"
+        ceilings = find_ceilings(arguments.ceilings or beside)
         why = ceilings.get("failed")
     if why is not None:
         print(f"Shares of the GPU are left out: {why.rstrip('.')}.", flush=True)
@@ -120,22 +121,22 @@ def main() -> None:
     engine.add_argument("--vllm", action="store_true", help="vllm serve")
     parser.add_argument("--json", type=place, help="where to write the results")
     parser.add_argument(
-        "--matmuls",
+        "--ceilings",
         type=Path,
         help="what benchmarks.matmul --json wrote on this GPU, to say what share of it "
-        "is taken; by default matmuls.json beside --json, else measured first",
+        "is taken; by default ceilings.json beside --json, else measured first",
     )
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:at])
     flags = sys.argv[at + 1 :]
-    if arguments.matmuls and not arguments.matmuls.exists():
+    if arguments.ceilings and not arguments.ceilings.exists():
         parser.error(
-            f"--matmuls {arguments.matmuls} is not there: write it with "
-            "python -m benchmarks.matmul --json, or leave the flag out"
+            f"--ceilings {arguments.ceilings} is not there: write it with "
+            "python -m benchmarks.matmul --matmuls --json FILE, or leave the flag out"
         )
     if arguments.vllm and vllm_program() is None:
         print("vLLM is left out: no vllm command beside this Python or on PATH.")
-        sys.exit(NOTHING)
+        sys.exit(LEFT_OUT)
     name = BUILT_IN if arguments.built_in else VLLM if arguments.vllm else OURS
     longest = arguments.prompt_tokens + arguments.answer_tokens
     words = command(name, arguments.model, longest, max(arguments.users))
@@ -171,6 +172,17 @@ def main() -> None:
                 print(table(users, found), flush=True)
     except ServingError as error:
         sys.exit(f"{name}: {error}")
+    say(answer(report))
+
+
+def answer(report: dict[str, Any]) -> str:
+    """Returns a line of what each number of users got."""
+    return "; ".join(
+        f"{users}: {found['tokens/s, all users']:.0f} tokens/s, first token after "
+        f"{found['first token, ms']:.0f} ms"
+        for users, found in report.items()
+        if users != MADE
+    )
 
 
 def table(users: int, found: dict[str, Any]) -> str:

@@ -1,17 +1,23 @@
 """Checks a GPU step by step: are the answers right, and how fast do they come?
 
     python scripts/check_gpu.py                     # every step without a result yet
-    python scripts/check_gpu.py --steps matmul-own serving --again
+    python scripts/check_gpu.py --steps check-own serving --again
     python scripts/check_gpu.py --jobs 8            # on many cores: 8 steps at a time
+    python scripts/check_gpu.py --for 560           # what 560 seconds suffice for
     python scripts/check_gpu.py --dry-run           # without a GPU: do the steps run?
 
 A step is a process of its own, which ends within 8 minutes, and with this one, with
-all that it has started. Its result is written as
-it comes, so a check that is cut off goes on where it was, if the GPU, the commit and
-MAX are the same, and no file differs from the commit. ``report.md`` and
-``report.json`` answer each step's question in a line. Exits with 1 if an answer is no.
-Most of a step's time goes into compiling; steps that measure time wait for all others
-to end and run one by one.
+all that it has started. Its result is written as it comes, so a check that is cut off
+goes on where it was, if the GPU, the commit and MAX are the same, and no file differs
+from the commit. A step that was too slow is asked again then.
+
+``report.md`` and ``report.json`` answer each step's question in a line, and have
+max_mistral's figures beside other engines'; ``figures``, beside them, has each step's.
+Exits with 1 if an answer is no.
+
+Most of a step's time goes into compiling. Steps that measure time run one by one, and
+nothing beside them. ``FIRST`` in ``scripts/gpu_steps.py`` says what is asked first;
+with ``--for`` no step begins that has too little time left.
 
 Needs what ``pip install '.[dev]'`` brings; ``scripts/pack_gpu.sh`` packs it for a
 machine without a network. The demo's model has to be there (``make build/smollm2``).
@@ -20,114 +26,34 @@ machine without a network. The demo's model has to be there (``make build/smollm
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from threading import Lock
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from scripts.gpu_steps import PYTHON, ROOT, Step, steps
+from scripts.gpu_report import read, write
+from scripts.gpu_run import UNSETTLED, VARIABLES, Result, run, stop
+from scripts.gpu_steps import PYTHON, ROOT, Step, in_order, steps
 from workbench import record
+from workbench.verdict import cause
 
 SECONDS = 480
-# Percent of the GPU's memory for each of several steps at a time. Models are tiny.
-SHARE = 4
-# pytest's "no tests were run".
-NOTHING = 5
 GPU = "from max.driver import Accelerator; print(Accelerator().model_name)"
-
-VARIABLES = {"MODULAR_TELEMETRY_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-# How the names begin of variables that choose what a model runs on. A step sets its
-# own: with the shell's it would ask another question than it says.
-CHOICES = ("MAX_MISTRAL_", "MAX_SERVE_USE_VENDOR_BLAS")
-Verdict = Literal["yes", "no", "too slow", "left out"]
-
-
-@dataclass
-class Result:
-    """What came of a step."""
-
-    verdict: Verdict
-    seconds: float
-    command: str
-    output: str
-    """The last lines; of a step that prints figures, those."""
-
-
-def run(step: Step, dry: bool, seconds: float, is_alone: bool = True) -> Result:
-    """Runs a step, and ends all its processes when its time is over."""
-    command = (step.dry or step.command) if dry else step.command
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(CHOICES)}
-    variables |= VARIABLES
-    variables["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    if not is_alone:
-        variables["MODULAR_DEVICE_CONTEXT_MEMORY_MANAGER_SIZE_PERCENT"] = str(SHARE)
-    start = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=variables | step.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # Not a session: what ends this script's session ends the steps' too.
-        process_group=0,
-    )
-    running.add(process)
-    try:
-        output, _ = process.communicate(timeout=seconds)
-        verdict = judge(process.returncode, output)
-    except subprocess.TimeoutExpired:
-        kill(process)
-        output, _ = process.communicate()
-        verdict = "too slow"
-    running.discard(process)
-    words = [f"{k}={v}" for k, v in step.environment.items()] + command
-    words = ["python" if word == PYTHON else word for word in words]
-    return Result(
-        verdict, time.monotonic() - start, shlex.join(words), output[-6000:].strip()
-    )
-
-
-running: set[subprocess.Popen[str]] = set()
-"""The steps of now."""
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """Ends a step and all that it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def stop(number: int, frame: object) -> None:
-    """A signal's handler: ends the steps, then this process."""
-    for process in list(running):
-        kill(process)
-    # Not sys.exit, which would wait for the other threads' steps.
-    os._exit(128 + number)
-
-
-def judge(status: int, output: str) -> Verdict:
-    """Returns what a step's exit status and its last line say."""
-    last = output.strip().splitlines()[-1:] or [""]
-    skipped = " skipped" in last[0] and " passed" not in last[0]
-    if status == NOTHING or (status == 0 and skipped):
-        return "left out"
-    return "no" if status else "yes"
 
 
 def origin(dry: bool) -> dict[str, str]:
-    """Returns the GPU, and the commit and the versions that are checked on it."""
+    """Returns the GPU, and the commit and the versions that are checked on it.
+
+    Exits where a GPU is needed and none is found: every step would end the same way.
+    """
     found = record.origin("max", "nvidia-cublas")
     checked: dict[str, str] = {
         "commit": found["commit"],
@@ -147,56 +73,80 @@ def origin(dry: bool) -> dict[str, str]:
         check=False,
     )
     name = done.stdout.strip() if done.returncode == 0 else ""
-    # Without one the steps say what is amiss.
-    return {"gpu": name or "none that MAX finds"} | checked
-
-
-def write(
-    out: Path, every: list[Step], made: dict[str, str], found: dict[str, Result]
-) -> None:
-    """Writes the report anew, whole."""
-    lines = ["# What a GPU check found", ""]
-    lines += [
-        f"On {made['gpu']}, at commit {made['commit']}, with MAX {made['max']}.",
-        "",
-        "| step | question | answer | seconds |",
-    ]
-    lines.append("|---|---|---|---|")
-    for step in every:
-        result = found.get(step.name)
-        answer = f"{result.verdict} | {result.seconds:.0f}" if result else "not asked |"
-        lines.append(f"| {step.name} | {step.question} | {answer} |")
-    for name, result in found.items():
-        lines += ["", f"## {name}", "", f"    {result.command}", "", "```"]
-        lines += [result.output[-2000:].replace("```", "'''"), "```"]
-    values = {name: asdict(result) for name, result in found.items()}
-    record.write(out / "report.json", made | {"steps": values})
-    record.write_text(out / "report.md", "\n".join(lines) + "\n")
-
-
-def read(out: Path, made: dict[str, str]) -> dict[str, Result]:
-    """Returns the results of an earlier run; exits if that was on other terms.
-
-    None of a tree that differed from its commit or has none: nothing says in what.
-    """
-    path = out / "report.json"
-    if not path.exists():
-        return {}
-    values = json.loads(path.read_text())
-    for key, now in made.items():
-        if (then := values.get(key, "not said")) != now:
-            sys.exit(
-                f"{path} has results of another {key}: {then}. Here it is {now}. To "
-                "begin anew, remove that file, or give another folder with --out."
-            )
-    if made["commit"] == "unknown" or made["commit"].endswith("-dirty"):
-        print(
-            f"{path} has results of {made['commit']}, whose changes may be others than "
-            "those of now. Every step asked for runs again; the report begins anew.",
-            flush=True,
+    if not name:
+        sys.exit(
+            f"MAX finds no GPU here, and the steps need one: {cause(done.stderr)} See "
+            "whether nvidia-smi or rocm-smi lists it, and whether this Python has MAX; "
+            "or give --dry-run, to see without a GPU whether the steps run."
         )
-        return {}
-    return {name: Result(**v) for name, v in values["steps"].items()}
+    return {"gpu": name} | checked
+
+
+class Check:
+    """Asks steps, and writes the report after each."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        deadline: float,
+        out: Path,
+        every: list[Step],
+        made: dict[str, str],
+    ) -> None:
+        self.arguments, self.deadline = arguments, deadline
+        self.out, self.every, self.made = out, every, made
+        self.found = read(out, made)
+        self.lock = Lock()
+        self.late: list[str] = []
+        """Steps for which no time was left, whatever an earlier check found."""
+        # Of a check before, which is not gone on with.
+        for step in every:
+            if step.figures is not None and step.name not in self.found:
+                step.figures.unlink(missing_ok=True)
+
+    def ask_all(self, todo: list[Step]) -> None:
+        """Asks steps in their order; those side by side that may run at a time."""
+        for alone, some in groupby(todo, lambda step: step.alone):
+            if alone or self.arguments.jobs == 1:
+                for step in some:
+                    self.ask(step)
+                continue
+            with ThreadPoolExecutor(self.arguments.jobs) as pool:
+                list(pool.map(lambda step: self.ask(step, False), some))
+
+    def ask(self, step: Step, is_alone: bool = True) -> None:
+        """Asks one, if there is time."""
+        left = self.deadline - time.monotonic()
+        limit = min(self.arguments.seconds, left)
+        if left < step.needs:
+            said = f"needs {step.needs} s, {max(0, left):.0f} s were left"
+            result = Result("no time left", 0, "", "", said)
+            self.keep(step, self.found.get(step.name, result))
+            self.late.append(step.name)
+            return
+        if step.figures is not None:
+            step.figures.unlink(missing_ok=True)
+        result = run(step, self.arguments.dry_run, limit, is_alone)
+        if result.verdict == "too slow" and limit < self.arguments.seconds:
+            result.verdict = "no time left"
+            self.late.append(step.name)
+        said = f"{result.answer} ({result.seconds:.0f} s)"
+        print(f"{step.name}: {step.question} {said}", flush=True)
+        self.keep(step, result)
+
+    def keep(self, step: Step, result: Result) -> None:
+        """Takes a result into the report."""
+        with self.lock:
+            self.found[step.name] = result
+            self.write()
+
+    def is_open(self, step: Step) -> bool:
+        """Whether a step is to be asked (again) for want of an answer."""
+        return step.name not in self.found or self.found[step.name].verdict in UNSETTLED
+
+    def write(self) -> None:
+        """Writes the report."""
+        write(self.out, self.every, self.made, self.found)
 
 
 def main() -> None:
@@ -208,6 +158,14 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="without a GPU")
     parser.add_argument("--jobs", type=int, default=1, help="steps at a time")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a step")
+    parser.add_argument(
+        "--for",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        dest="for_seconds",
+        help="of all steps together; those without time are asked the next time",
+    )
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
@@ -216,34 +174,24 @@ def main() -> None:
         out /= "dry"
     if arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: at least one step at a time")
-    out.mkdir(parents=True, exist_ok=True)
-    every = list(steps(out))
+    if arguments.for_seconds <= 0:
+        parser.error(f"--for {arguments.for_seconds:g}: more than 0 seconds")
+    figures = out / "figures"
+    every = in_order(steps(figures))
     known = {step.name for step in every}
     if unknown := set(arguments.steps or ()) - known:
         parser.error(f"no steps: {', '.join(sorted(unknown))}. There are: {known}")
+    deadline = time.monotonic() + arguments.for_seconds
     made = origin(arguments.dry_run)
-    found = read(out, made)
+    figures.mkdir(parents=True, exist_ok=True)
+    check = Check(arguments, deadline, out, every, made)
     asked = [s for s in every if s.name in (arguments.steps or known)]
-    todo = [s for s in asked if arguments.again or s.name not in found]
-    lock = Lock()
-
-    def ask(step: Step, is_alone: bool = True) -> None:
-        result = run(step, arguments.dry_run, arguments.seconds, is_alone)
-        with lock:
-            found[step.name] = result
-            said = f"{result.verdict} ({result.seconds:.0f} s)"
-            print(f"{step.name}: {step.question} {said}", flush=True)
-            write(out, every, made, found)
-
-    if arguments.jobs > 1:
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(lambda s: ask(s, False), [s for s in todo if not s.alone]))
-        todo = [s for s in todo if s.alone]
-    for step in todo:
-        ask(step)
+    check.ask_all([s for s in asked if arguments.again or check.is_open(s)])
     print(f"The report is {out / 'report.md'}.")
-    write(out, every, made, found)
-    bad = [s.name for s in asked if found[s.name].verdict in ("no", "too slow")]
+    check.write()
+    if check.late:
+        print(f"No time was left for {', '.join(check.late)}. Run this again for them.")
+    bad = [s.name for s in asked if check.found[s.name].verdict in ("no", "too slow")]
     if bad:
         sys.exit(f"Not as it should be: {', '.join(bad)}.")
 

@@ -6,7 +6,7 @@ Imports nothing of this package: a step that fails to import it says so itself.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,18 @@ LAYOUTS += ["compressed_block", "compressed_static", "nvfp4", "modelopt_nvfp4"]
 LAYOUTS += ["modelopt_fp8", "gptq", "gptq_desc_act"]
 FP8_LAYOUTS = [n for n in LAYOUTS if "nvfp4" not in n and "gptq" not in n]
 ENGINES = ["max_mistral", "MAX", "transformers", "vLLM"]
+MATMULS = ["own", "cublas", "multistage", "fp8"]
+# Large files stay there, whatever folder the report goes to.
+WEIGHTS = ROOT / "build" / "gpu" / "model"
+# That of benchmarks/gpu_engines.py, so that the model need not be compiled again.
+MAX_LENGTH = "640"
+# What is asked first, for time may be short: whether anything runs, which matmuls are
+# right, and how fast the model is. Steps that run at a time come before those that run
+# alone. What follows is known by other means, too.
+FIRST = ["doctor", "weights", "parity-gqa", *(f"check-{name}" for name in MATMULS)]
+FIRST += ["ceilings", "speed-max_mistral", "speed-MAX", "serving", "serving-max"]
+FIRST += [*(f"time-{name}" for name in MATMULS), "speed-transformers", "speed-vLLM"]
+FIRST += ["serving-vllm"]
 
 
 @dataclass(frozen=True)
@@ -33,18 +45,35 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)
     alone: bool = False
     """Whether it measures time, or takes most of the GPU's memory."""
+    figures: Path | None = None
+    """The JSON that it writes, which goes into the report."""
+    needs: int = 60
+    """Seconds without which it would be begun in vain: a model is compiled in more."""
+    share: int = 4
+    """Percent of the GPU's memory, where several run at a time. Models are tiny."""
+
+
+def in_order(steps: Iterable[Step]) -> list[Step]:
+    """Returns the steps as they are asked: those in ``FIRST``, then the others."""
+    places = {name: at for at, name in enumerate(FIRST)}
+    return sorted(steps, key=lambda step: places.get(step.name, len(FIRST)))
 
 
 def steps(out: Path) -> Iterator[Step]:
     """Yields the steps, what others depend on first.
 
     Args:
-        out: Where models and figures go.
+        out: Where figures go, in JSON.
     """
-    pytest = [PYTHON, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
+    ceilings = out / "ceilings.json"
+    # With "-v" it names a test before it runs it, which tells where a step hung.
+    pytest = [PYTHON, "-m", "pytest", "-v", "-rs", "-p", "no:cacheprovider"]
     matmul = [*pytest, "tests/gpu/test_matmul.py"]
     yield Step(
-        "doctor", "What is here?", [PYTHON, "-m", "max_mistral.command", "doctor"]
+        "doctor",
+        "Does the doctor say what is here? (It is below.)",
+        [PYTHON, "-m", "max_mistral.command", "doctor"],
+        needs=20,
     )
     yield Step(
         "matmul-own", "Is MAX's own bfloat16 matmul right, for 1 to 8,192 rows?", matmul
@@ -61,13 +90,37 @@ def steps(out: Path) -> Iterator[Step]:
         matmul,
         environment={"MAX_MISTRAL_MATMUL": "multistage"},
     )
+    measured = [PYTHON, "-m", "benchmarks.matmul", "--matmuls"]
     yield Step(
-        "matmuls",
-        "What does the self-check say of each, and how fast are they?",
-        [PYTHON, "-m", "benchmarks.matmul", "--json", str(out / "matmuls.json")],
-        dry=[PYTHON, "-m", "benchmarks.matmul", "--help"],
+        "ceilings",
+        "How fast does the GPU copy, and multiply by cuBLAS?",
+        [*measured, "--json", str(ceilings)],
+        dry=[*measured, "--help"],
         alone=True,
+        figures=ceilings,
     )
+    # Whether each is right first, of all at a time; what is timed is compiled then.
+    for name in MATMULS:
+        at = out / f"check-{name}.json"
+        yield Step(
+            f"check-{name}",
+            f"What does the self-check say of the matmul {name}?",
+            [*measured, name, "--parts", "check", "--json", str(at)],
+            dry=[*measured, "--help"],
+            figures=at,
+            share=12,
+        )
+    for name in MATMULS:
+        at = out / f"time-{name}.json"
+        times = ["--parts", "times", "--ceilings", str(ceilings), "--json", str(at)]
+        yield Step(
+            f"time-{name}",
+            f"How fast is the matmul {name}?",
+            [*measured, name, *times],
+            dry=[*measured, "--help"],
+            alone=True,
+            figures=at,
+        )
     for name in CONFIGS:
         yield Step(
             f"parity-{name}",
@@ -94,7 +147,7 @@ def steps(out: Path) -> Iterator[Step]:
         alone=True,
     )
     gpu = [PYTHON, "-m", "benchmarks.gpu"]
-    weights = ["--folder", str(out / "model")]
+    weights = ["--folder", str(WEIGHTS)]
     yield Step(
         "weights",
         "Are the benchmark's weights there?",
@@ -102,37 +155,50 @@ def steps(out: Path) -> Iterator[Step]:
         dry=[*gpu, "--help"],
     )
     for name in ENGINES:
+        at = out / f"speed-{name}.json"
         yield Step(
             f"speed-{name}",
             f"How fast is {name}'s model alone, in tokens a second?",
-            [*gpu, name, str(out / "model"), str(out / "matmuls.json")],
+            [*gpu, name, *weights, "--ceilings", str(ceilings), "--json", str(at)],
             dry=[*gpu, "--help"],
             alone=True,
+            figures=at,
+            needs=90,
         )
-    serving = [PYTHON, "-m", "benchmarks.serving", "--json", str(out / "serving.json")]
+    ours = out / "serving.json"
+    built_in = out / "serving-max.json"
+    serving = [PYTHON, "-m", "benchmarks.serving", "--json", str(ours)]
+    of_weights = ["--model", str(WEIGHTS), "--ceilings", str(ceilings)]
+    of_model = [*of_weights, "--", "--devices", "gpu:0", "--max-length", MAX_LENGTH]
     demo = ["--model", "build/smollm2", "--users", "1", "2", "--rounds", "1"]
     demo += ["--answer-tokens", "8", "--prompt-tokens", "16", "--", "--devices", "cpu"]
     gguf = str(ROOT / "build/SmolLM2-135M-Instruct.Q4_1.gguf")
     yield Step(
         "serving",
         "What do 1, 8 and 64 users of max serve get?",
-        [*serving, "--model", str(out / "model"), "--", "--devices", "gpu:0"],
+        [*serving, *of_model],
         dry=[*serving, *demo, "--weight-path", gguf],
         alone=True,
+        figures=ours,
+        needs=120,
     )
-    theirs = [*serving[:-1], str(out / "serving-max.json"), "--built-in"]
+    theirs = [*serving[:-1], str(built_in), "--built-in"]
     yield Step(
         "serving-max",
         "And with MAX's own Mistral?",
-        [*theirs, "--model", str(out / "model"), "--", "--devices", "gpu:0"],
+        [*theirs, *of_model],
         dry=[*serving, "--help"],
         alone=True,
+        figures=built_in,
+        needs=120,
     )
-    vllm = [*serving[:-1], str(out / "serving-vllm.json"), "--vllm"]
+    vllm = out / "serving-vllm.json"
     yield Step(
         "serving-vllm",
         "And of vllm serve, where vLLM is installed?",
-        [*vllm, "--model", str(out / "model")],
+        [*serving[:-1], str(vllm), "--vllm", *of_weights],
         dry=[*serving, "--help"],
         alone=True,
+        figures=vllm,
+        needs=120,
     )

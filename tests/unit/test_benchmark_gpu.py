@@ -9,7 +9,8 @@ import pytest
 from max.dtype import DType
 from max.graph import DeviceRef
 
-from benchmarks import gpu, gpu_engines
+from benchmarks import gpu, gpu_engines, gpu_memory, gpu_shares
+from workbench.verdict import LEFT_OUT
 
 
 def test_a_token_is_chosen_on_the_gpu():
@@ -117,7 +118,7 @@ def test_what_is_not_here_is_left_out(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(gpu, "ask", lambda code: "")
     with pytest.raises(SystemExit) as end:
         gpu.run("vLLM", tmp_path)
-    assert end.value.code == gpu.NOTHING
+    assert end.value.code == LEFT_OUT
     assert capsys.readouterr().out == "vLLM is left out: no vllm here.\n"
 
 
@@ -125,7 +126,9 @@ def test_shares_of_a_gpu():
     """7.1 billion weights without the embedding's, of 2 bytes and 2 operations."""
     rates = {"prefill": 10_000, "decode_1": 100, "decode_8": 800, "decode_64": 6400}
     ceilings = {"bytes/s": 2 * 7.1e9 * 100, "operations/s": 2 * 7.1e9 * 6400}
-    lines = [line.split() for line in gpu.shares(rates, ceilings).splitlines()]
+    lines = [
+        line.split() for line in gpu_shares.shares_text(rates, ceilings).splitlines()
+    ]
     assert [line[0] for line in lines] == ["prefill", *gpu.DECODES]
     # 100 steps a second, each of which reads all weights, and the KV cache.
     assert [int(line[1][:-1]) for line in lines] == [20, 100, 101, 108]
@@ -135,37 +138,93 @@ def test_shares_of_a_gpu():
 FAILED = {"failed": "ceilings failed:\nlibcublas.so.13 is missing"}
 
 
-def test_rates_are_there_without_the_shares(monkeypatch, capsys, tmp_path):
-    rates = {"prefill": 10_000.0, "decode_1": 100.0, "decode_8": 800.0}
-    rates["decode_64"] = 6400.0
+RATES = {"prefill": 10_000.0, "decode_1": 100.0, "decode_8": 800.0}
+RATES["decode_64"] = 6400.0
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Weights' folder, on whose model each rate comes as it is in ``RATES``."""
     monkeypatch.setattr(gpu, "OnGpu", lambda folder, name: None)
-    monkeypatch.setattr(gpu, "measure", lambda *_, **__: rates)
-    path = tmp_path / "matmuls.json"
+    monkeypatch.setattr(gpu, "measure", lambda *_, **__: iter(RATES.items()))
+    used = iter([1e9, 25e9] * 9)
+    monkeypatch.setattr(gpu, "used_bytes", lambda: next(used))
+    monkeypatch.setattr(gpu_memory, "used_bytes", lambda: next(used))
+    (tmp_path / "config.json").touch()
+    return tmp_path
+
+
+def test_rates_are_there_without_the_shares(folder, capsys):
+    path = folder / "ceilings.json"
     path.write_text(json.dumps({"ceilings": FAILED}))
-    gpu.run("max_mistral", tmp_path, path)
+    gpu.run("max_mistral", folder, path)
     first, *rest = capsys.readouterr().out.splitlines()
-    assert json.loads(first) == rates
-    assert "No shares of the GPU" in rest[0]
-    assert "libcublas.so.13 is missing" in rest[1]
+    assert "No shares of the GPU" in first
+    assert "libcublas.so.13 is missing" in rest[0]
     # main() reads the last line.
-    gpu.run("max_mistral", tmp_path)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == rates
+    gpu.run("max_mistral", folder)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last) == RATES | {"gpu_bytes": 24e9}
+
+
+def test_a_step_says_all_in_a_line_and_writes_it(folder, capsys):
+    ceilings, report = folder / "ceilings.json", folder / "report.json"
+    known = {"bytes/s": 2 * 7.1e9 * 200, "operations/s": 2 * 7.1e9 * 20_000}
+    ceilings.write_text(json.dumps({"ceilings": known}))
+    gpu.run("max_mistral", folder, ceilings, report)
+    (said,) = [
+        line.removeprefix("VERDICT: ")
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("VERDICT: ")
+    ]
+    assert said == (
+        "prefill 10,000 tokens/s (49% of peak), decode 100 tokens/s at batch 1 (50% of "
+        "memory), decode 800 tokens/s at batch 8 (51% of memory), decode 6,400 "
+        "tokens/s at batch 64 (54% of memory), 24.0 GB"
+    )
+    found = json.loads(report.read_text())
+    assert (found["engine"], found["gpu_bytes"]) == ("max_mistral", 24e9)
+    assert found["tokens_per_second"] == RATES
+    assert found["shares"]["decode_1"]["memory"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_each_rate_is_written_before_the_next_is_measured(folder, monkeypatch, capsys):
+    report = folder / "report.json"
+
+    def measure(*_, **__):
+        yield "prefill", 9.0
+        assert json.loads(report.read_text())["tokens_per_second"] == {"prefill": 9.0}
+        assert "prefill            9.0 tokens/s" in capsys.readouterr().err
+        raise MemoryError
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    with pytest.raises(MemoryError):
+        gpu.run("max_mistral", folder, report=report)
+
+
+def test_weights_that_are_missing(tmp_path):
+    with pytest.raises(SystemExit, match=f"--make --folder {tmp_path}"):
+        gpu.run("max_mistral", tmp_path)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_results_are_written_whatever_the_ceilings(on_an_h100, capsys, tmp_path, fails):
-    rates = {name: 100.0 for name in ("prefill", *gpu.DECODES)}
+    rates = {name: 100.0 for name in ("prefill", *gpu.DECODES)} | {"gpu_bytes": 24e9}
     path = tmp_path / "gpu.json"
 
     def in_process(engine, *_, module):
         if engine != "ceilings":
             return rates
         # Whatever this ends with, the rates are kept.
-        assert "max_mistral" in json.loads(path.read_text())["tokens_per_second"]
+        kept = json.loads(path.read_text())
+        assert "gpu_bytes" not in kept["tokens_per_second"]["max_mistral"]
+        assert kept["gpu_bytes"]["max_mistral"] == 24e9
         if fails:
             raise SystemExit(FAILED["failed"])
         return {"bytes/s": 1e12, "operations/s": 1e15}
 
     on_an_h100(in_process, rounds=1)
-    assert ("No shares of the GPU" in capsys.readouterr().out) == fails
+    printed = capsys.readouterr().out
+    assert ("No shares of the GPU" in printed) == fails
+    assert "max_mistral takes 24.0 GB of the GPU's memory." in printed
     assert ("failed" in json.loads(path.read_text())["ceilings"]) == fails

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import gpu, matmul, serving, serving_shares
+from benchmarks import matmul, serving, serving_shares
 from benchmarks.serving_servers import Server
 from benchmarks.serving_stream import Answer, ServingError
 from tests.unit import fake_server
 from tests.unit.fake_server import DONE
+from workbench.verdict import LEFT_OUT
 
 CEILINGS = {"bytes/s": 4e12, "operations/s": 7e14}
 
@@ -146,11 +147,11 @@ def test_with_users_of_their_own_processes(monkeypatch, capsys):
 
 @pytest.fixture
 def model(tmp_path):
-    """A folder with a config; matmuls.json is beside, as beside the report."""
+    """A folder with a config; ceilings.json is beside, as beside the report."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(matmul.CONFIG.read_text())
-    (tmp_path / "matmuls.json").write_text(json.dumps({"ceilings": CEILINGS}))
+    (tmp_path / "ceilings.json").write_text(json.dumps({"ceilings": CEILINGS}))
     return folder
 
 
@@ -179,7 +180,7 @@ def test_shares_are_left_out_without_cublas(run, model):
     failed = {"failed": "ceilings is left out: no cuBLAS here.", "left_out": True}
     matmuls = model / "other.json"
     matmuls.write_text(json.dumps({"ceilings": failed}))
-    words = ["--model", str(model), "--matmuls", str(matmuls)]
+    words = ["--model", str(model), "--ceilings", str(matmuls)]
     ran = run(*words, on="H200", memory={})
     assert "of peak, %" not in ran.report["1 users"]
     assert "left out: ceilings is left out: no cuBLAS here.\n" in ran.printed
@@ -209,7 +210,7 @@ def test_vllm_is_left_out_where_it_is_not_installed(run, monkeypatch, capsys):
     monkeypatch.setattr(serving, "vllm_program", lambda: None)
     with pytest.raises(SystemExit) as end:
         run("--model", "m", "--vllm", memory={})
-    assert end.value.code == gpu.NOTHING
+    assert end.value.code == LEFT_OUT
     assert "vLLM is left out: no vllm command" in capsys.readouterr().out
 
 
@@ -221,5 +222,5 @@ def test_a_refusal_ends_it(run):
 
 def test_matmuls_that_are_not_there(run, capsys):
     with pytest.raises(SystemExit):
-        run("--model", "m", "--matmuls", "/no/matmuls.json", memory={})
-    assert "/no/matmuls.json is not there: write it with" in capsys.readouterr().err
+        run("--model", "m", "--ceilings", "/no/ceilings.json", memory={})
+    assert "/no/ceilings.json is not there: write it with" in capsys.readouterr().err

@@ -91,14 +91,14 @@ def test_what_the_gpu_reaches_is_read_or_measured(monkeypatch, tmp_path):
         return {"bytes/s": 1.0}
 
     monkeypatch.setattr(serving_shares, "in_process", in_process)
-    path = tmp_path / "matmuls.json"
+    path = tmp_path / "ceilings.json"
     assert serving_shares.find_ceilings(None) == {"bytes/s": 1.0}
     assert serving_shares.find_ceilings(path) == {"bytes/s": 1.0}
     path.write_text(json.dumps({"ceilings": CEILINGS, "own": {}}))
     assert serving_shares.find_ceilings(path) == CEILINGS
     path.write_text("{}")
     assert (
-        "matmuls.json has no ceilings" in serving_shares.find_ceilings(path)["failed"]
+        "ceilings.json has no ceilings" in serving_shares.find_ceilings(path)["failed"]
     )
 
 

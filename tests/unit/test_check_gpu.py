@@ -1,61 +1,28 @@
 """``scripts/check_gpu.py`` without a GPU: what it makes of steps, and its report."""
 
 import dataclasses
-import importlib.util
 import json
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 
 import psutil
 import pytest
 
-from scripts import gpu_steps
+from scripts import check_gpu
+from tests.gpu_checks import (  # noqa: F401
+    ABSENT,
+    BAD,
+    ENDLESS,
+    GOOD,
+    SLOW,
+    check_with_steps,
+    step,
+    wait_until,
+)
 from workbench import record
-from workbench.checkpoints import CONFIGS
 from workbench.demo import ROOT
-from workbench.quantized import LAYOUTS
-
-SCRIPT = ROOT / "scripts" / "check_gpu.py"
-spec = importlib.util.spec_from_file_location("check_gpu", SCRIPT)
-check_gpu = importlib.util.module_from_spec(spec)
-sys.modules["check_gpu"] = check_gpu
-spec.loader.exec_module(check_gpu)
-
-
-def step(name, code):
-    return check_gpu.Step(name, f"Is {name} right?", [sys.executable, "-c", code])
-
-
-GOOD = step("good", "print('12 tokens a second')")
-BAD = step("bad", "print('3 of 8 rows wrong'); raise SystemExit(1)")
-# Its child would live on, and hold the output open.
-ENDLESS = "import subprocess, time; subprocess.Popen(['sleep', '99']); time.sleep(99)"
-SLOW = step("slow", ENDLESS)
-ABSENT = step("absent", "raise SystemExit(5)")
-
-
-@pytest.fixture
-def check(monkeypatch, tmp_path, capsys):
-    """Runs the command line with some steps; returns what it left and printed."""
-
-    def run(found, *flags, **other):
-        made = {"gpu": "H100", "commit": "1234", "max": "26.7.0"} | other
-        monkeypatch.setattr(check_gpu, "origin", lambda dry: made)
-        monkeypatch.setattr(check_gpu, "steps", lambda out: iter(found))
-        monkeypatch.setattr(sys, "argv", ["check_gpu", "--out", str(tmp_path), *flags])
-        status = 0
-        try:
-            check_gpu.main()
-        except SystemExit as end:
-            status = end.code
-        report = json.loads((tmp_path / "report.json").read_text())
-        verdicts = {name: value["verdict"] for name, value in report["steps"].items()}
-        return status, verdicts, capsys.readouterr().out
-
-    return run
 
 
 def test_each_answer(check, tmp_path):
@@ -68,10 +35,25 @@ def test_each_answer(check, tmp_path):
     }
     assert status == "Not as it should be: bad, slow."
     report = (tmp_path / "report.md").read_text()
-    assert "| bad | Is bad right? | no | " in report
+    assert "| bad | Is bad right? | no: 3 of 8 rows wrong | " in report
     assert "3 of 8 rows wrong" in report
     assert "12 tokens a second" in report
     assert "On H100, at commit 1234, with MAX 26.7.0." in report
+
+
+def test_what_a_step_answers_stands_in_its_place(check, tmp_path):
+    code = "print('VERDICT: old'); print('VERDICT: own wrong (8 | 9)'); print('end')"
+    wrong = step("wrong", "print('VERDICT: 3 of 8 rows'); raise SystemExit(1)")
+    _, _, printed = check([step("own", code), wrong])
+    assert "own: Is own right? own wrong (8 | 9) (" in printed
+    report = (tmp_path / "report.md").read_text()
+    assert "| own | Is own right? | own wrong (8 / 9) | " in report
+    assert "| wrong | Is wrong right? | no: 3 of 8 rows | " in report
+    steps = json.loads((tmp_path / "report.json").read_text())["steps"]
+    assert (steps["own"]["verdict"], steps["own"]["said"]) == (
+        "yes",
+        "own wrong (8 | 9)",
+    )
 
 
 def test_it_goes_on_where_it_was(check):
@@ -130,6 +112,18 @@ def test_it_does_not_go_on_from_changes_without_a_commit(check, commit):
     assert (status, verdicts) == (0, {"good": "yes"})
 
 
+def test_without_a_gpu_nothing_is_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr(check_gpu, "GPU", "raise SystemExit('no CUDA here')")
+    monkeypatch.setattr(check_gpu, "steps", lambda out: iter([GOOD]))
+    monkeypatch.setattr(sys, "argv", ["check_gpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        check_gpu.main()
+    assert "MAX finds no GPU here" in end.value.code
+    assert "no CUDA here" in end.value.code
+    assert "--dry-run" in end.value.code
+    assert not (tmp_path / "report.json").exists()
+
+
 def test_a_dry_run_asks_for_no_gpu():
     made = check_gpu.origin(dry=True)
     assert made == {
@@ -138,24 +132,6 @@ def test_a_dry_run_asks_for_no_gpu():
         "max": version("max"),
         "nvidia-cublas": record.origin("nvidia-cublas").get("nvidia-cublas", "none"),
     }
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["MAX_MISTRAL_MATMUL", "MAX_MISTRAL_VENDOR_BLAS", "MAX_SERVE_USE_VENDOR_BLAS"],
-)
-def test_a_step_has_no_choice_of_the_shells(monkeypatch, name):
-    """Else "matmul-own" might ask about another matmul."""
-    monkeypatch.setenv(name, "the shell's")
-    monkeypatch.setenv("MAX_MISTRAL_FP8", "the shell's")
-    monkeypatch.setenv("MAX_SERVE_PORT", "8001")
-    names = (name, "MAX_MISTRAL_FP8", "MAX_SERVE_PORT")
-    code = f"import os; print([os.environ.get(name) for name in {names}])"
-    asked = dataclasses.replace(
-        step("asked", code), environment={"MAX_MISTRAL_FP8": "keep"}
-    )
-    result = check_gpu.run(asked, dry=False, seconds=60)
-    assert (result.verdict, result.output) == ("yes", "[None, 'keep', '8001']")
 
 
 # Each waits for the other's file, so that one at a time they would wait for ever.
@@ -177,9 +153,35 @@ def test_several_at_a_time(check, tmp_path):
 
     both = [meet("left", "right"), meet("right", "left")]
     after = dataclasses.replace(meet("last", "left"), alone=True)
-    status, verdicts, printed = check([after, *both], "--jobs", "2", "--seconds", "60")
+    more = meet("more", "last")
+    found = [*both, after, more]
+    status, verdicts, printed = check(found, "--jobs", "2", "--seconds", "60")
     assert (status, set(verdicts.values())) == (0, {"yes"})
-    assert printed.index("last:") > max(printed.index("left:"), printed.index("right:"))
+    places = [printed.index(f"{name}:") for name in ("left", "right", "last", "more")]
+    assert max(places[:2]) < places[2] < places[3]
+
+
+def test_figures_of_another_check_are_not_taken(check, tmp_path):
+    def writes(value):
+        path = tmp_path / "figures" / "good.json"
+        code = f"open({str(path)!r}, 'w').write('{value}'); print('written')"
+        return dataclasses.replace(step("good", code), figures=path)
+
+    def figures():
+        return json.loads((tmp_path / "report.json").read_text())["figures"]
+
+    check([writes(1)])
+    assert figures() == {"good": 1}
+    # Nothing that an earlier try wrote is taken for this one's.
+    nothing = dataclasses.replace(writes(1), command=[sys.executable, "-c", ""])
+    check([nothing], "--again")
+    assert figures() == {}
+    check([writes(2), BAD], "--again")
+    (tmp_path / "report.json").unlink()
+    check([writes(3), BAD], "--steps", "bad")
+    assert figures() == {}
+    # Nor read by other steps.
+    assert not (tmp_path / "figures" / "good.json").exists()
 
 
 def test_its_end_is_the_steps_end(tmp_path):
@@ -204,37 +206,7 @@ check_gpu.main()
     assert not alive
 
 
-def wait_until(holds):
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_an_unknown_step(check):
     check([GOOD])
     status, _, _ = check([GOOD], "--steps", "god")
     assert status == 2
-
-
-@pytest.mark.parametrize(
-    ("status", "output", "verdict"),
-    [
-        (0, "4 passed in 2 s", "yes"),
-        (0, "2 passed, 3 skipped in 2 s", "yes"),
-        (0, "3 skipped in 2 s", "left out"),
-        (1, "1 failed, 3 skipped in 2 s", "no"),
-        (0, "", "yes"),
-        (-9, "", "no"),
-    ],
-)
-def test_what_an_exit_status_says(status, output, verdict):
-    assert check_gpu.judge(status, output) == verdict
-
-
-def test_every_case_has_a_step(tmp_path):
-    """The script names the cases itself, for it imports no package."""
-    assert list(CONFIGS) == gpu_steps.CONFIGS
-    assert list(LAYOUTS) == gpu_steps.LAYOUTS
-    names = [step.name for step in gpu_steps.steps(tmp_path)]
-    assert len(names) == len(set(names))

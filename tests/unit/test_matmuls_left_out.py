@@ -42,12 +42,12 @@ def test_what_the_benchmark_measures(
         measured.append("ceilings")
         return {"bytes/s": 1e12, "operations/s": 1e15}
 
-    def measure(name, config):
+    def measure(name, config, parts):
         measured.append(name)
         seconds = {str(rows): 1e-3 for rows in matmul.ROWS}
-        return {"wrong": [], "check_seconds": 1.0, "seconds": seconds}
+        return {"wrong": [], "says": [], "check_seconds": 1.0, "seconds": seconds}
 
-    def in_process(name, *_, module):
+    def in_process(name, *_, module, shown):
         return matmul.figures(name, {})
 
     here(api, cublas)
@@ -82,7 +82,7 @@ def test_a_process_says_what_is_left_out(monkeypatch, capsys, here):
 
 def test_speeds_do_without_the_ceilings(here):
     here("cuda", None)
-    said = gpu.shares({}, matmul.figures("ceilings", {}))
+    said = gpu.shares_text({}, matmul.figures("ceilings", {}))
     assert "No shares of the GPU" in said
     assert "no cuBLAS here" in said
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from max.driver import DeviceSpec
 
+from benchmarks import matmul
 from max_mistral import MistralConfig
 from max_mistral.gpu_matmul.products import (
     Product,
@@ -46,6 +47,8 @@ def test_the_products_of_a_model(tmp_path):
         Product(2 * mlp, hidden, "swiglu"),
         Product(hidden, mlp),
     ]
+    # So that a step of scripts/check_gpu.py compiles it for the model's start, too.
+    assert matmul.products(wide) == products(config)
     # On four devices each key-value head is there twice. Logits are cast when they
     # are gathered.
     assert products(config_of(tmp_path, devices=4)) == [

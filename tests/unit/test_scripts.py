@@ -11,34 +11,10 @@ import pytest
 
 from scripts import list_kernels
 from scripts.check_gpu_compile import CASES
+from tests.script_trees import copied_tree, fake, run  # noqa: F401
 from workbench.demo import ROOT
 
 COMMIT = "8337e4cd3861406fc04e0854b1409cd1b027fbc9"
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """A copy of the scripts in a folder with a space in its name."""
-    tree = tmp_path / "a tree"
-    shutil.copytree(ROOT / "scripts", tree / "scripts")
-    (tree / "bin").mkdir()
-    return tree
-
-
-def fake(tree, name, code):
-    program = tree / "bin" / name
-    program.write_text(f"#!/bin/sh\n{code}\n")
-    program.chmod(0o755)
-
-
-def run(tree, script, *arguments, cwd=None):
-    return subprocess.run(
-        [str(tree / "scripts" / script), *map(str, arguments)],
-        cwd=cwd or tree,
-        env=dict(os.environ) | {"PATH": f"{tree / 'bin'}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.fixture
@@ -83,38 +59,6 @@ def test_a_fetch_that_failed_is_tried_again(tree):
         done = run(tree, "build_ik_llama.sh")
         assert done.returncode == 9, done.stderr
         assert (tree / "build" / "ik_llama" / "source").is_dir()
-
-
-def test_what_packing_needs_is_asked_for_first(tree, tmp_path):
-    def said(*arguments):
-        done = run(tree, "pack_gpu.sh", *arguments)
-        assert done.returncode == 1
-        return done.stderr
-
-    parts = tmp_path / "parts"
-    assert said() == "usage: scripts/pack_gpu.sh PARTS [PYTHON]\n"
-    assert "There is no python0: give a PYTHON." in said(parts, "python0")
-    assert "build/smollm2/config.json is missing" in said(parts)
-    (tree / "build" / "smollm2").mkdir(parents=True)
-    (tree / "build" / "smollm2" / "config.json").touch()
-    (tree / "build" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
-    fake(tree, "git", "echo ' M model.py'")
-    assert " M model.py\nCommit them" in said(parts)
-    (parts / "old").touch()
-    assert f"{parts} is not empty" in said(parts)
-    assert [path.name for path in parts.iterdir()] == ["old"]
-
-
-def test_packing_takes_python_from_where_the_user_stands(tree, tmp_path):
-    (tree / "build" / "smollm2").mkdir(parents=True)
-    (tree / "build" / "smollm2" / "config.json").touch()
-    (tree / "build" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
-    fake(tree, "git", "")
-    fake(tree, "python0", 'echo "asked for $*"; exit 3')
-    done = run(tree, "pack_gpu.sh", "parts", "bin/python0", cwd=tree)
-    assert (done.returncode, done.stdout[:20]) == (3, "asked for -m venv /t"[:20])
-    outside = run(tree, "pack_gpu.sh", "parts", "a tree/bin/python0", cwd=tmp_path)
-    assert outside.returncode == 3, outside.stderr
 
 
 def test_a_source_package_is_not_built(tmp_path):
