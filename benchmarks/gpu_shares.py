@@ -23,26 +23,48 @@ def shares(
     """
     if "bytes/s" not in ceilings:
         return {}
-    values = json.loads(matmul.CONFIG.read_text())
-    head, *layer = matmul.products(values)
-    layers = values["num_hidden_layers"]
-    in_head = head.columns * head.terms
-    in_layers = layers * sum(p.columns * p.terms for p in layer)
-    # Keys and values of a token, in bfloat16.
-    kv = 2 * 2 * layers * values["num_key_value_heads"] * 128
+    config = json.loads(matmul.CONFIG.read_text())
     found = {}
     for name, (batch, before, steps) in {"prefill": (1, PREFILL, 0), **DECODES}.items():
         tokens = PREFILL if name == "prefill" else batch
-        seconds = tokens / rates[name]
-        # A prompt's keys and values are written, a decode step's read.
-        moved = 2 * (in_layers + in_head) + kv * batch * (before + steps // 2)
-        # The head computes a prompt's last token only.
-        computed = 2 * (in_layers * tokens + in_head * batch)
-        found[name] = {
-            "memory": moved / seconds / ceilings["bytes/s"],
-            "peak": computed / seconds / ceilings["operations/s"],
-        }
+        sizes = (tokens, batch, before + steps // 2)
+        found[name] = share(config, *sizes, tokens / rates[name], ceilings)
     return found
+
+
+def share(
+    config: Mapping[str, Any],
+    tokens: int,
+    requests: int,
+    before: int,
+    seconds: float,
+    ceilings: Mapping[str, float],
+) -> dict[str, float]:
+    """Returns what a step takes of the GPU's ``"memory"`` speed and of its ``"peak"``.
+
+    Args:
+        config: The model's, of Mistral in bfloat16.
+        tokens: Of all requests.
+        requests: How many.
+        before: Tokens of each whose keys and values are read, or written.
+        seconds: How long the step takes.
+        ceilings: What the GPU reaches.
+    """
+    head, *layer = matmul.products({**config})
+    layers = config["num_hidden_layers"]
+    in_head = head.columns * head.terms
+    in_layers = layers * sum(p.columns * p.terms for p in layer)
+    width = config.get("head_dim")
+    width = width or config["hidden_size"] // config["num_attention_heads"]
+    # Keys and values of a token, in bfloat16.
+    kv = 2 * 2 * layers * config["num_key_value_heads"] * width
+    moved = 2 * (in_layers + in_head) + kv * requests * before
+    # The head computes a request's last token only.
+    computed = 2 * (in_layers * tokens + in_head * requests)
+    return {
+        "memory": moved / seconds / ceilings["bytes/s"],
+        "peak": computed / seconds / ceilings["operations/s"],
+    }
 
 
 def shares_text(rates: Mapping[str, float], ceilings: Mapping[str, Any]) -> str:

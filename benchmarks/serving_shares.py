@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import matmul
+from benchmarks.gpu_shares import share
 from benchmarks.rounds import in_process
 
 # Flags of the two servers that make the model another than its config.json says, or
@@ -97,18 +98,9 @@ def shares(
         seconds: Between two tokens.
         ceilings: What the GPU reaches.
     """
-    weights = sum(p.columns * p.terms for p in matmul.products(config)[:-1])
-    weights *= config["num_hidden_layers"]
-    head = matmul.products(config)[-1]
-    weights += head.columns * head.terms
-    width = config.get("head_dim")
-    width = width or config["hidden_size"] // config["num_attention_heads"]
-    # Keys and values of a token, in bfloat16, of no more tokens than a window has.
-    kv = 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width
-    read = 2 * weights + kv * users * min(
-        before, config.get("sliding_window") or before
-    )
+    read = min(before, config.get("sliding_window") or before)
+    found = share(config, users, users, read, seconds, ceilings)
     return {
-        "of bandwidth, %": 100 * read / seconds / ceilings["bytes/s"],
-        "of peak, %": 100 * 2 * weights * users / seconds / ceilings["operations/s"],
+        "of bandwidth, %": 100 * found["memory"],
+        "of peak, %": 100 * found["peak"],
     }

@@ -1,7 +1,6 @@
 """``benchmarks/serving_shares.py``: of which models shares are known, and which."""
 
 import json
-import re
 
 import pytest
 
@@ -15,16 +14,15 @@ CEILINGS = {"bytes/s": 4e12, "operations/s": 7e14}
 def test_they_are_those_of_the_model_alone():
     """Of the same step in the same time."""
     rates = {"prefill": 1e4, "decode_1": 150.0, "decode_8": 900.0, "decode_64": 5e3}
-    lines = gpu.shares(rates, CEILINGS).splitlines()[1:]
-    for line, (name, (users, before, steps)) in zip(
-        lines, DECODES.items(), strict=True
-    ):
+    theirs = gpu.shares(rates, CEILINGS)
+    for name, (users, before, steps) in DECODES.items():
         seconds = users / rates[name]
         args = (CONFIG, users, before + steps // 2, seconds, CEILINGS)
         found = serving_shares.shares(*args)
-        theirs = [int(percent) for percent in re.findall(r"(\d+)%", line)]
-        assert [round(value) for value in found.values()] == theirs
-    assert theirs[1] > 0
+        assert [*found.values()] == [100 * part for part in theirs[name].values()]
+    # Of the model's 14.5 GB, at one request 150 times a second.
+    one = theirs["decode_1"]["memory"]
+    assert one == pytest.approx(14.5e9 * 150 / CEILINGS["bytes/s"], rel=0.02)
 
 
 def test_a_window_bounds_what_is_read():
