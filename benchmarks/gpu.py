@@ -34,9 +34,11 @@ from benchmarks.measure import PREFILL, Engine, measure
 from benchmarks.report import Results, table
 from benchmarks.rounds import in_process, run_rounds
 from benchmarks.worker import Torch
+from workbench import check_device
 from workbench.record import origin, place, write
 
 CUDA = "import torch; print(torch.cuda.is_available())"
+TORCH = "import torch; print(True)"
 # How to ask for what an engine needs, and what it is.
 NEEDS = {
     "transformers": (CUDA, "torch with CUDA"),
@@ -60,7 +62,7 @@ def run(name: str, folder: Path, matmuls: Path | None = None) -> None:
         print(said)
         sys.exit(NOTHING)
     if name == "transformers":
-        engine = Torch(folder, None, "cuda")
+        engine = Torch(folder, None, "cpu" if check_device.is_dry() else "cuda")
     elif name == "vLLM":
         engine = Vllm(folder)
     else:
@@ -77,6 +79,8 @@ def missing(name: str) -> str | None:
     if name not in NEEDS:
         return None
     code, what = NEEDS[name]
+    if code == CUDA and check_device.is_dry():
+        code, what = TORCH, "torch"
     return None if ask(code) == "True" else f"{name} is left out: no {what} here."
 
 
@@ -93,7 +97,7 @@ def shares(rates: Mapping[str, float], ceilings: Mapping[str, Any]) -> str:
             "No shares of the GPU, for what it reaches was not measured: "
             f"{ceilings['failed']}"
         )
-    values = json.loads(matmul.CONFIG.read_text())
+    values = matmul.read(matmul.CONFIG)
     *layer, head = matmul.products(values)
     layers = values["num_hidden_layers"]
     in_head = head.columns * head.terms
@@ -142,9 +146,11 @@ def main() -> None:
     parser.add_argument("--json", type=place, help="where to write the results")
     arguments = parser.parse_args()
     # MAX's own Mistral fails without head_dim, which the published config lacks.
-    values = json.loads(matmul.CONFIG.read_text()) | {"head_dim": 128}
+    values = {"head_dim": 128} | matmul.read(matmul.CONFIG)
     if arguments.make:
-        models.make_safetensors(values, arguments.folder)
+        folder = models.make_safetensors(values, arguments.folder)
+        if check_device.is_dry():
+            models.stock(folder)
         return
     gpu = ask("from max.driver import Accelerator; print(Accelerator().model_name)")
     if not gpu:
