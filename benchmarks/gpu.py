@@ -38,10 +38,12 @@ from benchmarks.measure import Engine, measure
 from benchmarks.report import MADE, Results, table
 from benchmarks.rounds import in_process, run_rounds
 from benchmarks.worker import Torch
+from workbench import check_device
 from workbench.record import origin, place, write
 from workbench.verdict import LEFT_OUT, say
 
 CUDA = "import torch; print(torch.cuda.is_available())"
+TORCH = "import torch; print(True)"
 # How to ask for what an engine needs, and what it is.
 NEEDS = {
     "transformers": (CUDA, "torch with CUDA"),
@@ -78,7 +80,7 @@ def run(
     before = used_bytes()
     engine: Engine
     if name == "transformers":
-        engine = Torch(folder, None, "cuda")
+        engine = Torch(folder, None, "cpu" if check_device.is_dry() else "cuda")
     elif name == "vLLM":
         engine = Vllm(folder)
     else:
@@ -111,6 +113,8 @@ def missing(name: str) -> str | None:
     if name not in NEEDS:
         return None
     code, what = NEEDS[name]
+    if code == CUDA and check_device.is_dry():
+        code, what = TORCH, "torch"
     return None if ask(code) == "True" else f"{name} is left out: no {what} here."
 
 
@@ -146,9 +150,11 @@ def main() -> None:
     parser.add_argument("--json", type=place, help="where to write the results")
     arguments = parser.parse_args()
     # MAX's own Mistral fails without head_dim, which the published config lacks.
-    values = json.loads(matmul.CONFIG.read_text()) | {"head_dim": 128}
+    values = {"head_dim": 128} | matmul.read(matmul.CONFIG)
     if arguments.make:
-        models.make_safetensors(values, arguments.folder)
+        folder = models.make_safetensors(values, arguments.folder)
+        if check_device.is_dry():
+            models.stock(folder)
     elif arguments.engine:
         run(arguments.engine, arguments.folder, arguments.ceilings, arguments.json)
     else:

@@ -13,7 +13,9 @@ from max.dtype import DType
 from max.graph import DeviceRef, Graph, TensorType, ops
 
 from benchmarks.measure import PREFILL, Prompts
+from benchmarks.models import stock
 from benchmarks.worker import MaxMistral
+from workbench import check_device
 
 # Requests at a time, tokens of each before, steps timed. Together the tokens
 # are fewer than the 8,192 that MAX takes in one step by default.
@@ -30,23 +32,28 @@ class OnGpu(MaxMistral):
     """A model of MAX's in bfloat16, ours or the built-in one."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        from max.driver import Accelerator, DeviceSpec
         from max.nn.transformer import ReturnLogits
+        from max.pipelines.architectures.llama3 import llama_arch
         from max.pipelines.architectures.mistral import mistral_arch as built_in
 
         from max_mistral.arch import mistral_arch as ours
         from workbench.runner import Runner
 
-        total = Accelerator().stats["total_memory"]
+        share: dict[str, float] = {}
+        if not check_device.is_dry():
+            total = check_device.device().stats["total_memory"]
+            share = {"device_memory_utilization": min(0.9, GPU_BYTES / total)}
         flags = {
-            "device_memory_utilization": min(0.9, GPU_BYTES / total),
+            **check_device.flags("bfloat16"),
+            **share,
             "custom_architectures": ["max_mistral"] if name != BASE else [],
-            "device_specs": [DeviceSpec.accelerator()],
-            "quantization_encoding": "bfloat16",
             "max_length": MAX_LENGTH,
             "max_batch_size": max(batch for batch, _, _ in DECODES.values()),
         }
         arch = built_in if name == BASE else ours
+        if name == BASE and check_device.is_dry():
+            # Of MAX's own, Mistral runs on GPUs alone, and Llama on a CPU too.
+            folder, arch = stock(folder), llama_arch
         self.runner = Runner(folder, ReturnLogits.LAST_TOKEN, flags, arch)
         self.running = self.runner.claim([[1]])
         self.likeliest: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ def shares(
     """
     if "bytes/s" not in ceilings:
         return {}
-    config = json.loads(matmul.CONFIG.read_text())
+    config = matmul.read(matmul.CONFIG)
     found = {}
     for name, (batch, before, steps) in {"prefill": (1, PREFILL, 0), **DECODES}.items():
         tokens = PREFILL if name == "prefill" else batch

@@ -170,12 +170,13 @@ def stock(folder: Path) -> Path:
     values |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     values |= {"dtype": "float32", "rope_scaling": None}
     values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
-    del values["sliding_window"]
+    values.pop("sliding_window", None)
     (target / "config.json").write_text(json.dumps(values))
-    write_tokenizer(target, VOCAB)
+    write_tokenizer(target, values["vocab_size"])
+    files = sorted(folder.glob("model*.safetensors"))
     tensors = {
         name: np.from_dlpack(weight.data().astype(DType.float32).data)
-        for name, weight in load_weights([folder / "model.safetensors"]).items()
+        for name, weight in load_weights(files).items()
     }
     partial = target / "partial.tensors"
     save_file(tensors, partial, {"format": "pt"})

@@ -177,7 +177,7 @@ def main() -> None:
     if arguments.for_seconds <= 0:
         parser.error(f"--for {arguments.for_seconds:g}: more than 0 seconds")
     figures = out / "figures"
-    every = in_order(steps(figures))
+    every = in_order(steps(figures, dry=arguments.dry_run))
     known = {step.name for step in every}
     if unknown := set(arguments.steps or ()) - known:
         parser.error(f"no steps: {', '.join(sorted(unknown))}. There are: {known}")
@@ -192,6 +192,10 @@ def main() -> None:
     if check.late:
         print(f"No time was left for {', '.join(check.late)}. Run this again for them.")
     bad = [s.name for s in asked if check.found[s.name].verdict in ("no", "too slow")]
+    if arguments.dry_run:
+        # Else a step that never runs would be taken for one that is proven.
+        left_out = [s for s in asked if check.found[s.name].verdict == "left out"]
+        bad += [f"{s.name} (left out)" for s in left_out if not s.lacks]
     if bad:
         sys.exit(f"Not as it should be: {', '.join(bad)}.")
 

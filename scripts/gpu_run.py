@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scripts.gpu_steps import PYTHON, ROOT, Step
+from workbench import check_device
 from workbench.verdict import LEFT_OUT, cause, said
 
 VARIABLES = {
@@ -53,6 +54,8 @@ def run(step: Step, dry: bool, seconds: float, is_alone: bool = True) -> Result:
     command = (step.dry or step.command) if dry else step.command
     variables = {k: v for k, v in os.environ.items() if not k.startswith(CHOICES)}
     variables |= VARIABLES
+    if dry:
+        variables[check_device.VARIABLE] = "cpu"
     variables["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     if not is_alone:
         share = "MODULAR_DEVICE_CONTEXT_MEMORY_MANAGER_SIZE_PERCENT"

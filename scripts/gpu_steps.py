@@ -41,7 +41,9 @@ class Step:
     question: str
     command: list[str]
     dry: list[str] | None = None
-    """What stands for it where there is no GPU; by default itself."""
+    """What stands for it where there is no GPU; by default itself, on a CPU."""
+    lacks: str = ""
+    """What a dry run may not have here, and is left out for."""
     environment: dict[str, str] = field(default_factory=dict)
     alone: bool = False
     """Whether it measures time, or takes most of the GPU's memory."""
@@ -59,12 +61,14 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: places.get(step.name, len(FIRST)))
 
 
-def steps(out: Path) -> Iterator[Step]:
+def steps(out: Path, *, dry: bool = False) -> Iterator[Step]:
     """Yields the steps, what others depend on first.
 
     Args:
         out: Where figures go, in JSON.
+        dry: Whether they are run on a CPU, of a tiny model with files of its own.
     """
+    model = out.parent / "model" if dry else WEIGHTS
     ceilings = out / "ceilings.json"
     # With "-v" it names a test before it runs it, which tells where a step hung.
     pytest = [PYTHON, "-m", "pytest", "-v", "-rs", "-p", "no:cacheprovider"]
@@ -75,27 +79,36 @@ def steps(out: Path) -> Iterator[Step]:
         [PYTHON, "-m", "max_mistral.command", "doctor"],
         needs=20,
     )
-    yield Step(
-        "matmul-own", "Is MAX's own bfloat16 matmul right, for 1 to 8,192 rows?", matmul
-    )
-    yield Step(
-        "matmul-cublas",
-        "Is cuBLAS's?",
-        matmul,
-        environment={"MAX_MISTRAL_VENDOR_BLAS": "1"},
-    )
-    yield Step(
-        "matmul-multistage",
-        "Is MAX's multistage GEMM?",
-        matmul,
-        environment={"MAX_MISTRAL_MATMUL": "multistage"},
-    )
+    matmuls: dict[str, tuple[str, str, dict[str, str]]] = {
+        "own": ("Is MAX's own bfloat16 matmul right", "", {}),
+        "cublas": ("Is cuBLAS's", "a GPU's BLAS", {"MAX_MISTRAL_VENDOR_BLAS": "1"}),
+        "multistage": (
+            "Is MAX's multistage GEMM",
+            "an NVIDIA GPU",
+            {"MAX_MISTRAL_MATMUL": "multistage"},
+        ),
+    }
+    for name, (question, lacks, environment) in matmuls.items():
+        yield Step(
+            f"matmul-{name}",
+            f"{question}, for 1 to 8,192 rows?",
+            [*matmul, "-k", "[7b-nemo]"],
+            lacks=lacks,
+            environment=environment,
+        )
+        yield Step(
+            f"matmul-{name}-wide",
+            f"{question} at the widest shapes, for 2 to 2,048 rows?",
+            [*matmul, "-k", "[wide]"],
+            lacks=lacks,
+            environment=environment,
+            share=8,
+        )
     measured = [PYTHON, "-m", "benchmarks.matmul", "--matmuls"]
     yield Step(
         "ceilings",
         "How fast does the GPU copy, and multiply by cuBLAS?",
         [*measured, "--json", str(ceilings)],
-        dry=[*measured, "--help"],
         alone=True,
         figures=ceilings,
     )
@@ -106,7 +119,7 @@ def steps(out: Path) -> Iterator[Step]:
             f"check-{name}",
             f"What does the self-check say of the matmul {name}?",
             [*measured, name, "--parts", "check", "--json", str(at)],
-            dry=[*measured, "--help"],
+            lacks="an NVIDIA GPU" if name in ("multistage", "fp8") else "",
             figures=at,
             share=12,
         )
@@ -117,7 +130,7 @@ def steps(out: Path) -> Iterator[Step]:
             f"time-{name}",
             f"How fast is the matmul {name}?",
             [*measured, name, *times],
-            dry=[*measured, "--help"],
+            lacks="an NVIDIA GPU" if name in ("multistage", "fp8") else "",
             alone=True,
             figures=at,
         )
@@ -132,6 +145,7 @@ def steps(out: Path) -> Iterator[Step]:
             f"quantized-{name}",
             f"Are a block's products right in {name}?",
             [*pytest, "tests/gpu/test_quantized.py", "-k", f"[{name}]"],
+            lacks="" if name in FP8_LAYOUTS else f"a GPU, for {name} runs on no CPU",
         )
     for name in FP8_LAYOUTS:
         yield Step(
@@ -139,6 +153,7 @@ def steps(out: Path) -> Iterator[Step]:
             f"And kept in FP8, in {name}, whatever that costs?",
             [*pytest, "tests/gpu/test_quantized.py", "-k", f"[{name}]"],
             environment={"MAX_MISTRAL_FP8": "keep"},
+            lacks="a GPU, for a CPU has no products in FP8",
         )
     yield Step(
         "serve",
@@ -147,12 +162,11 @@ def steps(out: Path) -> Iterator[Step]:
         alone=True,
     )
     gpu = [PYTHON, "-m", "benchmarks.gpu"]
-    weights = ["--folder", str(WEIGHTS)]
+    weights = ["--folder", str(model)]
     yield Step(
         "weights",
         "Are the benchmark's weights there?",
         [*gpu, *weights, "--make"],
-        dry=[*gpu, "--help"],
     )
     for name in ENGINES:
         at = out / f"speed-{name}.json"
@@ -160,7 +174,7 @@ def steps(out: Path) -> Iterator[Step]:
             f"speed-{name}",
             f"How fast is {name}'s model alone, in tokens a second?",
             [*gpu, name, *weights, "--ceilings", str(ceilings), "--json", str(at)],
-            dry=[*gpu, "--help"],
+            lacks="" if name.lower().startswith("max") else f"{name}, installed",
             alone=True,
             figures=at,
             needs=90,
@@ -168,10 +182,12 @@ def steps(out: Path) -> Iterator[Step]:
     ours = out / "serving.json"
     built_in = out / "serving-max.json"
     serving = [PYTHON, "-m", "benchmarks.serving", "--json", str(ours)]
-    of_weights = ["--model", str(WEIGHTS), "--ceilings", str(ceilings)]
+    of_weights = ["--model", str(model), "--ceilings", str(ceilings)]
     of_model = [*of_weights, "--", "--devices", "gpu:0", "--max-length", MAX_LENGTH]
     demo = ["--model", "build/smollm2", "--users", "1", "2", "--rounds", "1"]
     demo += ["--answer-tokens", "8", "--prompt-tokens", "16", "--", "--devices", "cpu"]
+    # MAX's own that runs on a CPU; "weights" writes it.
+    tiny = ["--model", f"{model}-float32", *demo[2:]]
     gguf = str(ROOT / "build/SmolLM2-135M-Instruct.Q4_1.gguf")
     yield Step(
         "serving",
@@ -187,7 +203,7 @@ def steps(out: Path) -> Iterator[Step]:
         "serving-max",
         "And with MAX's own Mistral?",
         [*theirs, *of_model],
-        dry=[*serving, "--help"],
+        dry=[*theirs, *tiny, "--quantization-encoding", "float32"],
         alone=True,
         figures=built_in,
         needs=120,
@@ -197,7 +213,7 @@ def steps(out: Path) -> Iterator[Step]:
         "serving-vllm",
         "And of vllm serve, where vLLM is installed?",
         [*serving[:-1], str(vllm), "--vllm", *of_weights],
-        dry=[*serving, "--help"],
+        lacks="vLLM, installed",
         alone=True,
         figures=vllm,
         needs=120,

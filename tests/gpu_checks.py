@@ -30,7 +30,7 @@ def check_with_steps(monkeypatch, tmp_path, capsys):
     def run(found, *flags, **other):
         made = {"gpu": "H100", "commit": "1234", "max": "26.7.0"} | other
         monkeypatch.setattr(check_gpu, "origin", lambda dry: made)
-        monkeypatch.setattr(check_gpu, "steps", lambda out: iter(found))
+        monkeypatch.setattr(check_gpu, "steps", lambda out, dry: iter(found))
         monkeypatch.setattr(sys, "argv", ["check_gpu", "--out", str(tmp_path), *flags])
         status = 0
         try:

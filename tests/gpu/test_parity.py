@@ -6,11 +6,11 @@ choice around would make the rest incomparable.
 
 import numpy as np
 import pytest
-from max.driver import DeviceSpec
 from max.nn.transformer import ReturnLogits
 
 from tests.harness import relative_error, rounding_error, tolerance
 from tests.reference import CASES, Reference
+from workbench import check_device
 from workbench.checkpoints import CONFIGS, write_checkpoint
 from workbench.runner import Runner
 
@@ -32,8 +32,7 @@ def runner(tmp_path_factory):
                 write_checkpoint(folder, CONFIGS[name], dtype=dtype),
                 ReturnLogits.ALL,
                 {
-                    "device_specs": [DeviceSpec.accelerator()],
-                    "quantization_encoding": dtype,
+                    **check_device.flags(dtype),
                     "max_length": CASES[name].max_length,
                     "device_memory_utilization": 0.05,
                 },

@@ -9,7 +9,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from max.driver import DeviceSpec
 from openai import BadRequestError
 
 from tests.e2e import test_serve as on_cpu
@@ -29,10 +28,17 @@ from tests.e2e.test_serve import (  # noqa: F401
     test_no_messages_are_refused,
     test_the_chat_client_example,
 )
+from workbench import check_device
 from workbench.demo import write_bfloat16
 from workbench.runner import make_pipeline_config
 
 ask, client = on_cpu.ask, on_cpu.client
+DEVICE = ["--devices", "gpu:0"]
+if check_device.is_dry():
+    DEVICE = ["--devices", "cpu", "--quantization-encoding", "float32"]
+only_a_gpu = pytest.mark.skipif(
+    check_device.is_dry(), reason="a CPU has no overlap scheduler, nor device graphs"
+)
 
 SCHEMA = {
     "type": "object",
@@ -54,16 +60,17 @@ def folder(tmp_path_factory):
 def url(folder):
     with serve(
         *("--custom-architectures", "max_mistral", "--model", folder),
-        *("--devices", "gpu:0", "--max-length", "2048", "--max-batch-size", "8"),
+        *(*DEVICE, "--max-length", "2048", "--max-batch-size", "8"),
         "--enable-structured-output",
     ) as url:
         yield url
 
 
+@only_a_gpu
 def test_overlap_and_device_graphs_are_on(folder):
     config = make_pipeline_config(
         folder,
-        device_specs=[DeviceSpec.accelerator()],
+        device_specs=check_device.specs(),
         quantization_encoding=None,
         enable_structured_output=True,
     )
@@ -94,6 +101,7 @@ def test_an_answer_follows_a_json_schema(ask):
     assert answer["weighs"] in (True, False)
 
 
+@only_a_gpu
 def test_log_probabilities_are_refused(ask):
     with pytest.raises(BadRequestError, match="no-enable-overlap-scheduler"):
         ask(logprobs=True)

@@ -114,7 +114,7 @@ def test_it_does_not_go_on_from_changes_without_a_commit(check, commit):
 
 def test_without_a_gpu_nothing_is_asked(monkeypatch, tmp_path):
     monkeypatch.setattr(check_gpu, "GPU", "raise SystemExit('no CUDA here')")
-    monkeypatch.setattr(check_gpu, "steps", lambda out: iter([GOOD]))
+    monkeypatch.setattr(check_gpu, "steps", lambda out, dry: iter([GOOD]))
     monkeypatch.setattr(sys, "argv", ["check_gpu", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
         check_gpu.main()
@@ -191,7 +191,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from scripts import check_gpu
 step = check_gpu.Step("slow", "?", [sys.executable, "-c", {ENDLESS!r}])
-check_gpu.steps = lambda out: iter([step])
+check_gpu.steps = lambda out, dry: iter([step])
 check_gpu.origin = lambda dry: {{"gpu": "H100", "commit": "1234", "max": "26.7.0"}}
 sys.argv = ["check_gpu", "--out", {str(tmp_path)!r}]
 check_gpu.main()

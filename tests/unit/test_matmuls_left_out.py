@@ -8,6 +8,7 @@ import pytest
 from benchmarks import gpu, matmul
 from max_mistral.gpu_matmul.asked import MULTISTAGE, OWN, VENDOR
 from tests.gpu import test_matmul as on_gpu
+from workbench import check_device
 
 CUBLAS = "libcublas.so.13"
 FOR_NVIDIA = "its kernels are for NVIDIA's GPUs, not for hip"
@@ -51,7 +52,7 @@ def test_what_the_benchmark_measures(
         return matmul.figures(name, {})
 
     here(api, cublas)
-    monkeypatch.setattr(matmul, "Accelerator", lambda: None)
+    monkeypatch.setattr(check_device, "device", lambda: None)
     monkeypatch.setattr(matmul, "ceilings", ceilings)
     monkeypatch.setattr(matmul, "measure", measure)
     monkeypatch.setattr(matmul, "in_process", in_process)
@@ -103,7 +104,7 @@ def test_fp8_alone_takes_our_kernels_for_fp8(monkeypatch, name, asked):
     def compile_with(which, session, *, fp8=False):
         raise ToldError(which, fp8)
 
-    monkeypatch.setattr(matmul, "Accelerator", lambda: None)
+    monkeypatch.setattr(check_device, "device", lambda: None)
     monkeypatch.setattr(matmul, "InferenceSession", lambda devices: None)
     monkeypatch.setattr(matmul, "compile_with", compile_with)
     with pytest.raises(ToldError) as told:
