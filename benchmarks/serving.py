@@ -99,7 +99,7 @@ def sharing(
     why = unknown(arguments.model, flags)
     if why is None:
         beside = arguments.json and arguments.json.parent / "ceilings.json"
-        ceilings = find_ceilings(arguments.ceilings or beside)
+        ceilings = find_ceilings(arguments.ceilings, beside or None)
         why = ceilings.get("failed")
     if why is not None:
         print(f"Shares of the GPU are left out: {why.rstrip('.')}.", flush=True)
@@ -129,11 +129,6 @@ def main() -> None:
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:at])
     flags = sys.argv[at + 1 :]
-    if arguments.ceilings and not arguments.ceilings.exists():
-        parser.error(
-            f"--ceilings {arguments.ceilings} is not there: write it with "
-            "python -m benchmarks.matmul --matmuls --json FILE, or leave the flag out"
-        )
     if arguments.vllm and vllm_program() is None:
         print("vLLM is left out: no vllm command beside this Python or on PATH.")
         sys.exit(LEFT_OUT)

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import matmul
 from benchmarks.gpu_shares import share
+from benchmarks.matmul_report import known_ceilings
 from benchmarks.rounds import in_process
 
 # Flags of the two servers that make the model another than its config.json says, or
@@ -59,23 +60,21 @@ def unknown(model: str, flags: list[str]) -> str | None:
     return None
 
 
-def find_ceilings(matmuls: Path | None) -> dict[str, Any]:
+def find_ceilings(given: Path | None, beside: Path | None = None) -> dict[str, Any]:
     """Returns what this GPU reaches, as :func:`benchmarks.matmul.ceilings` says it.
 
     Args:
-        matmuls: What ``benchmarks.matmul --json`` has written. Without such a file it
-            is measured now.
+        given: What ``benchmarks.matmul --json`` has written.
+        beside: The same, if it is there. Without ``given``, and if it is not there,
+            it is measured now.
 
     Returns:
-        Why not, as ``"failed"``, where it cannot be measured, as without cuBLAS.
+        Why not, as ``"failed"``, where it is not known.
     """
-    if matmuls is not None and matmuls.exists():
-        found = json.loads(matmuls.read_text())
-        none = {
-            "failed": f"{matmuls} has no ceilings, as benchmarks.matmul writes them"
-        }
-        ceilings: dict[str, Any] = found.get("ceilings", none)
-        return ceilings
+    if given is None and beside is not None and beside.exists():
+        given = beside
+    if given is not None:
+        return known_ceilings(given)
     try:
         return {**in_process("ceilings", module=matmul.__name__)}
     except SystemExit as end:

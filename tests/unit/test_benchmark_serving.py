@@ -220,7 +220,9 @@ def test_a_refusal_ends_it(run):
         run("--model", "m", memory={}, error=error)
 
 
-def test_matmuls_that_are_not_there(run, capsys):
-    with pytest.raises(SystemExit):
-        run("--model", "m", "--ceilings", "/no/ceilings.json", memory={})
-    assert "/no/ceilings.json is not there: write it with" in capsys.readouterr().err
+def test_ceilings_that_are_not_there(run, model):
+    """They may have been too slow: what users get is worth something without."""
+    words = ["--model", str(model), "--ceilings", "/no/ceilings.json"]
+    ran = run(*words, on="H200", memory={})
+    assert "left out: /no/ceilings.json does not say what the GPU" in ran.printed
+    assert "of peak, %" not in ran.report["1 users"]

@@ -91,13 +91,13 @@ def test_what_the_gpu_reaches_is_read_or_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(serving_shares, "in_process", in_process)
     path = tmp_path / "ceilings.json"
     assert serving_shares.find_ceilings(None) == {"bytes/s": 1.0}
-    assert serving_shares.find_ceilings(path) == {"bytes/s": 1.0}
+    assert serving_shares.find_ceilings(None, path) == {"bytes/s": 1.0}
     path.write_text(json.dumps({"ceilings": CEILINGS, "own": {}}))
+    assert serving_shares.find_ceilings(None, path) == CEILINGS
     assert serving_shares.find_ceilings(path) == CEILINGS
     path.write_text("{}")
-    assert (
-        "ceilings.json has no ceilings" in serving_shares.find_ceilings(path)["failed"]
-    )
+    failed = serving_shares.find_ceilings(path)["failed"]
+    assert "ceilings.json does not say what the GPU reaches" in failed
 
 
 def test_what_the_gpu_reaches_may_not_be_measured(monkeypatch):
