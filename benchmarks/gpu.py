@@ -72,10 +72,12 @@ def run(
     if said := missing(name):
         print(said)
         sys.exit(LEFT_OUT)
-    if not (folder / "config.json").exists():
+    # Written last.
+    if not (folder / "model.safetensors.index.json").exists():
         sys.exit(
-            f"{folder} has no config.json, and the benchmark's weights belong there. "
-            f"To make them: python -m benchmarks.gpu --make --folder {folder}"
+            f"{folder} has no model.safetensors.index.json, and the benchmark's "
+            "weights belong there. To make them: python -m benchmarks.gpu --make "
+            f"--folder {folder}"
         )
     before = used_bytes()
     engine: Engine
@@ -172,7 +174,7 @@ def compare(
         rounds: How often each engine runs.
         path: Where to write the results.
     """
-    gpu = ask("from max.driver import Accelerator; print(Accelerator().model_name)")
+    gpu = ask(check_device.GPU_NAME)
     if not gpu:
         sys.exit("benchmarks.gpu needs a GPU, and MAX finds none here.")
     names = ["max_mistral", BASE]

@@ -22,6 +22,7 @@ def used_bytes() -> int | None:
         done = subprocess.run(
             _ASK, capture_output=True, text=True, check=False, timeout=30
         )
+        # One line for each GPU; "[N/A]" where it shares the CPU's memory.
         found = [int(line) * 2**20 for line in done.stdout.splitlines()]
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None

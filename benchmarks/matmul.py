@@ -1,6 +1,6 @@
 """The matmuls that a model may run on this GPU: are they right, and how fast?
 
-    python -m benchmarks.matmul                      # exits with 1 if one failed
+    python -m benchmarks.matmul              # exits with 1 if one could not be measured
     python -m benchmarks.matmul --config CONFIG_JSON --matmuls own cublas
     python -m benchmarks.matmul --matmuls --json ceilings.json  # what the GPU reaches
     python -m benchmarks.matmul --matmuls own --parts times --ceilings ceilings.json
@@ -10,9 +10,10 @@ for each row (``fp8``, ``MAX_MISTRAL_FP8=keep``): what the self-check at load sa
 of them, and for each number of rows the time of all five products, with the share of
 what the GPU reaches when it copies memory (``of memory``) and when cuBLAS multiplies
 8,192 x 8,192 matrices (``of peak``). Each matmul in a process of its own, one after
-another, which prints what it finds as it finds it. What cannot run here is left out,
-which is no failure: ``multistage`` and ``fp8`` on a GPU that is not NVIDIA's,
-``cublas`` and the shares without cuBLAS. If nothing is left, the exit status is 77.
+another, which prints each result at once. That a matmul is wrong is a result, not a
+failure. What cannot run here is left out, which is no failure either: ``multistage``
+and ``fp8`` on a GPU that is not NVIDIA's, ``cublas`` and the shares without cuBLAS. If
+nothing is left, the exit status is 77.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def measure(
     """
     device = check_device.device()
     session = InferenceSession(devices=[device])
-    libraries = compile_with(MATMULS[matmul], session, fp8=matmul == "fp8")
     every = products(config, matmul)
+    libraries = compile_with(MATMULS[matmul], session, every, fp8=matmul == "fp8")
     with default_custom_extensions_scope(*libraries):
         found = check(matmul, session, device, every) if "check" in parts else {}
         if "times" not in parts:

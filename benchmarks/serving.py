@@ -46,10 +46,9 @@ from benchmarks.serving_servers import (
 from benchmarks.serving_shares import find_ceilings, read_flags, shares, unknown
 from benchmarks.serving_stream import Answer, ServingError
 from benchmarks.serving_users import Crowd, crowd
+from workbench.check_device import GPU_NAME
 from workbench.record import origin, place, write
 from workbench.verdict import LEFT_OUT, say
-
-GPU = "from max.driver import Accelerator; print(Accelerator().model_name)"
 
 
 def figures(answers: list[Answer]) -> dict[str, float]:
@@ -139,7 +138,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # A GPU of this machine has no part in what --devices leaves to the CPU.
     on_cpu = read_flags(flags).get("--devices", "").startswith("cpu")
-    gpu = "" if on_cpu else ask(GPU)
+    gpu = "" if on_cpu else ask(GPU_NAME)
     share = sharing(arguments, flags, gpu)
     request = {
         "model": arguments.model,

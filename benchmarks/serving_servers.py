@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.gpu_memory import used_bytes
 from benchmarks.serving_stream import ServingError
 from max_mistral.command.program import max_program
 
@@ -30,7 +31,6 @@ START_SECONDS = 450
 LEFT_SECONDS = 5
 # Between two looks at the memory.
 LOOK_SECONDS = 0.5
-USED = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Server:
         """Returns the GB that it takes now, by where; nothing if that is not known."""
         if not self.on_gpu:
             return {"resident memory, GB": resident(self.pid) / 1e9}
-        if self.gpu_before is None or (now := gpu_bytes()) is None:
+        if self.gpu_before is None or (now := used_bytes()) is None:
             return {}
         return {"GPU memory, GB": (now - self.gpu_before) / 1e9}
 
@@ -109,7 +109,7 @@ def server(words: list[str], on_gpu: bool) -> Iterator[Server]:
         port = free.getsockname()[1]
     words = [*words, "--host", "127.0.0.1", "--port", str(port)]
     root = f"http://127.0.0.1:{port}"
-    before = gpu_bytes() if on_gpu else None
+    before = used_bytes() if on_gpu else None
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             words, env=dict(os.environ), stdout=log, stderr=subprocess.STDOUT
@@ -183,16 +183,6 @@ def resident(pid: int) -> int:
             found = one.memory_full_info() if psutil.LINUX else one.memory_info()
             total += getattr(found, "pss", found.rss)
     return total
-
-
-def gpu_bytes() -> int | None:
-    """Returns the bytes in use on all GPUs; ``None`` if ``nvidia-smi`` cannot say."""
-    try:
-        done = subprocess.run(USED, capture_output=True, text=True, check=True)
-        # One line for each GPU; "[N/A]" where it shares the CPU's memory.
-        return sum(int(line) for line in done.stdout.split("\n") if line) * 2**20
-    except (OSError, ValueError, subprocess.CalledProcessError):
-        return None
 
 
 @contextmanager

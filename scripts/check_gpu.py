@@ -6,14 +6,15 @@
     python scripts/check_gpu.py --for 560           # what 560 seconds suffice for
     python scripts/check_gpu.py --dry-run           # without a GPU: do the steps run?
 
-A step is a process of its own, which ends within 8 minutes, and with this one, with
-all that it has started. Its result is written as it comes, so a check that is cut off
-goes on where it was, if the GPU, the commit and MAX are the same, and no file differs
-from the commit. A step that was too slow is asked again then.
+Each step is a process of its own. It is ended after 8 minutes, or when this script
+ends, with everything that it has started. Its result is written as it comes, so a
+check that is cut off goes on where it was, if the GPU, the commit and MAX are the
+same, and no file differs from the commit. A step that was too slow is asked again.
 
 ``report.md`` and ``report.json`` answer each step's question in a line, and have
 max_mistral's figures beside other engines'; ``figures``, beside them, has each step's.
-Exits with 1 if an answer is no.
+Exits with 1 if an answer is no. That the self-check finds a matmul wrong is an answer
+to what it says, not a no.
 
 Most of a step's time goes into compiling. Steps that measure time run one by one, and
 nothing beside them. ``FIRST`` in ``scripts/gpu_steps.py`` says what is asked first;
@@ -43,10 +44,11 @@ from scripts.gpu_report import read, write
 from scripts.gpu_run import UNSETTLED, VARIABLES, Result, run, stop
 from scripts.gpu_steps import PYTHON, ROOT, Step, in_order, steps
 from workbench import record
+from workbench.check_device import GPU_NAME
 from workbench.verdict import cause
 
 SECONDS = 480
-GPU = "from max.driver import Accelerator; print(Accelerator().model_name)"
+ORIGIN_SECONDS = 120
 
 
 def origin(dry: bool) -> dict[str, str]:
@@ -63,15 +65,21 @@ def origin(dry: bool) -> dict[str, str]:
     }
     if dry:
         return {"gpu": "none: a dry run"} | checked
-    # In a process of its own, for MAX takes most of the GPU's memory at once.
-    done = subprocess.run(
-        [PYTHON, "-c", GPU],
-        cwd=ROOT,
-        env=dict(os.environ) | VARIABLES,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [PYTHON, "-c", GPU_NAME],
+            cwd=ROOT,
+            env=dict(os.environ) | VARIABLES,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ORIGIN_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        sys.exit(
+            f"MAX has not found a GPU here within {ORIGIN_SECONDS} s, and the steps "
+            "need one. See whether nvidia-smi or rocm-smi answers."
+        )
     name = done.stdout.strip() if done.returncode == 0 else ""
     if not name:
         sys.exit(
@@ -180,7 +188,10 @@ def main() -> None:
     every = in_order(steps(figures, dry=arguments.dry_run))
     known = {step.name for step in every}
     if unknown := set(arguments.steps or ()) - known:
-        parser.error(f"no steps: {', '.join(sorted(unknown))}. There are: {known}")
+        parser.error(
+            f"no steps: {', '.join(sorted(unknown))}. There are: "
+            f"{', '.join(sorted(known))}"
+        )
     deadline = time.monotonic() + arguments.for_seconds
     made = origin(arguments.dry_run)
     figures.mkdir(parents=True, exist_ok=True)

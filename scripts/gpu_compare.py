@@ -26,7 +26,8 @@ def comparison(figures: Mapping[str, Any]) -> list[str]:
     others = [name for name in OTHERS if any(name in row for _, row in rows)]
     heads = [OURS, *(f"{name} | ours / {name}" for name in others)]
     lines = [
-        "A ratio above 1 is better in tokens/s; below 1 in ms and GB.",
+        "A ratio above 1 is better in tokens/s and shares of the GPU; below 1 in ms "
+        "and GB. MAX and vLLM reserve memory: it is what they were given.",
         "",
         f"| | {' | '.join(heads)} |",
         "|---" * (2 + 2 * len(others)) + "|",

@@ -88,22 +88,20 @@ def steps(out: Path, *, dry: bool = False) -> Iterator[Step]:
             {"MAX_MISTRAL_MATMUL": "multistage"},
         ),
     }
+    cases = {
+        "": ("7b-nemo", ", for 1 to 8,192 rows?"),
+        "-wide": ("wide", " at the widest shapes, for 2 to 2,048 rows?"),
+    }
     for name, (question, lacks, environment) in matmuls.items():
-        yield Step(
-            f"matmul-{name}",
-            f"{question}, for 1 to 8,192 rows?",
-            [*matmul, "-k", "[7b-nemo]"],
-            lacks=lacks,
-            environment=environment,
-        )
-        yield Step(
-            f"matmul-{name}-wide",
-            f"{question} at the widest shapes, for 2 to 2,048 rows?",
-            [*matmul, "-k", "[wide]"],
-            lacks=lacks,
-            environment=environment,
-            share=8,
-        )
+        for suffix, (case, rest) in cases.items():
+            yield Step(
+                f"matmul-{name}{suffix}",
+                question + rest,
+                [*matmul, "-k", f"[{case}]"],
+                lacks=lacks,
+                environment=environment,
+                share=8,  # about 4 GB
+            )
     measured = [PYTHON, "-m", "benchmarks.matmul", "--matmuls"]
     yield Step(
         "ceilings",

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from max.driver import Device, DeviceSpec
 
 VARIABLE = "MAX_MISTRAL_CHECK_DEVICE"
+# In a process of its own, for MAX takes most of the GPU's memory at once.
+GPU_NAME = "from max.driver import Accelerator; print(Accelerator().model_name)"
+"""A program that prints which GPU is here; it fails without one."""
 
 # In the place of a 7B model's. Q, K and V together are as large as gate and up, and
 # o_proj as down_proj: a CPU compiles each shape of a product for many seconds.

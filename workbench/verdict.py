@@ -10,7 +10,8 @@ import re
 LEFT_OUT = 77
 """The exit status where the question cannot be asked here, as in automake's tests."""
 _BEGIN = "VERDICT: "
-_RAISED = re.compile(r"[\w.]+(Error|Exception|Interrupt|Exit): ")
+# pytest puts an E before it.
+_RAISED = re.compile(r"(E\s+)?[\w.]+(Error|Exception|Interrupt|Exit): ")
 
 
 def say(answer: str) -> None:

@@ -90,7 +90,7 @@ def fit_context(
     fitting = int(max(room, 0)) // _token_bytes(text, devices, kv_format, encoding)
     context = limit if fitting >= limit else 1 << fitting.bit_length() >> 1
     if context < min(_LEAST_CONTEXT, limit):
-        in_fp8 = f"; {switches.FP8}=keep, which halves the weights"
+        in_fp8 = f", or set {switches.FP8}=keep, which halves the weights"
         raise UserError(
             f"The weights take {gigabytes(weights)} of the {gigabytes(free)} that are "
             "free, which leaves no room for a context. Take a smaller model or "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from max.driver import Device, accelerator_api, is_virtual_device_mode
+from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import default_custom_extensions_scope
 from max.pipelines.lib import PipelineConfig
@@ -83,8 +84,9 @@ def use_right_matmul(
     if slow:
         if matmul is OWN and pipeline_config.runtime.precompiled_mefs:
             raise UserError(
-                f"The graphs in --precompiled-mefs call cuBLAS for (K, N) = {slow}, "
-                f"and it {MISSING}."
+                f"The graphs in --precompiled-mefs may call cuBLAS for (K, N) = "
+                f"{slow}, and it {MISSING}. Install it, or leave --precompiled-mefs "
+                "out."
             )
         logger.warning(
             "%s has no fast kernel for products of (K, N) = %s: MAX's slowest one "
@@ -92,20 +94,8 @@ def use_right_matmul(
             *(matmul[0].upper() + matmul[1:], slow),
             f" With cuBLAS they are fast: {INSTALL}" if matmul is OWN else "",
         )
-    return _compile(matmul, session, every, config)
-
-
-def _compile(
-    matmul: Matmul,
-    session: InferenceSession,
-    every: Sequence[Product],
-    config: MistralConfig,
-) -> list[Path]:
-    """Does what :func:`compile_with` does, without cuBLAS if that is not there."""
-    # MAX's own matmul, too, calls it, and would end the process.
-    if matmul is OWN and slow_products(matmul, every, config.dtype):
-        session._set_mojo_define("MODULAR_DISABLE_VENDOR_FALLBACK", "true")
-    return compile_with(matmul, session, fp8=config.needs_own_matmul)
+    fp8 = config.needs_own_matmul
+    return compile_with(matmul, session, every, config.dtype, fp8=fp8)
 
 
 def _right(
@@ -155,7 +145,12 @@ def _right(
 
 
 def compile_with(
-    matmul: Matmul, session: InferenceSession, *, fp8: bool = False
+    matmul: Matmul,
+    session: InferenceSession,
+    every: Sequence[Product] = (),
+    dtype: DType = DType.bfloat16,
+    *,
+    fp8: bool = False,
 ) -> list[Path]:
     """Has ``session`` compile what it loads from now on with a matmul.
 
@@ -164,6 +159,9 @@ def compile_with(
     Args:
         matmul: Which.
         session: Compiles the model.
+        every: The model's products. MAX's own matmul would call cuBLAS for some of
+            them, and end the process where that is not installed: it is kept off it.
+        dtype: Of their operands, unless they are in FP8.
         fp8: Whether the multistage GEMM takes products in FP8 too.
 
     Returns:
@@ -177,6 +175,8 @@ def compile_with(
         if accelerator_api() == "cuda" and load_cublas() is None:
             raise UserError(f"NVIDIA's cuBLAS {MISSING}.")
         session._use_vendor_blas("true")
+    elif matmul is OWN and slow_products(matmul, every, dtype):
+        session._set_mojo_define("MODULAR_DISABLE_VENDOR_FALLBACK", "true")
     return _libraries(matmul, fp8=fp8)
 
 
@@ -242,7 +242,8 @@ def _finding(
     session = InferenceSession(devices=[*devices])
     pipeline_config.configure_session(session)
     try:
-        libraries = _compile(matmul, session, every, config)
+        fp8 = config.needs_own_matmul
+        libraries = compile_with(matmul, session, every, config.dtype, fp8=fp8)
         with default_custom_extensions_scope(*libraries):
             wrong = wrong_products(
                 session, devices, every, config.dtype, tokens, requests

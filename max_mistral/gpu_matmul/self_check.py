@@ -47,7 +47,7 @@ class Wrong:
 
     def __str__(self) -> str:
         shape = (self.rows, self.product.terms, self.product.columns)
-        on = f" on GPU {self.device + 1} of the model's" if self.device else ""
+        on = f", on the model's GPU number {self.device + 1}," if self.device else ""
         return f"{self.wrong_rows} of the rows for (M, K, N) = {shape}{on}"
 
 

@@ -150,7 +150,7 @@ def folder(monkeypatch, tmp_path):
     used = iter([1e9, 25e9] * 9)
     monkeypatch.setattr(gpu, "used_bytes", lambda: next(used))
     monkeypatch.setattr(gpu_memory, "used_bytes", lambda: next(used))
-    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors.index.json").touch()
     return tmp_path
 
 

@@ -8,6 +8,7 @@ import threading
 import psutil
 import pytest
 
+from benchmarks import gpu_memory
 from benchmarks import serving_servers as servers
 from benchmarks.serving_stream import ServingError
 from tests.unit.fake_server import serving, taken_port
@@ -143,8 +144,8 @@ def says(text):
 
 
 def test_memory_on_a_gpu_is_what_came_on_top(monkeypatch):
-    monkeypatch.setattr(servers, "USED", says("300\n20000"))
-    assert servers.gpu_bytes() == 20300 * 2**20
+    monkeypatch.setattr(gpu_memory, "_ASK", says("300\n20000"))
+    assert servers.used_bytes() == 20300 * 2**20
     running = servers.Server("", 1, True, 300 * 2**20)
     assert running.memory() == {"GPU memory, GB": 20000 * 2**20 / 1e9}
 
@@ -155,8 +156,8 @@ def test_memory_on_a_gpu_is_what_came_on_top(monkeypatch):
     ids=["shared memory", "no driver", "no command"],
 )
 def test_memory_on_a_gpu_is_left_out_where_it_is_not_known(monkeypatch, words):
-    monkeypatch.setattr(servers, "USED", words)
-    assert servers.gpu_bytes() is None
+    monkeypatch.setattr(gpu_memory, "_ASK", words)
+    assert servers.used_bytes() is None
     # Not that of the processes, which is another memory.
     assert servers.Server("", os.getpid(), True, None).memory() == {}
     assert servers.Server("", os.getpid(), True, 1).memory() == {}

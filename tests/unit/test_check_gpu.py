@@ -113,7 +113,7 @@ def test_it_does_not_go_on_from_changes_without_a_commit(check, commit):
 
 
 def test_without_a_gpu_nothing_is_asked(monkeypatch, tmp_path):
-    monkeypatch.setattr(check_gpu, "GPU", "raise SystemExit('no CUDA here')")
+    monkeypatch.setattr(check_gpu, "GPU_NAME", "raise SystemExit('no CUDA here')")
     monkeypatch.setattr(check_gpu, "steps", lambda out, dry: iter([GOOD]))
     monkeypatch.setattr(sys, "argv", ["check_gpu", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
@@ -122,6 +122,13 @@ def test_without_a_gpu_nothing_is_asked(monkeypatch, tmp_path):
     assert "no CUDA here" in end.value.code
     assert "--dry-run" in end.value.code
     assert not (tmp_path / "report.json").exists()
+
+
+def test_a_driver_that_hangs_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(check_gpu, "GPU_NAME", "import time; time.sleep(999)")
+    monkeypatch.setattr(check_gpu, "ORIGIN_SECONDS", 0.5)
+    with pytest.raises(SystemExit, match=r"has not found a GPU here within 0\.5 s"):
+        check_gpu.origin(dry=False)
 
 
 def test_a_dry_run_asks_for_no_gpu():

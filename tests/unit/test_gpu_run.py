@@ -140,6 +140,7 @@ def test_what_pytest_itself_says(tmp_path, code, verdict):
     [
         ("Traceback:\n  File ...\nValueError: no GPU\n  Use MODULAR_DEBUG\n", "no GPU"),
         ("tried\n1 failed, 2 passed in 3 s\n\n", "1 failed, 2 passed in 3 s"),
+        ("E   ValueError: 2 > 1\nskipped\n1 failed in 3 s\n", "E   ValueError: 2 > 1"),
         ("", "it printed nothing"),
     ],
 )

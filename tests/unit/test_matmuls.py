@@ -279,6 +279,26 @@ def test_without_cublas_max_does_not_look_for_it(
             start(every=every, gpu=gpu, has_cublas=False, mefs="folder")
 
 
+def test_the_check_itself_does_not_look_for_cublas(monkeypatch):
+    """Or it would end the process before it had found anything."""
+    for module in (matmuls, slow_products):
+        monkeypatch.setattr(module, "accelerator_api", lambda: "cuda")
+        monkeypatch.setattr(module, "load_cublas", lambda: None)
+    monkeypatch.setattr(slow_products, "gpu_architecture", lambda: "sm_80")
+    defined = []
+    session = SimpleNamespace(_set_mojo_define=lambda *define: defined.append(define))
+    monkeypatch.setattr(matmuls, "InferenceSession", lambda devices: session)
+    monkeypatch.setattr(matmuls, "wrong_products", lambda *_: [])
+    config = SimpleNamespace(dtype=DType.bfloat16, needs_own_matmul=False)
+    asked = SimpleNamespace(configure_session=lambda _: None)
+    for product, wanted in (
+        (LARGE[0], []),
+        (ODD, [("MODULAR_DISABLE_VENDOR_FALLBACK", "true")]),
+    ):
+        found = matmuls._finding(OWN, [product], config, asked, [None], 8192, None)
+        assert (found, defined) == (None, wanted)
+
+
 def test_a_product_without_a_tile_of_the_multistage_gemm_is_named(
     start, monkeypatch, caplog
 ):

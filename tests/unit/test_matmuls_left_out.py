@@ -101,14 +101,14 @@ class ToldError(Exception):
     ],
 )
 def test_fp8_alone_takes_our_kernels_for_fp8(monkeypatch, name, asked):
-    def compile_with(which, session, *, fp8=False):
+    def compile_with(which, session, every, *, fp8=False):
         raise ToldError(which, fp8)
 
     monkeypatch.setattr(check_device, "device", lambda: None)
     monkeypatch.setattr(matmul, "InferenceSession", lambda devices: None)
     monkeypatch.setattr(matmul, "compile_with", compile_with)
     with pytest.raises(ToldError) as told:
-        matmul.measure(name, {})
+        matmul.measure(name, matmul.read(matmul.CONFIG))
     assert told.value.args == asked
 
 

@@ -187,7 +187,7 @@ def test_every_device_is_checked():
     assert {each.device for each in found} == {1}
     for product in PRODUCTS:
         assert of(found, product) == [(rows, rows - 8) for rows in few]
-    assert str(found[0]).endswith("on GPU 2 of the model's")
+    assert str(found[0]).endswith(", on the model's GPU number 2,")
     assert not wrong_products(Faulty(model, nothing), devices, PRODUCTS, DType.bfloat16)
 
 
