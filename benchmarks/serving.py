@@ -149,9 +149,13 @@ def main() -> None:
         "return_token_ids": True,
     }
     sizes = (arguments.prompt_tokens, arguments.rounds)
+    log = None
+    if arguments.json:
+        log = arguments.json.with_suffix(".log")
+        print(f"What the server prints goes to {log}.", flush=True)
     try:
         # Of a flag that is there twice the last one counts.
-        with server([*words, *flags], bool(gpu)) as running:
+        with server([*words, *flags], bool(gpu), log) as running:
             made = origin("max") | {"server": name, "version": running.version()}
             report: dict[str, Any] = {MADE: made | {"gpu": gpu or "none"}}
             if gpu and not running.memory():

@@ -97,8 +97,15 @@ def command(engine: str, model: str, longest: int, users: int) -> list[str]:
 
 
 @contextmanager
-def server(words: list[str], on_gpu: bool) -> Iterator[Server]:
+def server(
+    words: list[str], on_gpu: bool, log_path: Path | None = None
+) -> Iterator[Server]:
     """Starts a server and ends it, with all processes that it has started.
+
+    Args:
+        words: Its command.
+        on_gpu: Whether it runs on one.
+        log_path: A file for what it prints, which is there whatever ends this process.
 
     Raises:
         ServingError: if it does not start; and to one of the body it adds what the
@@ -110,7 +117,11 @@ def server(words: list[str], on_gpu: bool) -> Iterator[Server]:
     words = [*words, "--host", "127.0.0.1", "--port", str(port)]
     root = f"http://127.0.0.1:{port}"
     before = used_bytes() if on_gpu else None
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
+    with (
+        log_path.open("w+", errors="replace")
+        if log_path is not None
+        else tempfile.TemporaryFile("w+", errors="replace")
+    ) as log:
         process = subprocess.Popen(
             words, env=dict(os.environ), stdout=log, stderr=subprocess.STDOUT
         )

@@ -132,14 +132,18 @@ class Check:
             self.keep(step, self.found.get(step.name, result))
             self.late.append(step.name)
             return
-        if step.figures is not None:
-            step.figures.unlink(missing_ok=True)
+        figures = take(step.figures)
         result = run(step, self.arguments.dry_run, limit, is_alone)
         if result.verdict == "too slow" and limit < self.arguments.seconds:
             result.verdict = "no time left"
             self.late.append(step.name)
         said = f"{result.answer} ({result.seconds:.0f} s)"
         print(f"{step.name}: {step.question} {said}", flush=True)
+        if result.verdict == "no time left" and not self.is_open(step):
+            # What is known stays, and its figures.
+            result = self.found[step.name]
+            if step.figures is not None and figures is not None:
+                step.figures.write_bytes(figures)
         self.keep(step, result)
 
     def keep(self, step: Step, result: Result) -> None:
@@ -155,6 +159,15 @@ class Check:
     def write(self) -> None:
         """Writes the report."""
         write(self.out, self.every, self.made, self.found)
+
+
+def take(path: Path | None) -> bytes | None:
+    """Returns what is in a file, if there is one, and removes it."""
+    if path is None or not path.exists():
+        return None
+    found = path.read_bytes()
+    path.unlink()
+    return found
 
 
 def main() -> None:

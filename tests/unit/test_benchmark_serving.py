@@ -62,8 +62,9 @@ def run(monkeypatch, tmp_path, capsys):
         commands, crowds = [], []
 
         @contextmanager
-        def server(command, on_gpu):
+        def server(command, on_gpu, log_path):
             commands.append(command)
+            assert log_path == tmp_path / "report.log"
             assert on_gpu == bool(on)
             yield Server("http://here", 1, on_gpu, None)
 
@@ -131,7 +132,8 @@ def test_with_users_of_their_own_processes(monkeypatch, capsys):
     """Nothing is faked but the model."""
 
     @contextmanager
-    def server(command, on_gpu):
+    def server(command, on_gpu, log_path):
+        assert log_path is None  # without --json
         with fake_server.serving([1], [2, 3], DONE) as fake:
             yield Server(fake.root, os.getpid(), on_gpu, None)
 

@@ -1,6 +1,7 @@
 """``benchmarks/serving_servers.py`` with small programs in place of servers."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import pytest
 from benchmarks import gpu_memory
 from benchmarks import serving_servers as servers
 from benchmarks.serving_stream import ServingError
+from tests.gpu_checks import wait_until
 from tests.unit.fake_server import serving, taken_port
 
 # Answers a look at its health, and has a child that SIGTERM does not end.
@@ -93,6 +95,25 @@ def test_what_a_server_printed_last_is_said():
         servers.server(words, on_gpu=False),
     ):
         raise ServingError("refused")
+
+
+def test_what_a_server_prints_is_there_whatever_ends_its_benchmark(tmp_path):
+    log = tmp_path / "server.log"
+    code = "print('compiling', flush=True); import time; time.sleep(99)"
+    start = f"import sys; from pathlib import Path; from {servers.__name__} import *; "
+    start += f"server([sys.executable, '-c', {code!r}], False, Path({str(log)!r}))"
+    benchmark = subprocess.Popen(
+        [sys.executable, "-c", f"{start}.__enter__()"],
+        # Without what MAX's engine exports, of which Python knows nothing.
+        env=dict(os.environ),
+        process_group=0,
+    )
+    try:
+        wait_until(lambda: log.exists() and "compiling" in log.read_text())
+    finally:
+        os.killpg(benchmark.pid, signal.SIGKILL)
+        benchmark.wait()
+    assert log.read_text() == "compiling\n"
 
 
 def test_a_server_that_is_never_ready(monkeypatch):

@@ -1,6 +1,7 @@
 """``scripts/check_gpu.py`` where time is short, for a step or for all."""
 
 import dataclasses
+import json
 
 from tests.gpu_checks import GOOD, SLOW, check_with_steps, step  # noqa: F401
 
@@ -40,6 +41,24 @@ def test_a_step_ends_with_the_time_of_all(check):
     status, verdicts, printed = check([slow, GOOD], "--for", "2")
     assert (status, verdicts) == (0, {"slow": "no time left", "good": "no time left"})
     assert "No time was left for slow, good." in printed
+
+
+def test_what_is_known_stays_where_time_ends(check, tmp_path):
+    """A step that is asked again, and does not end in time."""
+    figures = tmp_path / "time.json"
+    write = f"import pathlib; pathlib.Path({str(figures)!r}).write_text('[12]')"
+    known = dataclasses.replace(step("time", write), figures=figures)
+    assert check([known])[1] == {"time": "yes"}
+    slow = f"{write.replace('12', '34')}; import time; time.sleep(99)"
+    slow = dataclasses.replace(step("time", slow), figures=figures)
+    _, verdicts, printed = check([slow], "--again", "--for", "2")
+    assert "time: Is time right? no time left" in printed
+    assert "No time was left for time." in printed
+    assert (verdicts, figures.read_text()) == ({"time": "yes"}, "[12]")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["figures"] == {"time": [12]}
+    # Where a step's own time is over, that is the answer.
+    assert check([slow], "--again", "--seconds", "1")[1] == {"time": "too slow"}
 
 
 def test_no_time_at_all(check):
