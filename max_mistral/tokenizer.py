@@ -133,6 +133,19 @@ class MistralTokenizer(ChatTokens):
         return super().__getstate__() | {"_chat": None}
 
     @property
+    @override
+    def _llama_whitespace_fix_dummy_token(self) -> tuple[int, int]:
+        """The token that a single one is decoded behind, and its text's length.
+
+        MAX's own, 33, is a control token in the vocabularies of 32,768: it is skipped
+        where log-probabilities are decoded, and with it as much of the token itself.
+        """
+        if not self._enable_llama_whitespace_fix:
+            return 0, 0
+        letter = self.delegate.encode("A", add_special_tokens=False)[-1]
+        return letter, len(self.delegate.decode([letter]))
+
+    @property
     def uses_mistral_common(self) -> bool:
         """Whether mistral-common encodes chats, and no template."""
         return self._chat is not None

@@ -48,7 +48,7 @@ def read_config(checkpoint: GGUFCheckpoint) -> dict[str, Any]:
     # What the file's own tensor says of RoPE stays in the file; here it is checked.
     kind = rope["rope_type"]
     stated = None if kind == "default" else RopeScaling(rope_type=kind)
-    checkpoint.rope_scaling(stated, head_dim)
+    checkpoint.rope_scaling(stated, head_dim, rope["rope_theta"])
     config: dict[str, Any] = {
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",

@@ -28,14 +28,17 @@ def check_config(checkpoint: GGUFCheckpoint, config: PretrainedConfig) -> None:
     """
     file, arch = checkpoint.metadata, checkpoint.architecture
     stated = _heads(config) | _rope(config)
-    # A linear factor of 1 is none, and some files have 0 for it.
-    factors = [f"{arch}.rope.scaling.factor", f"{arch}.rope.scale_linear"]
     if rope_scaling(config) is None:
-        if file.get(factors[0]) == 1:
+        # A linear factor of 1 is none, and some files have 0 for it.
+        factor = file.get(f"{arch}.rope.scaling.factor")
+        if factor == 1:
             del stated["rope.scaling.type"]
-        for key in factors:
-            if file.get(key) == 0:
-                del stated[key.removeprefix(f"{arch}.")]
+        unread = file.get(f"{arch}.rope.scaling.type") == "none"
+        if unread or factor == 0:
+            del stated["rope.scaling.factor"]
+        # The older name counts where the newer is not there; as in llama.cpp.
+        if unread or factor is not None or file.get(f"{arch}.rope.scale_linear") == 0:
+            del stated["rope.scale_linear"]
     for name, value in stated.items():
         key = f"{arch}.{name}"
         if file.has(key) and not _alike(file.get(key), value):

@@ -17,6 +17,7 @@ from ..fields import MOST_SCALE, Fields
 from ..hf_rope import RopeScaling
 from ..kernels.packing import Encoding
 from ..kernels.pieces import Bytes
+from ..layers.rope import inverse_frequencies
 from ..other_models import refuse_other_models
 from ..progress import progress
 from .check_names import check_tensors
@@ -57,6 +58,8 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
 # What each rotary frequency is divided by, in the files of models whose RoPE is
 # stretched as Llama 3.1's; llama.cpp works it out when it converts them.
 _ROPE_DIVISORS = "rope_freqs.weight"
+# Conversion computes in float32, where the largest, 32, is off by up to 1e-4.
+_CLOSE = 1e-3
 
 
 class GGUFCheckpoint:
@@ -103,17 +106,19 @@ class GGUFCheckpoint:
                 self.metadata.refuse(key, self.metadata.get(key), expected)
 
     def rope_scaling(
-        self, stated: RopeScaling | None, head_dim: int
+        self, stated: RopeScaling | None, head_dim: int, theta: float
     ) -> RopeScaling | None:
         """Returns how RoPE is stretched: as the file's own tensor says, if it has one.
 
         Args:
             stated: What the config says.
             head_dim: Width of one attention head.
+            theta: The base of the frequencies.
 
         Raises:
             UserError: (a ``ValueError``) if the tensor is no such list of numbers,
-                or the config stretches RoPE too.
+                or the config stretches RoPE too, and not as Llama 3.1 does with
+                the same numbers.
         """
         tensor = self.tensors.get(_ROPE_DIVISORS)
         if tensor is None:
@@ -139,13 +144,21 @@ class GGUFCheckpoint:
             )
         if np.all(values == 1):
             return stated
-        if stated is not None:
-            raise UserError(
-                f"{what} other than ones, and rope_type is {stated.rope_type!r}; "
-                "max_mistral stretches RoPE in one way at a time. If config.json is "
-                "not of this file, make it with python -m max_mistral.prepare."
-            )
-        return RopeScaling(rope_type="divisors", divisors=tuple(values.tolist()))
+        if stated is None:
+            return RopeScaling(rope_type="divisors", divisors=tuple(values.tolist()))
+        why = "max_mistral stretches RoPE in one way at a time"
+        if stated.rope_type == "llama3":
+            plain = inverse_frequencies(head_dim, theta, None)
+            wanted = plain / inverse_frequencies(head_dim, theta, stated)
+            if np.allclose(values, wanted, rtol=_CLOSE):
+                return stated
+            why = f"its numbers would be {wanted[0]:g} to {wanted[-1]:g}"
+        raise UserError(
+            f"{what} with {values[0]:g} to {values[-1]:g}, and rope_type is "
+            f"{stated.rope_type!r}; {why}. If config.json is not of this file, take "
+            "that of the model that the file was made of, or make it with python -m "
+            "max_mistral.prepare."
+        )
 
     def weights(
         self,

@@ -1,14 +1,18 @@
 """What the routes write, as OpenAI's own client and schemas read it."""
 
 import json
+from itertools import accumulate
+from pathlib import Path
 
+import mistral_common
 import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
-from tests.routes import EOS
+from tests.routes import EOS, Routes
 from tests.tools import CALLS, TOOLS
+from tests.vocabularies import write_real
 
 
 def events(response):
@@ -71,6 +75,32 @@ def test_scores_name_their_tokens(v13):
         for name in ("tokens", "text_offset", "token_logprobs"):
             joined = [value for each in scores if each for value in each[name]]
             assert joined == getattr(choice.logprobs, name)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "tokenizer.model.v1",
+        "mistral_instruct_tokenizer_240323.model.v3",
+        "mistral_instruct_tokenizer_241114.model.v7",
+        "tekken_240911.json",
+    ],
+)
+def test_tokens_of_a_real_vocabulary(tmp_path, file):
+    """MAX decodes each alone, where sentencepiece leaves its leading space out."""
+    tokenizer = Path(mistral_common.__file__).parent / "data" / file
+    server = Routes(write_real(tmp_path / "real", tokenizer))
+    server.worker.answer = [*server.ids("Hello world, so\n  it is."), EOS]
+    choice = server.complete("Hi", logprobs=2).json()["choices"][0]
+    scores = choice["logprobs"]
+    *tokens, end = scores["tokens"]
+    assert ("".join(tokens).lstrip(), end) == ("Hello world, so\n  it is.", "")
+    assert all(tokens)
+    assert {" world", " so", " it", " is"} <= {*tokens}
+    assert scores["text_offset"] == [*accumulate(map(len, tokens), initial=0)]
+    chat = server.answer("Hello world", logprobs=True, top_logprobs=2)
+    said = [each["token"] for each in chat["logprobs"]["content"]]
+    assert "".join(said).lstrip() == "Hello world"
 
 
 def test_two_prompts_have_scores_of_their_own(v13):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from max_mistral import MistralConfig
+from max_mistral import MistralConfig, hf_rope
 from max_mistral.errors import UserError
 from max_mistral.hf_rope import RopeScaling
 from max_mistral.prepare import prepare
@@ -336,6 +336,8 @@ def test_a_factor_without_a_type_is_linear(tmp_path, key):
         {"rope__scaling__factor": 0.0, "rope__scaling__type": "none"},
         # The newer name counts.
         {"rope__scaling__factor": 0.0, "rope__scale_linear": 4.0},
+        # Of the type "none" no factor is read.
+        {"rope__scaling__factor": 4.0, "rope__scaling__type": "none"},
         {"attention__sliding_window": 0},
     ],
 )
@@ -346,15 +348,14 @@ def test_a_zero_is_none(tmp_path, zeros):
     config = read_config(checkpoint)
     assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
     assert config["sliding_window"] is None
-    if len(zeros) == 1:
-        check_config(checkpoint, AutoConfig.for_model(**config))
+    check_config(checkpoint, AutoConfig.for_model(**config))
 
 
 def test_rope_freqs_of_ones_change_nothing(tmp_path):
     checkpoint = GGUFCheckpoint(edited(tmp_path / "m.gguf", divisors=[1.0, 1.0]))
-    assert checkpoint.rope_scaling(None, 4) is None
+    assert checkpoint.rope_scaling(None, 4, 10000.0) is None
     linear = RopeScaling(rope_type="linear", factor=2.0)
-    assert checkpoint.rope_scaling(linear, 4) is linear
+    assert checkpoint.rope_scaling(linear, 4, 10000.0) is linear
 
 
 def test_rope_freqs_are_honoured(tmp_path):
@@ -367,6 +368,46 @@ def test_rope_freqs_are_honoured(tmp_path):
     hf = AutoConfig.from_pretrained(tmp_path / "model")
     weights = dict(GGUFCheckpoint(path).weights(hf, packed=False))
     assert len(weights) == 11  # none of RoPE among them
+
+
+def llama3_divisors(head_dim, theta, rope):
+    """As llama.cpp's conversion has them (``generate_extra_tensors``), by wavelength."""
+    original, factor = rope["original_max_position_embeddings"], rope["factor"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    found = []
+    for dimension in range(0, head_dim, 2):
+        wavelength = 2 * math.pi * theta ** (dimension / head_dim)
+        if wavelength < original / high:
+            found.append(1.0)
+        elif wavelength > original / low:
+            found.append(factor)
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            found.append(1 / ((1 - smooth) / factor + smooth))
+    return found
+
+
+def test_llama_3s_rope_freqs_beside_its_own_config(tmp_path):
+    """Both say the same: the config of the model that the file was made of."""
+    rope = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    scaling = hf_rope.rope_scaling(AutoConfig.for_model("mistral", rope_parameters=rope))
+    of_model = llama3_divisors(64, 5e5, rope)
+    assert len({*of_model} - {1.0, 32.0}) > 2
+    checkpoint = GGUFCheckpoint(edited(tmp_path / "m.gguf", divisors=of_model))
+    assert checkpoint.rope_scaling(scaling, 64, 5e5) is scaling
+    other = [*of_model[:-1], 8.0]
+    checkpoint = GGUFCheckpoint(edited(tmp_path / "other.gguf", divisors=other))
+    with pytest.raises(UserError, match="would be 1 to 32"):
+        checkpoint.rope_scaling(scaling, 64, 5e5)
+    checkpoint = GGUFCheckpoint(edited(tmp_path / "m.gguf", divisors=of_model))
+    with pytest.raises(UserError, match="with 1 to 32, and rope_type is 'llama3'"):
+        checkpoint.rope_scaling(scaling, 64, 1e4)
 
 
 @pytest.mark.parametrize(
