@@ -26,6 +26,7 @@ from mistral_common.tokens.tokenizers.base import SpecialTokens, TokenizerVersio
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from .chat.common_messages import as_sent
 from .hf_files import find_file
 from .server.request_limits import asked_effort
 from .tekken import check_pattern
@@ -46,10 +47,6 @@ _OPTIONS = {
     *("reasoning_effort", "enable_thinking", "thinking"),
     *("add_generation_prompt", "continue_final_message"),
 }
-
-# mistral-common reads and writes a result further down than we do, in calls and in
-# JSON, but by fewer levels than these.
-_MARGIN = 100
 
 # Both encode these alike if they are of the same vocabulary.
 _PROBE = "Let's try 12345: naïve façades — 日本語\n\n  x"
@@ -78,6 +75,14 @@ class MistralChat:
         """Returns the ids of plain text, in which nothing is a control token."""
         raw = self._tokenizer.instruct_tokenizer.tokenizer
         return raw.encode(text, bos=False, eos=False)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether an answer's thinking has a place in a prompt."""
+        raw = self._tokenizer.instruct_tokenizer.tokenizer
+        return self.version >= TokenizerVersion.v13 and raw.is_special(
+            SpecialTokens.begin_think.value
+        )
 
     @property
     def has_fim(self) -> bool:
@@ -126,10 +131,11 @@ class MistralChat:
             settings["reasoning_effort"] = effort
         if "continue_final_message" in options:
             settings["continue_final_message"] = options["continue_final_message"]
+        sent = as_sent(messages, contents, self.version, thinks=self.thinks)
         # Its errors share no base, and a message makes it raise others too.
         try:
             request = ChatCompletionRequest.from_openai(
-                messages=_unicode(self._openai(messages, contents)),
+                messages=_unicode(sent),
                 tools=_unicode([dict(tool) for tool in tools]) if tools else None,
                 **settings,
             )
@@ -150,69 +156,6 @@ class MistralChat:
             )
         # Where there are no efforts, "none" asks for nothing.
         return None if effort == "none" else effort
-
-    def _openai(
-        self,
-        messages: Sequence[TextGenerationRequestMessage],
-        contents: Sequence[list[dict[str, Any]] | None] | None,
-    ) -> list[dict[str, Any]]:
-        """The messages as a client sent them, with what MAX took out."""
-        found = []
-        names: dict[str | None, str] = {}
-        for message, parts in zip(
-            messages, contents or [None] * len(messages), strict=True
-        ):
-            each: dict[str, Any] = {"role": message.role}
-            if parts is not None:
-                each["content"] = parts
-            elif isinstance(message.content, str):
-                each["content"] = message.content
-            else:
-                each["content"] = [part.model_dump() for part in message.content]
-            if message.tool_calls:
-                # Before v7 a message has either, as the chat templates of then.
-                if self.version < TokenizerVersion.v7 or not each["content"]:
-                    each["content"] = None
-                each["tool_calls"] = [_call(call) for call in message.tool_calls]
-                for call in message.tool_calls:
-                    names[call.get("id")] = call["function"]["name"]
-            if message.role == "tool":
-                each["tool_call_id"] = message.tool_call_id
-                each["name"] = names.get(message.tool_call_id)
-                if self.version < TokenizerVersion.v7:
-                    each["content"] = _as_json(each["content"])
-            if message.reasoning_content:
-                each["reasoning_content"] = message.reasoning_content
-            found.append(each)
-        return found
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    function = dict(call["function"])
-    # MAX parses them, to write them into a template.
-    arguments = function.get("arguments", {})
-    function["arguments"] = json.dumps(arguments, ensure_ascii=False)
-    return call | {"function": function}
-
-
-def _as_json(content: Any) -> Any:
-    """Returns a tool's result as mistral-common can read and write it.
-
-    Before v7 it becomes a part of JSON: itself, if it is JSON, else a string. What is
-    JSON, but has too many digits or levels for Python, is a string too.
-    """
-    if not isinstance(content, str):
-        texts = [part.get("text") for part in content]
-        if None in texts:
-            return content  # which mistral-common refuses
-        content = "\n\n".join(filter(None, texts))  # as it joins them
-    try:
-        json.loads("[" * _MARGIN + content + "]" * _MARGIN)
-        return json.dumps(json.loads(content), ensure_ascii=False)
-    except json.JSONDecodeError:
-        return content
-    except (ValueError, RecursionError):
-        return json.dumps(content, ensure_ascii=False)
 
 
 def _without_schema(check: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -192,9 +192,7 @@ class MistralConfig(GraphConfig, ArchConfigWithKVCache):
                 # wrong with it.
                 checkpoint = GGUFCheckpoint(path, vocabulary=False)
                 check_config(checkpoint, text)
-                scaling = checkpoint.rope_scaling(
-                    scaling, head_dim, rope_theta(text)
-                )
+                scaling = checkpoint.rope_scaling(scaling, head_dim, rope_theta(text))
         else:
             quantization = read_quantization(huggingface_config, encoding)
             if quantization is None:

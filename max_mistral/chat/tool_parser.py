@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 from max.pipelines.context.exceptions import InputError
@@ -18,6 +19,9 @@ from .events import Arguments, Broken, Call, Content, Event
 from .schemas import check_size, check_together
 from .tool_choice import one_call_only
 from .tool_grammar import HELD, tool_grammar
+
+all_broken: ContextVar[bool] = ContextVar("all_broken", default=False)
+"""Whether this task's stream has ended and none of its calls is whole."""
 
 NAME = "mistral"
 TAGS_NAME = "mistral_tags"
@@ -43,6 +47,9 @@ class MistralToolParser(StructuralTagToolParser):
     def reset(self) -> None:
         """Forgets what was streamed."""
         self._reader = CallReader(self.CALL_BEGIN, self.CALL_CLOSE)
+        # Of a stream, by their numbers: whether they are whole so far.
+        self._whole: dict[int, bool] = {}
+        all_broken.set(False)
 
     def parse_complete(self, response: str) -> ParsedToolResponse:
         """Returns the content and the calls of a whole answer.
@@ -86,17 +93,23 @@ class MistralToolParser(StructuralTagToolParser):
 
     def parse_delta(self, delta: str) -> list[ParsedToolCallDelta] | None:
         """Returns what the next piece of an answer says; [] for nothing yet."""
-        return [
-            _as_delta(event)
-            for event in self._wanted(self._reader.feed(delta))
-            if not isinstance(event, Broken)
-        ]
+        events = self._read_on(self._reader.feed(delta))
+        return [_as_delta(event) for event in events if not isinstance(event, Broken)]
 
     def flush(self) -> str | None:
         """Returns what was held back when the answer ends: content by then."""
-        events = self._wanted(self._reader.finish())
+        events = self._read_on(self._reader.finish())
+        all_broken.set(not any(self._whole.values()))
         held = (e.text for e in events if isinstance(e, Content | Arguments))
         return "".join(held) or None
+
+    def _read_on(self, found: Iterable[Event]) -> list[Event]:
+        """Returns those of a stream's events that are wanted."""
+        events = self._wanted(found)
+        for event in events:
+            if isinstance(event, Call | Broken):
+                self._whole[event.index] = isinstance(event, Call)
+        return events
 
     def _wanted(self, events: Iterable[Event]) -> list[Event]:
         """Drops all but the first call where the request takes one only."""

@@ -1,7 +1,8 @@
 """What MAX 26.7's answers have to have beside what it writes.
 
 - ``finish_reason`` in each chunk of a streamed chat, null in all but the last. MAX
-  leaves out all that is null; Mistral's clients refuse a chunk without it.
+  leaves out all that is null; Mistral's clients refuse a chunk without it. The last
+  is "stop" where no call is whole, as in an answer that is not streamed.
 - ``role`` in the first chunk alone. MAX has it in each, and OpenAI's client joins a
   stream's texts: "assistantassistant".
 - No ``logprobs`` where none were asked for. MAX has an object of empty lists.
@@ -25,6 +26,8 @@ from itertools import accumulate
 from typing import Any
 
 from pydantic import SerializerFunctionWrapHandler, create_model, model_serializer
+
+from ..chat.tool_parser import all_broken
 
 
 @dataclass
@@ -126,7 +129,10 @@ def _whole(choice: Any, found: Dumped) -> Dumped:
 
 
 def _chunk(choice: Any, found: Dumped) -> Dumped:
-    found = found | {"finish_reason": choice.finish_reason}
+    reason = choice.finish_reason
+    if reason == "tool_calls" and all_broken.get():
+        reason = "stop"
+    found = found | {"finish_reason": reason}
     sent = _sent.get()
     if sent is not None and sent.role:
         found["delta"].pop("role", None)

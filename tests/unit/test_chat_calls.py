@@ -93,6 +93,12 @@ def test_broken_calls_are_content(v13, answer):
     streamed = v13.streamed(answer, tools=TOOLS)
     sent = "".join(a for call in calls_of(streamed) for a in call)
     assert sent + streamed["message"]["content"] == bare
+    # A client that reads "tool_calls" reads the arguments.
+    assert streamed["finish_reason"] == "stop"
+    after_a_whole_one = CALLS["v13"] + answer
+    for ask in (v13.answer, v13.streamed):
+        choice = ask(after_a_whole_one, tools=TOOLS)
+        assert choice["finish_reason"] == "tool_calls"
 
 
 @pytest.mark.parametrize(

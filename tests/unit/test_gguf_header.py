@@ -371,7 +371,7 @@ def test_rope_freqs_are_honoured(tmp_path):
 
 
 def llama3_divisors(head_dim, theta, rope):
-    """As llama.cpp's conversion has them (``generate_extra_tensors``), by wavelength."""
+    """As llama.cpp's conversion writes them (``generate_extra_tensors``)."""
     original, factor = rope["original_max_position_embeddings"], rope["factor"]
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     found = []
@@ -396,7 +396,8 @@ def test_llama_3s_rope_freqs_beside_its_own_config(tmp_path):
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    scaling = hf_rope.rope_scaling(AutoConfig.for_model("mistral", rope_parameters=rope))
+    config = AutoConfig.for_model("mistral", rope_parameters=rope)
+    scaling = hf_rope.rope_scaling(config)
     of_model = llama3_divisors(64, 5e5, rope)
     assert len({*of_model} - {1.0, 32.0}) > 2
     checkpoint = GGUFCheckpoint(edited(tmp_path / "m.gguf", divisors=of_model))

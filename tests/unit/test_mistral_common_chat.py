@@ -11,7 +11,7 @@ from mistral_common.protocol.instruct import validator
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from max_mistral.chat.messages import MistralIds
-from tests.chats import CHATS, HI, SUNNY, TOOLS, USER, WEATHER, called, expected
+from tests.chats import CHATS, HELLO, HI, SUNNY, TOOLS, USER, WEATHER, called, expected
 from tests.routes import Routes
 from workbench.tokenizers import KINDS, tokenizer_file, write_model
 
@@ -47,6 +47,13 @@ def assert_same(model, body, want):
         assert routes.prompt_ids == want
 
 
+# What is left of chats where nothing has a place for thinking.
+THOUGHTLESS = {
+    "thinking that goes on": [HI, USER],
+    "thoughts": [HI, HELLO, USER],
+}
+
+
 @pytest.mark.parametrize("chat", list(CHATS))
 def test_ids_are_those_of_mistral_common(model, chat):
     routes, reference = model
@@ -58,6 +65,8 @@ def test_ids_are_those_of_mistral_common(model, chat):
     body = CHATS[chat]
     if chat == "a call in text" and reference.version.version_num < 7:
         body = CHATS["a call"]  # see test_a_text_beside_calls
+    if chat in THOUGHTLESS and reference.version.version_num < 13:
+        body = {"messages": THOUGHTLESS[chat]}  # see test_thinking_of_another_model
     assert_same(model, CHATS[chat], unchecked(reference, body))
 
 
@@ -139,6 +148,31 @@ def test_thinking_that_is_empty_is_none(model, field):
     want = expected(model[1], {"messages": [HI, answer, HI]})
     assert isinstance(want, list)
     assert_same(model, {"messages": [HI, answer | {field: ""}, HI]}, want)
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "reasoning_content", "part"])
+def test_thinking_of_another_model(model, kind):
+    """Which the chat was with before: left out where there is no place for it."""
+    _, reference = model
+    part = {"type": "thinking", "thinking": "Greet back."}
+    of_parts = {"content": [part, {"type": "text", "text": HELLO["content"]}]}
+    answer = HELLO | (of_parts if kind == "part" else {kind: "Greet back."})
+    has_place = reference.version.version_num >= 13
+    want = expected(reference, {"messages": [HI, answer if has_place else HELLO, USER]})
+    assert isinstance(want, list)
+    assert_same(model, {"messages": [HI, answer, USER]}, want)
+
+
+@pytest.mark.parametrize("content", ["", [], [{"type": "text", "text": ""}]])
+def test_an_answer_without_text_is_left_out(model, content):
+    """As it comes of a stop string at once; mistral-common refuses it."""
+    empty = {"role": "assistant", "content": content}
+    assert isinstance(expected(model[1], {"messages": [HI, empty, USER]}), Exception)
+    want = expected(model[1], {"messages": [HI, USER]})
+    assert isinstance(want, list)
+    assert_same(model, {"messages": [HI, empty, USER]}, want)
+    # At the end it is what it is.
+    assert post(model[0], {"messages": [HI, empty]}).status_code == 400
 
 
 def test_ids_of_other_servers_are_shortened(model):

@@ -191,6 +191,8 @@ def test_a_stop_string_in_a_call_and_in_json(servers):
             choice = found("Well. " + CALLS["v13"], stop=["Well. [TOOL"], **body)
             assert choice["message"]["content"] == ""
             assert (calls_of(choice), choice["finish_reason"]) == ([], "stop")
+            choice = found(CALLS["v13"], stop=["Åre"], **body)
+            assert choice["finish_reason"] == "stop"
             form = {"type": "json_object"}
             choice = found('{"a": "bc"}', stop=["c"], response_format=form)
             assert choice["message"]["content"] == '{"a": "b'
