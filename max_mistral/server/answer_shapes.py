@@ -9,6 +9,8 @@
 - Of a completion's ``logprobs`` the ``tokens``, and ``text_offset``: where each begins
   in the text, with ``echo`` counted from the prompt's beginning. A token of part of a
   character counts as one.
+- No ``bytes`` of a chat's token that is part of a character. MAX has those of U+FFFD,
+  as which it decodes such a token.
 - A null for the first token where ``echo`` gives the log-probabilities of a prompt,
   as nothing predicts it. OpenAI's API has it, and what reads them counts by it
   (lm-evaluation-harness). It comes from the worker as NaN; see
@@ -101,6 +103,18 @@ def hook_answers(routes: Any) -> None:
         )
 
     routes._process_log_probabilities = with_nulls
+    process_chat = routes._process_chat_log_probabilities
+
+    @functools.wraps(process_chat)
+    def without_wrong_bytes(outputs: Any) -> Any:
+        found = process_chat(outputs)
+        for each in found.content:
+            for one in (each, *each.top_logprobs):
+                if "\ufffd" in one.token:
+                    one.bytes = None
+        return found
+
+    routes._process_chat_log_probabilities = without_wrong_bytes
 
 
 def _with(model: Any, **types: Any) -> Any:

@@ -124,6 +124,23 @@ def completion_scores():
 
 
 @seam(
+    "the log-probabilities of chats are what `_process_chat_log_probabilities` makes "
+    "of outputs, with the `bytes` of a token's text",
+    "_process_chat_log_probabilities",
+    "drop `without_wrong_bytes` of `server/answer_shapes.py` if the bytes are the "
+    "token's own",
+)
+def chat_scores():
+    answers = f"{ROUTES}:OpenAIChatResponseGenerator"
+    for method in ("_stream", "complete"):
+        says(f"{answers}.{method}", r"_process_chat_log_probabilities\(")
+    says(
+        f"{ROUTES}:_process_chat_log_probabilities",
+        r"bytes=list\(sampled_token\.encode\(\"utf-8\"\)\)",
+    )
+
+
+@seam(
     "the routes find the model by `get_pipeline(request, name)`, right after the body: "
     "a `ValueError` for another name, without words for the client",
     "_parse_openai_request_body",

@@ -103,6 +103,19 @@ def test_tokens_of_a_real_vocabulary(tmp_path, file):
     assert "".join(said).lstrip() == "Hello world"
 
 
+def test_part_of_a_character_has_no_bytes(v13):
+    """Which are not those of the text that stands for it."""
+    asked = {"logprobs": True, "top_logprobs": 1}
+    chunks = events(v13.ask("aé", stream=True, **asked))
+    found = [chunk["choices"][0].get("logprobs") for chunk in chunks]
+    streamed = [one for each in found if each for one in each["content"]]
+    for scores in (v13.answer("aé", **asked)["logprobs"]["content"], streamed):
+        parts = [(each["token"], each.get("bytes")) for each in scores]
+        assert parts[:3] == [("a", [97]), ("\ufffd", None), ("\ufffd", None)]
+        for each in scores[1:3]:
+            assert [top.get("bytes") for top in each["top_logprobs"]] == [None]
+
+
 def test_two_prompts_have_scores_of_their_own(v13):
     v13.worker.at_a_time = 1000
     v13.worker.answer = [*v13.ids("Yes."), EOS]
