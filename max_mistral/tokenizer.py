@@ -41,6 +41,7 @@ from .server.request_limits import (
 )
 from .server.routes import hook_routes
 from .server.stop_strings import ends_at_stops
+from .workarounds.console import print_whole_characters, printed
 
 logger = logging.getLogger("max.pipelines")
 
@@ -126,6 +127,7 @@ class MistralTokenizer(ChatTokens):
             )
         self.set_up_chat(pipeline_config)
         hook_routes()
+        print_whole_characters()
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -174,6 +176,22 @@ class MistralTokenizer(ChatTokens):
                 raise PromptTooLongError(len(prompt), self.max_length)
             check_token_ids(prompt, self._vocab_size)
         return await super().encode(prompt, add_special_tokens)
+
+    @override
+    async def decode(
+        self, encoded: npt.NDArray[np.integer[Any]] | Sequence[int] | int, **kwargs: Any
+    ) -> str:
+        """Returns the text of ids, or what they add to the answer that is printed.
+
+        Args:
+            encoded: int64 ``[tokens]``, or one id.
+            **kwargs: As a Hugging Face tokenizer's ``decode`` takes them.
+        """
+        going_on = printed.get()
+        if going_on is not None:
+            return await going_on.decode(np.atleast_1d(encoded).tolist())
+        text: str = await super().decode(encoded, **kwargs)
+        return text
 
     def encode_fim(self, prompt: str, suffix: str) -> list[int] | None:
         """Returns the ids after which the model fills in between two texts.

@@ -160,3 +160,21 @@ def counts_of_drafts():
     metrics = "max.pipelines.speculative.utils:_SpeculativeDecodingMetrics"
     takes(metrics, 1, "num_verifications")
     has(metrics, "draft_tokens_generated output_tokens accepted_per_position")
+
+
+@seam(
+    "`max generate` decodes each step's tokens by themselves, called back by its "
+    "`stream_context`",
+    "stream_context",
+    "drop `workarounds/console.py` if it prints whole characters by now",
+)
+def printed_tokens():
+    generate = "max._entrypoints.cli.generate"
+    takes(f"{generate}:stream_context", 3)
+    says(
+        f"{generate}:stream_text_to_console",
+        r"tokenizer\.decode\(tokens, skip_special_tokens=True\)",
+        r"await stream_context\(pipeline, context, print_decoded\)",
+    )
+    module = "max.serve.pipelines.incremental_detokenizer"
+    takes(f"{module}:create_buffered_detokenizer", 2)
