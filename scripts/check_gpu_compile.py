@@ -192,6 +192,8 @@ CASES: dict[str, Case | Products] = {
     "products-two-gpus": Products("cuda:sm_90a", "two-gpus"),
     "products-multistage": Products("cuda:sm_90a", "multistage"),
     "products-multistage-blackwell": Products("cuda:sm_100a", "multistage"),
+    # Where a block of threads has less shared memory.
+    "products-multistage-ada": Products("cuda:sm_89", "multistage"),
     "products-small": Products("cuda:sm_90a", "small"),
     "products-fp8": Products("cuda:sm_90a", "fp8"),
     "products-fp8-rtx-blackwell": Products("cuda:sm_120a", "fp8"),

@@ -18,10 +18,13 @@ def _config[
 ](tile: Int) -> MatmulConfig[dtype, dtype, c_type, transpose_b]:
     """Returns a tile's shape, smallest first: up to 16, 64 and more rows.
 
-    For bfloat16, those of MAX's table for an A100 at a 7B's shapes. Those for FP8
-    fit into the shared memory of RTX Blackwell, 99 KB.
+    For bfloat16, those of MAX's table for an A100 at a 7B's shapes, which take up to
+    160 KB of shared memory. Others fit into the 99 KB that a block may have on Ada,
+    RTX Blackwell and small Ampere GPUs, and those for FP8 too.
     """
     comptime bytes = size_of[dtype]()
+    comptime shared = DeviceContext.default_device_info.shared_memory_per_multiprocessor
+    comptime is_small = shared < 160 * 1024
     comptime if dtype == DType.float32:
         # As TF32; only the last: their bytes would not fit.
         return MatmulConfig[dtype, dtype, c_type, transpose_b](
@@ -31,7 +34,7 @@ def _config[
         )
     if tile == 0:
         return MatmulConfig[dtype, dtype, c_type, transpose_b](
-            block_tile_shape=Index(16, 64, 128),
+            block_tile_shape=Index(16, 64, 128 // bytes if is_small else 128),
             warp_tile_shape=Index(16, 32, 64 // bytes),
             num_pipeline_stages=4,
             num_warp_k_partitions=2,
@@ -40,13 +43,13 @@ def _config[
         return MatmulConfig[dtype, dtype, c_type, transpose_b](
             block_tile_shape=Index(64, 64, 128 // bytes),
             warp_tile_shape=Index(32, 64, 64 // bytes),
-            num_pipeline_stages=3 if dtype == FP8 else 5,
+            num_pipeline_stages=3 if is_small or dtype == FP8 else 5,
             num_warp_k_partitions=2,
         )
     return MatmulConfig[dtype, dtype, c_type, transpose_b](
         block_tile_shape=Index(128, 128, 128 // bytes),
         warp_tile_shape=Index(64, 64, 64 // bytes),
-        num_pipeline_stages=3 if dtype == FP8 else 4,
+        num_pipeline_stages=3 if is_small or dtype == FP8 else 4,
     )
 
 

@@ -65,6 +65,7 @@ def use_right_matmul(
         UserError: (a ``ValueError``) if none is right, or if cuBLAS is needed and
             is not installed.
     """
+    assert all(device.is_host == devices[0].is_host for device in devices)
     checks = self_check_is_on()
     asked = matmul = asked_for(config, pipeline_config, devices[0])
     if devices[0].is_host or is_virtual_device_mode():

@@ -59,7 +59,9 @@ def compile_block(session, module, pipeline_config):
         TensorType(config.dtype, ["rows", width], device=device)
         for width in (config.hidden_size, queries)
     ]
-    libraries = use_right_matmul(config, pipeline_config, session, session.devices)
+    # Not all of the session's, among which is the host.
+    gpus = session.devices[:1]
+    libraries = use_right_matmul(config, pipeline_config, session, gpus)
     with Graph("block", input_types=types, custom_extensions=libraries) as graph:
         x, y = (value.tensor for value in graph.inputs)
         attention = block.self_attn
@@ -99,7 +101,7 @@ class InNumPy:
     """A session for a GPU that is not there: its models are NumPy's products."""
 
     def __init__(self, worth):
-        self.devices, self.worth = [Accelerator()], worth
+        self.devices, self.worth = [Accelerator(), CPU()], worth
 
     def load(self, graph, weights_registry):
         # As much as can be seen of it: two operands, three results.
