@@ -176,9 +176,7 @@ class _Searched:
         self._levels -= 1
         return "|".join(found)
 
-    def _branch(
-        self, parts: list[_Part], before: str | None, after: str | None
-    ) -> str:
+    def _branch(self, parts: list[_Part], before: str | None, after: str | None) -> str:
         first, last = 0, len(parts)
         while before is not None and first < last and self._is(parts[first], "^"):
             before, first = "", first + 1

@@ -151,12 +151,9 @@ def test_any_text_is_no_count():
     _compiler().compile_structural_tag(StructuralTag(format=json_format(schema)))
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    ["(" * 65_000, "[" * 65_000, "(^" * 20_000 + ")" * 20_000, "((^a)|b)" * 8_000],
-)
-def test_hostile_patterns_are_left_or_refused(pattern):
-    try:
-        assert searched(pattern) == pattern
-    except ValueError:
-        pass
+def test_hostile_patterns_are_read_all_the_same():
+    for pattern in ("(" * 65_000, "[" * 65_000, "(a" * 20_000 + ")" * 20_000):
+        assert searched(pattern).removeprefix(ANY).removesuffix(ANY) == pattern
+    for pattern in ("(^" * 20_000 + ")" * 20_000, "((^a)|b)" * 8_000):
+        with pytest.raises(ValueError, match="anchor"):
+            searched(pattern)
