@@ -124,6 +124,23 @@ def completion_scores():
 
 
 @seam(
+    "a chat's log-probabilities are what `_process_chat_log_probabilities` makes of "
+    "outputs, streamed and whole, and those of 1 where `top_logprobs` is left out",
+    "_process_chat_log_probabilities",
+    "drop that part of `server/answer_shapes.py` if MAX gives no alternatives then",
+)
+def chat_scores():
+    answers = f"{ROUTES}:OpenAIChatResponseGenerator"
+    says(
+        answers,
+        r"_process_chat_log_probabilities\(\[chunk\]\)",
+        r"_process_chat_log_probabilities\(completed_outputs\)",
+    )
+    made = f"{ROUTES}:_process_chat_log_probabilities"
+    says(made, r"top_logprobs=top_logprobs_list", r"content=content")
+
+
+@seam(
     "the routes find the model by `get_pipeline(request, name)`, right after the body: "
     "a `ValueError` for another name, without words for the client",
     "_parse_openai_request_body",
