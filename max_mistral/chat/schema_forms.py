@@ -61,7 +61,7 @@ def wrong_pattern(schema: Schema) -> str | None:
     wrong: list[str] = []
 
     def look(node: dict[str, Any]) -> Schema:
-        for pattern in _patterns(node):
+        for pattern in patterns(node):
             try:
                 searched(pattern)
             except ValueError:
@@ -79,6 +79,13 @@ def target(root: Schema, reference: str) -> Schema:
         key = part.replace("~1", "/").replace("~0", "~")
         node = node.get(key, True) if isinstance(node, dict) else True
     return node
+
+
+def patterns(node: dict[str, Any]) -> list[str]:
+    """Returns the patterns of a schema itself, not of those in it."""
+    named = node.get("patternProperties")
+    found = [node.get("pattern"), *(named if isinstance(named, dict) else ())]
+    return [pattern for pattern in found if isinstance(pattern, str)]
 
 
 def _each(schema: Schema, change: Callable[[dict[str, Any]], Schema]) -> Schema:
@@ -107,17 +114,10 @@ def _with_known_format(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "format"}
 
 
-def _patterns(node: dict[str, Any]) -> list[str]:
-    """The patterns of a schema itself, not of those in it."""
-    named = node.get("patternProperties")
-    found = [node.get("pattern"), *(named if isinstance(named, dict) else ())]
-    return [pattern for pattern in found if isinstance(pattern, str)]
-
-
 def _with_searches(node: dict[str, Any]) -> dict[str, Any]:
     """Returns a schema whose patterns are of whole texts, if they can be so."""
     try:
-        whole = {pattern: searched(pattern) for pattern in _patterns(node)}
+        whole = {pattern: searched(pattern) for pattern in patterns(node)}
     except ValueError:
         return node
     found = dict(node)

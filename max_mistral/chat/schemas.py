@@ -16,7 +16,7 @@ from max.pipelines.context.exceptions import InputError
 from ..errors import shown
 from ..unicode import is_unicode
 from .patterns import repeated
-from .schema_forms import target, wrong_pattern
+from .schema_forms import patterns, target, wrong_pattern
 from .tool_grammar import json_format
 
 # The worker compiles a grammar between two decode steps of everybody's answers:
@@ -190,9 +190,7 @@ def _counts(node: dict[str, Any]) -> Iterator[int]:
             continue
         if isinstance(value, int | float):
             yield int(min(value, MAX_COUNT + 1))
-    pattern = node.get("pattern")
-    if isinstance(pattern, str):
-        yield repeated(pattern)
+    yield sum(map(repeated, patterns(node)))
 
 
 def _refuse(what: str, found: str, most: str) -> None:
