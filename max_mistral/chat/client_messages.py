@@ -25,8 +25,11 @@ contents = ContextVar("contents", default=None)
 """Of each message of this task's request its ``content``, if it is a list of parts;
 ``None`` where no message has thinking among them."""
 
-# Image and video are refused by MAX, or by the tokenizer, in words of their own.
-_PARTS = ("text", "image_url", "video_url")
+# What is in the parts of a message that no model here reads, for the message.
+_MEDIA = {
+    **{"image_url": "images", "video_url": "videos"},
+    **{"input_audio": "audio", "audio_url": "audio"},
+}
 _DROPPED = ("function_call", "audio", "refusal")
 # Labels and hints, and what clients send back of an answer: of OpenAI's, or of another
 # server that the chat was with before. No prompt has a place for them.
@@ -165,8 +168,13 @@ def _check_id(found: str | None, where: str) -> None:
 
 def _read_part(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns a part of a message; the text of a thought may be text parts."""
-    if part["type"] in _PARTS:
+    if part["type"] == "text":
         return dict(part)
+    if part["type"] in _MEDIA:
+        raise InputError(
+            f"{where} has a part of type {shown(part['type'])}, but models read no "
+            f"{_MEDIA[part['type']]} here; leave the part out."
+        )
     if part["type"] != "thinking":
         raise InputError(
             f"{where} has a part of type {shown(part['type'])}; give parts of type "

@@ -1,8 +1,9 @@
 """JSON schemas in forms that mean the same and that the grammar's compiler takes.
 
-Pydantic writes both: a union of models is ``oneOf`` references, which the compiler
-does not follow to tell them apart; and it has formats of its own, such as ``uuid4``
-and ``path``, which a validator takes for notes.
+Pydantic writes two of them: a union of models is ``oneOf`` references, which the
+compiler does not follow to tell them apart; and it has formats of its own, such as
+``uuid4`` and ``path``, which a validator takes for notes. A ``pattern`` is searched
+for, and the compiler's is of the whole text.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from itertools import combinations
 from typing import Any
 
 from max.pipelines.context.exceptions import InputError
+
+from .patterns import searched
 
 Schema = Any  # an object or a boolean, if the client's JSON is a schema
 
@@ -45,7 +48,28 @@ def compilable(schema: Schema, check: Callable[[Schema], None]) -> Schema:
     except InputError:
         return schema
     marks = _Marks(schema)
-    return _each(_each(schema, _with_known_format), marks.with_any_of)
+    for change in (_with_known_format, _with_searches, marks.with_any_of):
+        schema = _each(schema, change)
+    return schema
+
+
+def wrong_pattern(schema: Schema) -> str | None:
+    """Returns a pattern in a schema that no grammar can search for, if there is one.
+
+    The size of the schema has been checked.
+    """
+    wrong: list[str] = []
+
+    def look(node: dict[str, Any]) -> Schema:
+        for pattern in patterns(node):
+            try:
+                searched(pattern)
+            except ValueError:
+                wrong.append(pattern)
+        return node
+
+    _each(schema, look)
+    return wrong[0] if wrong else None
 
 
 def target(root: Schema, reference: str) -> Schema:
@@ -55,6 +79,13 @@ def target(root: Schema, reference: str) -> Schema:
         key = part.replace("~1", "/").replace("~0", "~")
         node = node.get(key, True) if isinstance(node, dict) else True
     return node
+
+
+def patterns(node: dict[str, Any]) -> list[str]:
+    """Returns the patterns of a schema itself, not of those in it."""
+    named = node.get("patternProperties")
+    found = [node.get("pattern"), *(named if isinstance(named, dict) else ())]
+    return [pattern for pattern in found if isinstance(pattern, str)]
 
 
 def _each(schema: Schema, change: Callable[[dict[str, Any]], Schema]) -> Schema:
@@ -81,6 +112,23 @@ def _with_known_format(node: dict[str, Any]) -> dict[str, Any]:
     if found in _UUIDS:
         return node | {"format": "uuid"}
     return {key: value for key, value in node.items() if key != "format"}
+
+
+def _with_searches(node: dict[str, Any]) -> dict[str, Any]:
+    """Returns a schema whose patterns are of whole texts, if they can be so."""
+    try:
+        whole = {pattern: searched(pattern) for pattern in patterns(node)}
+    except ValueError:
+        return node
+    found = dict(node)
+    if isinstance(pattern := node.get("pattern"), str):
+        found["pattern"] = whole[pattern]
+    if isinstance(named := node.get("patternProperties"), dict):
+        renamed = {whole.get(name, name): each for name, each in named.items()}
+        # Two names that become one stay: the compiler takes one pattern only.
+        if len(renamed) == len(named):
+            found["patternProperties"] = renamed
+    return found
 
 
 class _Marks:

@@ -13,9 +13,10 @@ from max import _xgrammar as xgrammar
 from max._xgrammar.structural_tag import Format
 from max.pipelines.context.exceptions import InputError
 
+from ..errors import shown
 from ..unicode import is_unicode
 from .patterns import repeated
-from .schema_forms import target
+from .schema_forms import patterns, target, wrong_pattern
 from .tool_grammar import json_format
 
 # The worker compiles a grammar between two decode steps of everybody's answers:
@@ -36,7 +37,9 @@ _COUNTS = (
     *("minLength", "maxLength", "minItems", "maxItems"),
     *("minProperties", "maxProperties"),
 )
-_WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
+# Where the compiler found an error: in its source, and in a pattern that is not the
+# client's any more.
+_WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: |(?<=Regex parsing error) at position \d+")
 
 
 def check_schema(
@@ -59,6 +62,13 @@ def check_schema(
             f"The JSON schema of {what} refers to itself without an end: only an "
             "endless value would fit it. Make a property on the way optional."
         )
+    pattern = wrong_pattern(schema)
+    if pattern is not None:
+        raise InputError(
+            f"The JSON schema of {what} has the pattern {shown(pattern)}, whose ^ or $ "
+            "cannot be enforced in its place; give ^ at the beginning and $ at the "
+            "end, of the pattern or of an alternative, without counts around them."
+        )
     try:
         _compile(json_format(schema, is_object))
     except RuntimeError as error:
@@ -76,7 +86,7 @@ def can_hold(schema: dict[str, Any]) -> bool:
         _compile(json_format(schema, is_object=True, strict=False))
     except RuntimeError:
         return False
-    return _has_finite_value(schema)
+    return _has_finite_value(schema) and wrong_pattern(schema) is None
 
 
 def _compile(answer: Format) -> None:
@@ -180,9 +190,7 @@ def _counts(node: dict[str, Any]) -> Iterator[int]:
             continue
         if isinstance(value, int | float):
             yield int(min(value, MAX_COUNT + 1))
-    pattern = node.get("pattern")
-    if isinstance(pattern, str):
-        yield repeated(pattern)
+    yield sum(map(repeated, patterns(node)))
 
 
 def _refuse(what: str, found: str, most: str) -> None:

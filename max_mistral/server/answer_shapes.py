@@ -11,6 +11,8 @@
   character counts as one.
 - No ``bytes`` of a chat's token that is part of a character. MAX has those of U+FFFD,
   as which it decodes such a token.
+- No alternatives where none were asked for (``top_logprobs`` of 0 or left out in a
+  chat, ``logprobs: 0`` in a completion). MAX gives those of 1.
 - A null for the first token where ``echo`` gives the log-probabilities of a prompt,
   as nothing predicts it. OpenAI's API has it, and what reads them counts by it
   (lm-evaluation-harness). It comes from the worker as NaN; see
@@ -41,11 +43,18 @@ class _Sent:
 
 
 _sent: ContextVar[_Sent | None] = ContextVar("sent", default=None)
+_alternatives: ContextVar[bool] = ContextVar("alternatives", default=True)
 
 
-def begin_answer(*, stream: bool) -> None:
-    """Says that this task's request begins to be answered."""
+def begin_answer(*, stream: bool, alternatives: bool) -> None:
+    """Says that this task's request begins to be answered.
+
+    Args:
+        stream: Whether in chunks.
+        alternatives: Whether log-probabilities have those of other tokens beside.
+    """
     _sent.set(_Sent() if stream else None)
+    _alternatives.set(alternatives)
 
 
 def hook_answers(routes: Any) -> None:
@@ -90,6 +99,7 @@ def hook_answers(routes: Any) -> None:
             pairs = zip(values, known, strict=False)
             return [value if is_known else None for value, is_known in pairs]
 
+        tops = found.top_logprobs if _alternatives.get() else [{} for _ in known]
         tokens = [text for each in outputs for text in each.sampled_tokens or ()]
         sent = _sent.get() or _Sent()
         *offsets, sent.characters = accumulate(
@@ -98,23 +108,25 @@ def hook_answers(routes: Any) -> None:
         return scores(
             tokens=tokens,
             token_logprobs=or_null(found.token_logprobs),
-            top_logprobs=or_null(found.top_logprobs),
+            top_logprobs=or_null(tops),
             text_offset=offsets,
         )
 
     routes._process_log_probabilities = with_nulls
-    process_chat = routes._process_chat_log_probabilities
+    of_chat = routes._process_chat_log_probabilities
 
-    @functools.wraps(process_chat)
-    def without_wrong_bytes(outputs: Any) -> Any:
-        found = process_chat(outputs)
+    @functools.wraps(of_chat)
+    def as_asked(outputs: Any) -> Any:
+        found = of_chat(outputs)
         for each in found.content:
+            if not _alternatives.get():
+                each.top_logprobs = []
             for one in (each, *each.top_logprobs):
                 if "\ufffd" in one.token:
                     one.bytes = None
         return found
 
-    routes._process_chat_log_probabilities = without_wrong_bytes
+    routes._process_chat_log_probabilities = as_asked
 
 
 def _with(model: Any, **types: Any) -> Any:

@@ -19,6 +19,8 @@ from .mistral_fields import FIELDS, as_openai
 MOST_NAMES = 1024
 """The most fields that an object of a request may have, where pydantic reads each."""
 
+# In place of the messages where there are tokens: the model requires some.
+_NO_MESSAGES = [{"role": "user", "content": ""}]
 # Of the errors of a body that are looked at, that an answer lists, and of their
 # letters.
 _MOST_READ, _MOST, _LONGEST = 100, 5, 500
@@ -71,6 +73,8 @@ class RequestModel:
                 body = without_nulls(as_openai(body))
             if self._is_chat and body.get("thinking", "") is None:
                 body = {k: v for k, v in body.items() if k != "thinking"}
+            if self._is_chat and body.get("prompt_tokens") and not body.get("messages"):
+                body = body | {"messages": _NO_MESSAGES}
         self.given = body
         return _reader(self._model).validate_python(body)
 

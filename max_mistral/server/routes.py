@@ -205,7 +205,8 @@ async def _checked(request: Any, body: Any, tokenizer: Any, given: Any) -> Any:
         check_embedding_fields(body)
         return body
     check_fields(body, config)
-    begin_answer(stream=bool(body.stream))
+    others = body.top_logprobs if hasattr(body, "messages") else body.logprobs
+    begin_answer(stream=bool(body.stream), alternatives=bool(others))
     # Where MAX takes 0 for none, what means the same.
     if body.seed == 0:
         body.seed = 2**64

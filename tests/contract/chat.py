@@ -105,9 +105,12 @@ def grammar_engine():
             require_object_root=False,
             reject_unsupported=True,
         )
-        compiler.compile_structural_tag(StructuralTag(format=schema_format))
+        return compiler.compile_structural_tag(StructuralTag(format=schema_format))
 
     compile_schema({"type": "integer"})
+    # Where a pattern is searched for, `patterns.searched` can go.
+    matcher = xgrammar.GrammarMatcher(compile_schema({"pattern": "a"}))
+    assert [matcher.accept_token(byte) for byte in b'"x'] == [True, False]
     with pytest.raises(RuntimeError, match=r"^\[[\d:]+\] \S+:\d+: "):
         compile_schema({"type": "string", "pattern": "(["})
 

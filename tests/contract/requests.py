@@ -125,17 +125,23 @@ def completion_scores():
 
 @seam(
     "the log-probabilities of chats are what `_process_chat_log_probabilities` makes "
-    "of outputs, with the `bytes` of a token's text",
+    "of outputs, streamed and whole: with the `bytes` of a token's text, and those of "
+    "1 where `top_logprobs` is left out",
     "_process_chat_log_probabilities",
-    "drop `without_wrong_bytes` of `server/answer_shapes.py` if the bytes are the "
-    "token's own",
+    "drop that part of `server/answer_shapes.py` if MAX gives no alternatives then, "
+    "and a token's own bytes",
 )
 def chat_scores():
     answers = f"{ROUTES}:OpenAIChatResponseGenerator"
-    for method in ("_stream", "complete"):
-        says(f"{answers}.{method}", r"_process_chat_log_probabilities\(")
+    says(
+        answers,
+        r"_process_chat_log_probabilities\(\[chunk\]\)",
+        r"_process_chat_log_probabilities\(completed_outputs\)",
+    )
     says(
         f"{ROUTES}:_process_chat_log_probabilities",
+        r"top_logprobs=top_logprobs_list",
+        r"content=content",
         r"bytes=list\(sampled_token\.encode\(\"utf-8\"\)\)",
     )
 

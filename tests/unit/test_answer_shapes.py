@@ -123,6 +123,39 @@ def test_two_prompts_have_scores_of_their_own(v13):
     assert [c["logprobs"]["text_offset"] for c in choices] == [[0, 1, 2, 3, 4]] * 2
 
 
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [({}, 0), ({"top_logprobs": 0}, 0), ({"top_logprobs": 1}, 1)],
+)
+def test_a_chat_has_the_alternatives_that_were_asked_for(v13, body, count):
+    body = {"logprobs": True} | body
+    whole = v13.answer("Yes.", **body)["logprobs"]["content"]
+    chunks = events(v13.ask("Yes.", stream=True, **body))
+    parts = [chunk["choices"][0].get("logprobs") for chunk in chunks]
+    streamed = [each for part in parts if part for each in part["content"]]
+    for found in (whole, streamed):
+        assert [each["logprob"] for each in found] == [0, -1, -2, -3, -4]
+        assert [len(each["top_logprobs"]) for each in found] == [count] * 5
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_completion_has_the_alternatives_that_were_asked_for(v13, count):
+    v13.worker.at_a_time = 1
+    v13.worker.answer = [*v13.ids("Yes."), EOS]
+    whole = v13.complete("Hi", logprobs=count).json()["choices"][0]["logprobs"]
+    parts = events(v13.complete("Hi", logprobs=count, stream=True))
+    found = [part["choices"][0]["logprobs"] for part in parts]
+    for name in ("token_logprobs", "top_logprobs"):
+        joined = [value for each in found if each for value in each[name]]
+        assert joined == whole[name]
+    assert whole["token_logprobs"] == [0, -1, -2, -3, -4]
+    assert [len(each) for each in whole["top_logprobs"]] == [count] * 5
+    # The next request's are its own.
+    assert v13.complete("Hi", logprobs=1).json()["choices"][0]["logprobs"][
+        "top_logprobs"
+    ][0]
+
+
 def test_a_completion_keeps_its_thinking_as_text(v13):
     """It has no field for it."""
     v13.worker.at_a_time = 1

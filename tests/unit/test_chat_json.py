@@ -161,6 +161,10 @@ BAD_SCHEMAS = {
     "choices that are no list": ({"allOf": 5}, "allOf"),
     "a name that is no text": ({"properties": {}, "required": [[1]]}, "mismatch"),
     "long pattern": ({"type": "string", "pattern": "a{1,99999}"}, "lengths"),
+    "long patterns of names": (
+        {"patternProperties": {"a{6000}": {}, "b{6000}": {}}},
+        "12,000 together",
+    ),
     # Its counts add up.
     "pattern of many parts": (
         {"type": "string", "pattern": "[a-z]{9000}" * 300},

@@ -26,6 +26,10 @@ def says(*parts, **more):
     return {"role": "assistant", "content": list(parts)} | more
 
 
+def media(kind, **more):
+    return {"type": kind, kind: more}
+
+
 def prompt_after(server, message):
     server.answer("2.", messages=[HI, message, HI])
     return server.prompt_ids
@@ -56,6 +60,11 @@ def test_thinking_in_content_is_reasoning_content(v13, value):
         (says(thinking("a"), ANSWER, reasoning="b"), "its thinking twice"),
         (says({"type": "refusal", "refusal": "No."}), "a part of type 'refusal'"),
         (says({"type": "file", "file": {}}), "a part of type 'file'"),
+        (says(ANSWER, media("image_url", url="https://x")), "read no images here"),
+        (says(ANSWER, media("video_url", url="https://x")), "read no videos here"),
+        (says(media("input_audio", data="", format="wav")), "read no audio here"),
+        # MAX looks for what is not there, and says "Invalid JSON."
+        (says({"type": "image_url"}), "[1] has a part of type 'image_url', but models"),
         (says(ANSWER, prefix=True), "continue_final_message"),
         (says(ANSWER, reasoning={"a": 1}), "messages[1].reasoning must be a string"),
         (says(ANSWER, refusal="No."), "messages[1].refusal is not supported"),

@@ -343,6 +343,11 @@ def test_labels_are_ignored(plain, body):
     assert post(plain, *CHAT, **body).status_code == 200
 
 
+def test_a_completion_has_one_label(plain):
+    assert post(plain, *TEXT, user="u").status_code == 200
+    assert refusal(plain, *TEXT, metadata={"a": "b"}).startswith("metadata: ")
+
+
 def test_an_unknown_field_is_named(plain):
     for path in PATHS:
         assert "temprature" in refusal(plain, path, temprature=1)

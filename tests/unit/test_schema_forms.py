@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from pydantic import UUID4, BaseModel, Field, FilePath, SecretStr
 
+from max_mistral.chat.patterns import searched
 from max_mistral.chat.schema_forms import compilable
 from max_mistral.chat.schemas import MAX_DEPTH, MAX_NODES, check_size
 from tests.tools import accepts, grammar_of
@@ -176,6 +177,79 @@ def test_choices_that_are_told_apart(choices):
 def test_choices_that_are_not(choices):
     schema = {"$defs": DEFS, "oneOf": choices}
     assert form(schema) == schema
+
+
+PATTERNS = {
+    "type": "object",
+    "properties": {
+        "url": {"type": "string", "pattern": "^https://", "minLength": 8},
+        "pattern": {"type": "string", "pattern": "[0-9]"},
+    },
+    "required": ["url", "pattern"],
+}
+
+
+@pytest.mark.parametrize(
+    ("url", "number", "answer"),
+    [
+        ("https://x.org", "a1", "yes"),
+        ("https://", 'No "1"\n', "yes"),
+        ("http://x.org", "1", "no"),
+        (" https://x.org", "1", "no"),
+        ("https://x.org", "one", "no"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_patterns_are_searched_for(v13, url, number, answer, strict):
+    tool = {"name": "get", "strict": strict, "parameters": PATTERNS}
+    tools = [{"type": "function", "function": tool}]
+    found = grammar_of(v13, tools=tools, tool_choice="required")
+    arguments = json.dumps({"url": url, "pattern": number})
+    assert accepts(v13, found, f"[TOOL_CALLS]get[ARGS]{arguments}") == answer
+
+
+def test_names_of_properties_are_searched_for():
+    named = {"patternProperties": {"^x-": {"pattern": "a"}, "^y$": True}}
+    (first, inner), (second, _) = form(named)["patternProperties"].items()
+    assert (first, second) == (searched("^x-"), "y")
+    assert inner == {"pattern": searched("a")}
+    # Of two that become one none is lost.
+    twice = {"patternProperties": {"^a": {}, "^^a": {"type": "string"}}}
+    assert form(twice) == twice
+    assert form({"propertyNames": {"pattern": "^a"}})["propertyNames"] == {
+        "pattern": searched("^a")
+    }
+
+
+@pytest.mark.parametrize(
+    "schema", [{"pattern": "a^b"}, {"patternProperties": {"a$b": {}}}]
+)
+def test_anchors_in_no_place_of_their_own(v13, schema):
+    schema = {"type": "object", "properties": {"a": schema}}
+    tool = {"name": "f", "strict": True, "parameters": schema}
+    body = {"tools": [{"type": "function", "function": tool}]}
+    answer = v13.ask("x", **body)
+    assert answer.status_code == 400, answer.text
+    assert "The JSON schema of tool 'f' has the pattern 'a" in answer.json()["detail"]
+    tool["strict"] = False
+    found = grammar_of(v13, tool_choice="required", **body)
+    assert accepts(v13, found, '[TOOL_CALLS]f[ARGS]{"b": 1}') == "yes"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"pattern": "a", "maxLength": 9}, "the length bounds"),
+        ({"pattern": r"\ba"}, "error: Word boundary"),  # whose position is not ours
+    ],
+)
+def test_what_a_pattern_cannot_have(v13, more, says):
+    schema = {"type": "object", "properties": {"a": {"type": "string"} | more}}
+    named = {"name": "it", "schema": schema}
+    form = {"type": "json_schema", "json_schema": named}
+    answer = v13.ask("x", response_format=form)
+    assert answer.status_code == 400, answer.text
+    assert says in answer.json()["detail"]
 
 
 def test_what_is_too_large_stays():

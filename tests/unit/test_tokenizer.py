@@ -82,6 +82,19 @@ def test_every_id_of_the_vocabulary_is_taken(routes):
         assert routes.prompt_ids == ids
 
 
+@pytest.mark.parametrize("messages", [{}, {"messages": []}, {"messages": None}])
+def test_a_chat_of_tokens_needs_no_messages(routes, messages):
+    routes.worker.answer = ANSWER
+    body = {"prompt_tokens": [1, 5, 6]} | messages
+    response = routes.post("chat/completions", **body)
+    assert response.status_code == 200, response.text
+    assert routes.prompt_ids == [1, 5, 6]
+    for tokens in ([], None):
+        body["prompt_tokens"] = tokens
+        response = routes.post("chat/completions", **body)
+        assert_refused(routes, response, "messages")
+
+
 @pytest.mark.parametrize("prompt", [[], [[]], [""], ""])
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_empty_prompt_is_refused(routes, prompt, stream):
