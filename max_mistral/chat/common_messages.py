@@ -62,9 +62,8 @@ def as_sent(
         if message.role == "assistant" and not thinks:
             each = _without_thinking(each)
         found.append(each)
-    *before, last = found or [None]
-    kept = [each for each in before if each is not None and not _is_empty(each)]
-    return kept if last is None else [*kept, last]
+    # The last is what it is: a question, or an answer to be continued.
+    return [each for each in found[:-1] if not _is_empty(each)] + found[-1:]
 
 
 def _without_thinking(message: dict[str, Any]) -> dict[str, Any]:
