@@ -5,7 +5,7 @@ What it can do, and where:
 - grouped-query attention, head_dim of any size     layers/attention.py
 - sliding windows, on all layers or on some         layers/attention.py, kv_cache.py
 - SwiGLU                                            layers/mlp.py
-- RoPE: linear, Llama 3, YaRN                       layers/rope.py, hf_rope.py
+- RoPE: linear, Llama 3, YaRN                       layers/rope.py, rope_frequencies.py
 - queries scaled by position (Ministral 3)          layers/query_scale.py
 - tied embeddings                                   layers/embed_head.py
 - FP8, NVFP4 and GPTQ on GPUs                       formats/

@@ -17,9 +17,9 @@ from ..fields import MOST_SCALE, Fields
 from ..hf_rope import RopeScaling
 from ..kernels.packing import Encoding
 from ..kernels.pieces import Bytes
-from ..layers.rope import inverse_frequencies
 from ..other_models import refuse_other_models
 from ..progress import progress
+from ..rope_frequencies import inverse_frequencies
 from .check_names import check_tensors
 from .finite import check_bytes
 from .gguf_encode import dequantize_rows, encode, encoding_of

@@ -30,11 +30,11 @@ from transformers import AutoConfig
 from max_mistral import hf_config, hf_rope
 from max_mistral.errors import UserError
 from max_mistral.hf_quantization import read_quantization
-from max_mistral.layers.rope import inverse_frequencies
 from max_mistral.prepare import gguf_config, native
 from max_mistral.prepare.gguf_tokenizer import write_tokenizer as write_gguf_tokenizer
 from max_mistral.prepare.lora.adapter import read_adapter
 from max_mistral.prepare.mistral_tokenizer import write_tokenizer
+from max_mistral.rope_frequencies import inverse_frequencies
 from max_mistral.weights.gguf_file import GGUFCheckpoint
 from max_mistral.weights.safetensors_file import stored_tensors
 from tests.lora_reference import GOLDENS, TINY

@@ -12,7 +12,8 @@ from transformers import AutoConfig
 from max_mistral import MistralConfig, hf_config, hf_rope
 from max_mistral.errors import UserError
 from max_mistral.hf_rope import yarn_attention_factor
-from max_mistral.layers.rope import ScaledRotaryEmbedding, inverse_frequencies
+from max_mistral.layers.rope import ScaledRotaryEmbedding
+from max_mistral.rope_frequencies import inverse_frequencies
 from workbench.checkpoints import BASE, write_checkpoint
 from workbench.runner import make_pipeline_config
 
