@@ -14,6 +14,9 @@ MOST = 10**9
 # "." or "\\s\\S", and so holds a minLength beside it.
 ANY = r"[\u0000-\u{10ffff}]*"
 _MOST_LEVELS = 32  # of groups with anchors in them
+_MOST_SEARCHES = 64  # places for any text; each is as long as twenty characters
+# What follows the backslash of one character, by its number.
+_NUMBERED = re.compile(r"u\{[0-9A-Fa-f]+\}")
 
 
 def repeated(pattern: str) -> int:
@@ -46,7 +49,7 @@ def repeated(pattern: str) -> int:
             groups[-1] = (groups[-1][0] + last[0], min(groups[-1][1] + last[1], MOST))
         elif character not in "|^$+*?":
             if character == "\\":
-                end += 1
+                end = _escape_end(pattern, at)
             elif character == "[" and classes:
                 end = _class_end(pattern, at)
                 # Without an end it is no class, and nor is any after it.
@@ -68,6 +71,12 @@ def _class_end(pattern: str, at: int) -> int:
     return 0
 
 
+def _escape_end(pattern: str, at: int) -> int:
+    """Where the character ends whose backslash is at ``at``."""
+    number = _NUMBERED.match(pattern, at + 1)
+    return number.end() if number else at + 2
+
+
 def _number(digits: str) -> int:
     return int(digits or 0) if len(digits) < _LONG else MOST
 
@@ -79,7 +88,8 @@ def searched(pattern: str) -> str:
     stays as it is, for the grammar's compiler to refuse.
 
     Raises:
-        ValueError: A ``^`` or ``$`` stands elsewhere than at an end.
+        ValueError: A ``^`` or ``$`` stands elsewhere than at an end, or there are more
+            than 64 places for any text.
     """
     whole = _read(pattern)
     return pattern if whole is None else _Searched(pattern).group(whole, ANY, ANY)
@@ -136,7 +146,7 @@ def _read(pattern: str) -> _Group | None:
             parts[-1].repeats = True
         else:
             if character == "\\":
-                end += 1
+                end = _escape_end(pattern, at)
             elif character == "[":
                 end = _class_end(pattern, at)
             if not end or end > len(pattern):
@@ -158,17 +168,14 @@ class _Searched:
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
-        self._levels = 0
+        self._levels = self._searches = 0
 
     def group(self, group: _Group, before: str | None, after: str | None) -> str:
         """Returns a group's inside."""
         if not group.anchors:
             inside = self._pattern[group.start : group.end]
-            if not inside:
-                return before or after or ""
             several = len(group.branches) > 1 and (before or after)
-            inside = f"(?:{inside})" if several else inside
-            return (before or "") + inside + (after or "")
+            return self._within(before, f"(?:{inside})" if several else inside, after)
         self._levels += 1
         if self._levels > _MOST_LEVELS:
             raise ValueError("anchors in too many groups within groups")
@@ -183,14 +190,14 @@ class _Searched:
         while after is not None and first < last and self._is(parts[last - 1], "$"):
             after, last = "", last - 1
         if first == last:
-            return before or after or ""
+            return self._within(before, "", after)
         found = []
         for index, part in enumerate(parts[first:last], first):
             ahead = before if index == first else None
             behind = after if index == last - 1 else None
             text = self._pattern[part.start : part.end]
             if not part.anchors:
-                found.append((ahead or "") + text + (behind or ""))
+                found.append(self._within(ahead, text, behind))
             elif part.group is None or part.repeats:
                 raise ValueError("an anchor that is not at an end")
             else:
@@ -198,6 +205,15 @@ class _Searched:
                 inside = self.group(part.group, ahead, behind)
                 found.append(f"{opening}{inside})")
         return "".join(found)
+
+    def _within(self, before: str | None, inside: str, after: str | None) -> str:
+        """Returns what is inside, between what stands around it."""
+        if not inside:
+            before, after = before or after, None
+        self._searches += bool(before) + bool(after)
+        if self._searches > _MOST_SEARCHES:
+            raise ValueError("any text in too many places")
+        return (before or "") + inside + (after or "")
 
     def _is(self, part: _Part, anchor: str) -> bool:
         return self._pattern[part.start : part.end] == anchor

@@ -115,7 +115,7 @@ def _with_known_format(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_searches(node: dict[str, Any]) -> dict[str, Any]:
-    """Returns a schema whose patterns are of whole texts, if they can be so."""
+    """Returns a schema whose patterns are of whole texts, if all of its own can be."""
     try:
         whole = {pattern: searched(pattern) for pattern in patterns(node)}
     except ValueError:

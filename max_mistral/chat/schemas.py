@@ -67,7 +67,8 @@ def check_schema(
         raise InputError(
             f"The JSON schema of {what} has the pattern {shown(pattern)}, whose ^ or $ "
             "cannot be enforced in its place; give ^ at the beginning and $ at the "
-            "end, of the pattern or of an alternative, without counts around them."
+            "end, of the pattern or of an alternative, without counts around them, and "
+            "both of most alternatives."
         )
     try:
         _compile(json_format(schema, is_object))
@@ -78,15 +79,18 @@ def check_schema(
 
 
 def can_hold(schema: dict[str, Any]) -> bool:
-    """Whether a grammar can hold objects to a schema, or to some of it.
-
-    Its size has been checked.
-    """
+    """Whether a grammar can hold objects to a schema, or to some of it."""
+    try:
+        check_size(schema, "")
+    except InputError:
+        return False
+    if wrong_pattern(schema) is not None or not _has_finite_value(schema):
+        return False
     try:
         _compile(json_format(schema, is_object=True, strict=False))
     except RuntimeError:
         return False
-    return _has_finite_value(schema) and wrong_pattern(schema) is None
+    return True
 
 
 def _compile(answer: Format) -> None:
@@ -168,7 +172,7 @@ def check_together(schemas: Collection[object]) -> None:
         (nodes, "parts", MAX_NODES_TOGETHER),
         (properties, "properties", MAX_PROPERTIES),
         (choices, "choices in enums", MAX_CHOICES),
-        (counts, "characters and items (maxLength, maxItems)", MAX_COUNT),
+        (counts, "characters and items (maxLength, maxItems, patterns)", MAX_COUNT),
         (characters, "characters", MAX_CHARACTERS_TOGETHER),
     ):
         if found > most:

@@ -149,13 +149,21 @@ def check_schemas(request: Any) -> Any:
     for name, schema in of_tools.items():
         check_schema(schema, f"tool {name!r}", is_object=True)
     grammar = json.loads(response_format.grammar)
+    held = []
     for node in _schemas(grammar):
         schema = node["json_schema"] = _form(node["json_schema"])
         if not node["reject_unsupported"]:
+            held.append(node)
             if not can_hold(schema):
                 node["json_schema"] = ANY_OBJECT
         elif schema not in of_tools.values():
             check_schema(schema, "response_format")
+    try:
+        # Their forms are longer than what the client has sent.
+        check_together([node["json_schema"] for node in held])
+    except InputError:
+        for node in held:
+            node["json_schema"] = ANY_OBJECT
     return replace(response_format, grammar=json.dumps(grammar))
 
 

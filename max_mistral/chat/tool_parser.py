@@ -20,8 +20,8 @@ from .schemas import check_size, check_together
 from .tool_choice import one_call_only
 from .tool_grammar import HELD, tool_grammar
 
-all_broken: ContextVar[bool] = ContextVar("all_broken", default=False)
-"""Whether this task's stream has ended and none of its calls is whole."""
+no_whole_call: ContextVar[bool] = ContextVar("no_whole_call", default=False)
+"""Whether this task's stream has ended without a whole call."""
 
 NAME = "mistral"
 TAGS_NAME = "mistral_tags"
@@ -49,7 +49,7 @@ class MistralToolParser(StructuralTagToolParser):
         self._reader = CallReader(self.CALL_BEGIN, self.CALL_CLOSE)
         # Of a stream, by their numbers: whether they are whole so far.
         self._whole: dict[int, bool] = {}
-        all_broken.set(False)
+        no_whole_call.set(False)
 
     def parse_complete(self, response: str) -> ParsedToolResponse:
         """Returns the content and the calls of a whole answer.
@@ -99,7 +99,7 @@ class MistralToolParser(StructuralTagToolParser):
     def flush(self) -> str | None:
         """Returns what was held back when the answer ends: content by then."""
         events = self._read_on(self._reader.finish())
-        all_broken.set(not any(self._whole.values()))
+        no_whole_call.set(not any(self._whole.values()))
         held = (e.text for e in events if isinstance(e, Content | Arguments))
         return "".join(held) or None
 

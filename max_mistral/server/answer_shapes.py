@@ -31,7 +31,7 @@ from typing import Any
 
 from pydantic import SerializerFunctionWrapHandler, create_model, model_serializer
 
-from ..chat.tool_parser import all_broken
+from ..chat.tool_parser import no_whole_call
 
 
 @dataclass
@@ -156,7 +156,7 @@ def _whole(choice: Any, found: Dumped) -> Dumped:
 
 def _chunk(choice: Any, found: Dumped) -> Dumped:
     reason = choice.finish_reason
-    if reason == "tool_calls" and all_broken.get():
+    if reason == "tool_calls" and no_whole_call.get():
         reason = "stop"
     found = found | {"finish_reason": reason}
     sent = _sent.get()

@@ -73,7 +73,8 @@ class RequestModel:
                 body = without_nulls(as_openai(body))
             if self._is_chat and body.get("thinking", "") is None:
                 body = {k: v for k, v in body.items() if k != "thinking"}
-            if self._is_chat and body.get("prompt_tokens") and not body.get("messages"):
+            no_messages = self._is_chat and body.get("messages") in (None, [])
+            if no_messages and body.get("prompt_tokens"):
                 body = body | {"messages": _NO_MESSAGES}
         self.given = body
         return _reader(self._model).validate_python(body)

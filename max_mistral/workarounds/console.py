@@ -2,7 +2,8 @@
 
 MAX 26.7 decodes each step's tokens by themselves. So a character of several tokens
 comes as U+FFFD, and where a step gives several tokens (prompt lookup's do),
-sentencepiece leaves out the space before the first.
+sentencepiece leaves out the space before the first. What an answer ends with, if it
+is less than a character, is not printed.
 """
 
 from __future__ import annotations

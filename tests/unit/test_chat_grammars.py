@@ -1,6 +1,8 @@
 """Grammars: what the engine that masks tokens takes of each form of call."""
 
 import functools
+import json
+import string
 
 import pytest
 
@@ -133,3 +135,19 @@ def test_many_forced_tools_are_of_any_object(server, version, monkeypatch):
     grammar = grammar_of(server, tools=tools, tool_choice="required")
     text = FIRST[version].replace("get_weather", "other")
     assert accepts(server, grammar, text) == "yes"
+
+
+def test_forced_tools_are_bounded_as_they_are_compiled(v13, monkeypatch):
+    """With any text written around their patterns."""
+    pattern = "$|".join(string.ascii_lowercase)
+    tools = [loose(type="string", pattern=pattern) for _ in range(2)]
+    tools[1]["function"] = tools[1]["function"] | {"name": "other"}
+    text = FIRST["v13"].replace("get_weather", "other")
+    sent = len(json.dumps([tool["function"]["parameters"] for tool in tools]))
+    for limit in ("MAX_CHARACTERS_TOGETHER", "MAX_CHARACTERS"):
+        grammar = grammar_of(v13, tools=tools, tool_choice="required")
+        assert accepts(v13, grammar, text) == "no"
+        with monkeypatch.context() as patch:
+            patch.setattr(schemas, limit, sent)
+            grammar = grammar_of(v13, tools=tools, tool_choice="required")
+            assert accepts(v13, grammar, text) == "yes"

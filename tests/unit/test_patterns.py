@@ -29,6 +29,8 @@ from max_mistral.chat.tool_grammar import json_format
         ("(x{9000}y{9000}){0,}", 18_000),
         ("(x{9000}){0}", 9000),
         (r"\d{5}\{7}[{9}\]]{2}", 7),
+        # The number of a character.
+        (r"\u{20000}x{3}\u{61}{2}", 5),
         # As in JavaScript, and to the compiler, this class ends at once.
         ("[^]x{5}[a]", 5),
         ("a{x}", 0),
@@ -149,6 +151,15 @@ def test_any_text_is_no_count():
     assert ANY in searched("a")
     schema = {"type": "string", "pattern": searched("a"), "minLength": 1}
     _compiler().compile_structural_tag(StructuralTag(format=json_format(schema)))
+
+
+def test_any_text_in_too_many_places():
+    """Each place is as long as twenty characters, and a pattern may have 65,536."""
+    assert searched("a$|" * 30).count(ANY) == 31
+    assert searched("^a$|" * 1000 + "^b$").count(ANY) == 0
+    for pattern in ("$|" * 65, "a$|" * 21_000, "(^a|b)|" * 9_000):
+        with pytest.raises(ValueError, match="too many places"):
+            searched(pattern)
 
 
 def test_hostile_patterns_are_read_all_the_same():
