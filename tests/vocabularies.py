@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from max_mistral.prepare.mistral_tokenizer import write_tokenizer
 from workbench.checkpoints import BASE, write_checkpoint
+from workbench.tokenizers import tokenizer_file
 
 BASIC = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]"]
 BASIC += ["[/SYSTEM_PROMPT]"]
@@ -67,10 +68,10 @@ def write_vocabulary(folder: Path, version: str, config: dict[str, Any] = LONG) 
     return folder
 
 
-def write_real(folder: Path, tokenizer: Path) -> Path:
-    """Writes a checkpoint that has a tokenizer file of Mistral's."""
+def write_real(folder: Path, kind: str) -> Path:
+    """Writes a checkpoint that has the vocabulary of one of Mistral's own files."""
     write_vocabulary(folder, "v3")
-    size = write_tokenizer(tokenizer, folder)
+    size = write_tokenizer(tokenizer_file(kind), folder)
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": size}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -1,10 +1,8 @@
 """What ``max generate`` prints, without a model."""
 
 import asyncio
-from pathlib import Path
 from types import SimpleNamespace
 
-import mistral_common
 import numpy as np
 import pytest
 from max._entrypoints.cli import generate
@@ -15,13 +13,7 @@ from tests.vocabularies import write_real
 TEXT = "Hello world, it is 日本 🙂🏳️‍🌈.\n\n  An é, naïve."
 
 
-@pytest.fixture(
-    params=[
-        "tokenizer.model.v1",
-        "mistral_instruct_tokenizer_240323.model.v3",
-        "tekken_240911.json",
-    ]
-)
+@pytest.fixture(params=["v1", "v3", "v3 tekken, images"])
 def tokenizer(request, tmp_path, monkeypatch):
     """One of Mistral's, beside a ``max generate`` whose model has fixed answers."""
 
@@ -30,8 +22,7 @@ def tokenizer(request, tmp_path, monkeypatch):
             await on_tokens(tokens)
 
     monkeypatch.setattr(generate, "stream_context", stream_context)
-    file = Path(mistral_common.__file__).parent / "data" / request.param
-    folder = write_real(tmp_path / "real", file)
+    folder = write_real(tmp_path / "real", request.param)
     return MistralTokenizer(str(folder), None, max_length=8192)
 
 
